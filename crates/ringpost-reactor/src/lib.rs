@@ -1,1 +1,49 @@
-//! ringpost-reactor
+//! The reactor of ringpost: engines, op table, leased receive buffers, batched sends, timers.
+//!
+//! One reactor serves one thread. It moves bytes: what a message is, it does not know. The public
+//! face of all this is the `ringpost` crate; this one is for those who build another transport on it.
+//!
+//! * [`Reactor::turn`] stages, enters the engine once, and dispatches.
+//! * [`Stream`] lends received bytes in place as [`Chunk`]s and sends what is appended to it in batches.
+//! * [`Listener`] accepts into a bounded queue.
+//! * [`Config`] names every bound; [`Stats`] tells what happened; [`EngineReport`] why it happened on
+//!   this engine.
+//!
+//! # Requirements
+//!
+//! Linux 6.1 for io_uring (deferred task work), any supported Linux for epoll. What the kernel really
+//! does is tried at start-up, see [`Capabilities`].
+
+mod any_engine;
+mod capabilities;
+mod chunk;
+mod config;
+mod engine;
+mod epoll;
+mod listener;
+mod memory;
+mod ops;
+mod outbound;
+mod pool;
+mod reactor;
+mod spin;
+mod stats;
+mod stream;
+mod timers;
+mod uring;
+mod wake;
+
+pub use capabilities::{
+    Capabilities, EngineChoice, EngineKind, EngineReason, EngineReport, Support, UringUnavailable,
+};
+pub use chunk::Chunk;
+pub use config::{BuildError, Config};
+pub use engine::EngineError;
+pub use listener::Listener;
+pub use outbound::Payload;
+pub use pool::Lease;
+pub use reactor::{Reactor, Sleep, Wait};
+pub use spin::Spin;
+pub use stats::Stats;
+pub use stream::{Inbound, Stream, StreamError};
+pub use wake::{Bell, Inbox, Parcel};

@@ -1,0 +1,508 @@
+//! The epoll engine: the same operations, performed on readiness with ordinary system calls.
+//!
+//! Level-triggered: an event that is not fully served comes again, so nothing depends on reading a
+//! socket empty. A descriptor that nobody waits on is taken out of the set, because a hang-up would
+//! otherwise be reported for ever.
+//!
+//! # Invariants
+//!
+//! * **E1** A block in `blocks` is the engine's; bytes from `written` on have not been delivered, so
+//!   no lease covers them.
+//! * **E2** Memory and descriptors named by a staged or pending request are owned by the caller's op
+//!   slot until its terminal completion (contract of [`Engine::push`]).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+
+use crate::engine::{Completion, Engine, EngineError, QueueFull, Received, Request, Token};
+use crate::pool::{BlockId, PoolShared};
+
+/// Requests staged at most between two `enter`s, as a submission queue would have.
+const STAGED_MAX: usize = 4096;
+/// Events fetched by one `epoll_wait`.
+const EVENTS_MAX: usize = 256;
+/// Connections accepted for one readiness event, so that a flood can't starve the rest.
+const ACCEPTS_PER_EVENT_MAX: usize = 64;
+/// A block with less room than this is finished, so that receives stay large.
+const BLOCK_ROOM_MIN: u32 = 4096;
+
+/// A request waiting for readiness.
+#[derive(Debug, Clone, Copy)]
+enum Pending {
+    Send { data: *const u8, len: u32, done: u32 },
+    SendMessage { header: *const libc::msghdr },
+}
+
+/// What is wanted of one descriptor.
+#[derive(Debug, Default)]
+struct Watch {
+    receive: Option<Token>,
+    send: Option<(Token, Pending)>,
+    accept: Option<Token>,
+    doorbell: Option<Token>,
+    hangup: Option<Token>,
+    /// Events registered with the kernel; `None` if the descriptor is not in the set.
+    registered: Option<epoll::EventFlags>,
+}
+
+impl Watch {
+    fn wanted(&self) -> epoll::EventFlags {
+        let mut events = epoll::EventFlags::empty();
+        if self.receive.is_some() || self.accept.is_some() {
+            events |= epoll::EventFlags::IN;
+        }
+        if self.send.is_some() {
+            events |= epoll::EventFlags::OUT;
+        }
+        if self.hangup.is_some() {
+            events |= epoll::EventFlags::RDHUP;
+        }
+        if self.doorbell.is_some() {
+            events |= epoll::EventFlags::IN | epoll::EventFlags::ET;
+        }
+        events
+    }
+}
+
+/// The epoll engine. See the module documentation.
+pub(crate) struct Epoll {
+    set: OwnedFd,
+    pool: Arc<PoolShared>,
+    /// E1; the front is received into.
+    blocks: VecDeque<(BlockId, u32)>,
+    staged: VecDeque<(Token, Request)>,
+    /// By descriptor number.
+    watches: Vec<Option<Box<Watch>>>,
+    events: Vec<epoll::Event>,
+    completions: VecDeque<Completion>,
+    system_calls: u64,
+}
+
+/// A descriptor that the caller's op slot keeps open (E2).
+fn borrow<'fd>(fd: RawFd) -> BorrowedFd<'fd> {
+    // SAFETY: descriptors in requests stay open until the terminal completion (E2), and the engine
+    // uses them only for requests that have not completed.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+impl Epoll {
+    pub(crate) fn new(pool: Arc<PoolShared>) -> io::Result<Self> {
+        Ok(Self {
+            set: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            pool,
+            blocks: VecDeque::new(),
+            staged: VecDeque::new(),
+            watches: Vec::new(),
+            events: Vec::with_capacity(EVENTS_MAX),
+            completions: VecDeque::with_capacity(EVENTS_MAX),
+            system_calls: 0,
+        })
+    }
+
+    fn complete(&mut self, token: Token, result: i32) {
+        self.completions.push_back(Completion { token, result, more: false, received: None });
+    }
+
+    fn watch(&mut self, fd: RawFd) -> &mut Watch {
+        let index = usize::try_from(fd).expect("descriptors are not negative");
+        if index >= self.watches.len() {
+            self.watches.resize_with(index + 1, || None);
+        }
+        self.watches[index].get_or_insert_default()
+    }
+
+    fn watch_of(&mut self, fd: RawFd) -> Option<&mut Watch> {
+        self.watches.get_mut(usize::try_from(fd).ok()?)?.as_deref_mut()
+    }
+
+    /// Tells the kernel what is wanted of `fd` now, if that has changed.
+    fn update(&mut self, fd: RawFd) -> Result<(), Errno> {
+        let Some(index) = usize::try_from(fd).ok() else { return Err(Errno::BADF) };
+        let Some(watch) = self.watches.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        let wanted = watch.wanted();
+        if watch.registered == Some(wanted) {
+            return Ok(());
+        }
+        let data = epoll::EventData::new_u64(index as u64);
+        self.system_calls += 1;
+        match watch.registered {
+            None if wanted.is_empty() => {
+                self.system_calls -= 1;
+                self.watches[index] = None;
+            }
+            None => {
+                epoll::add(&self.set, borrow(fd), data, wanted)?;
+                watch.registered = Some(wanted);
+            }
+            Some(_) if wanted.is_empty() => {
+                self.watches[index] = None;
+                epoll::delete(&self.set, borrow(fd))?;
+            }
+            Some(_) => {
+                epoll::modify(&self.set, borrow(fd), data, wanted)?;
+                watch.registered = Some(wanted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers interest; a refusal ends the operation that wanted it.
+    fn want(&mut self, fd: RawFd, token: Token, set: impl FnOnce(&mut Watch), clear: fn(&mut Watch)) {
+        set(self.watch(fd));
+        if let Err(errno) = self.update(fd) {
+            if let Some(watch) = self.watch_of(fd) {
+                clear(watch);
+            }
+            self.complete(token, -errno.raw_os_error());
+        }
+    }
+
+    fn perform(&mut self, token: Token, request: Request) {
+        match request {
+            Request::Receive { fd } => {
+                self.want(fd, token, |watch| watch.receive = Some(token), |w| w.receive = None);
+            }
+            Request::Accept { fd } => {
+                self.want(fd, token, |watch| watch.accept = Some(token), |w| w.accept = None);
+            }
+            Request::Doorbell { fd } => {
+                self.want(fd, token, |watch| watch.doorbell = Some(token), |w| w.doorbell = None);
+            }
+            Request::Hangup { fd } => {
+                self.want(fd, token, |watch| watch.hangup = Some(token), |w| w.hangup = None);
+            }
+            Request::Send { fd, data, len, silent } => {
+                self.send(fd, token, Pending::Send { data, len, done: 0 }, silent);
+            }
+            Request::SendMessage { fd, header, silent } => {
+                self.send(fd, token, Pending::SendMessage { header }, silent);
+            }
+            Request::Cancel { target, fd } => self.cancel(token, target, fd),
+        }
+    }
+
+    /// Sends what fits. A silent send completes only if short; another waits for room.
+    fn send(&mut self, fd: RawFd, token: Token, mut pending: Pending, silent: bool) {
+        match self.attempt(fd, &mut pending) {
+            Attempt::Whole(_) if silent => {}
+            Attempt::Whole(count) | Attempt::Failed(count) => self.complete(token, count),
+            Attempt::Short(count) if silent => self.complete(token, count),
+            Attempt::Short(_) => {
+                let set = |watch: &mut Watch| watch.send = Some((token, pending));
+                self.want(fd, token, set, |watch| watch.send = None);
+            }
+        }
+    }
+
+    fn attempt(&mut self, fd: RawFd, pending: &mut Pending) -> Attempt {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        loop {
+            self.system_calls += 1;
+            match pending {
+                Pending::Send { data, len, done } => {
+                    // SAFETY: `done <= len`, so this stays within the bytes the request names.
+                    let start = unsafe { data.add(*done as usize) };
+                    // SAFETY: the bytes are alive and unchanged until the completion (E2).
+                    let rest =
+                        unsafe { std::slice::from_raw_parts(start, (*len - *done) as usize) };
+                    match rustix::net::send(borrow(fd), rest, flags) {
+                        Ok(count) => {
+                            *done += u32::try_from(count).unwrap_or(*len - *done);
+                            if done == len {
+                                return Attempt::Whole(count_of(*len));
+                            }
+                        }
+                        Err(Errno::INTR) => {}
+                        Err(Errno::AGAIN) if *done > 0 => return Attempt::Short(count_of(*done)),
+                        Err(Errno::AGAIN) => return Attempt::Short(-libc::EAGAIN),
+                        Err(_) if *done > 0 => return Attempt::Failed(count_of(*done)),
+                        Err(errno) => return Attempt::Failed(-errno.raw_os_error()),
+                    }
+                }
+                Pending::SendMessage { header } => {
+                    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                    // SAFETY: the header and what it points to are alive until the completion (E2).
+                    let result = unsafe { libc::sendmsg(fd, *header, flags) };
+                    if let Ok(count) = usize::try_from(result) {
+                        // SAFETY: as above; the vector has `msg_iovlen` entries.
+                        let total = unsafe { gathered_bytes(*header) };
+                        let count_i32 = i32::try_from(count).unwrap_or(i32::MAX);
+                        // The rest of a short gathered send is offered again by the caller, who
+                        // adjusts the vector.
+                        return if count == total {
+                            Attempt::Whole(count_i32)
+                        } else {
+                            Attempt::Failed(count_i32)
+                        };
+                    }
+                    match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+                        libc::EINTR => {}
+                        libc::EAGAIN => return Attempt::Short(-libc::EAGAIN),
+                        errno => return Attempt::Failed(-errno),
+                    }
+                }
+            }
+        }
+    }
+
+    fn cancel(&mut self, token: Token, target: Token, fd: RawFd) {
+        // Staged requests are performed in order, so a target staged before this is a watch by now.
+        let mut result = -libc::ECANCELED;
+        let found = self.watch_of(fd).is_some_and(|watch| {
+            if let Some((_, pending)) = watch.send.take_if(|(sent, _)| *sent == target) {
+                if let Pending::Send { done: done @ 1.., .. } = pending {
+                    result = count_of(done);
+                }
+                return true;
+            }
+            let Watch { receive, accept, doorbell, hangup, .. } = watch;
+            [receive, accept, doorbell, hangup]
+                .into_iter()
+                .any(|wanted| wanted.take_if(|wanted| *wanted == target).is_some())
+        });
+        if !found {
+            self.complete(token, -libc::ENOENT);
+            return;
+        }
+        // Interest that can't be narrowed only causes events that nobody takes.
+        let _ = self.update(fd);
+        self.complete(target, result);
+        self.complete(token, 0);
+    }
+
+    fn serve(&mut self, fd: RawFd, events: epoll::EventFlags) {
+        let Some(watch) = self.watch_of(fd) else { return };
+        let (receive, accept, doorbell) = (watch.receive, watch.accept, watch.doorbell);
+        let hangup = watch.hangup;
+        let send = watch.send;
+        let failed = events.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+        let readable = failed || events.contains(epoll::EventFlags::IN);
+        if let Some(token) = doorbell.filter(|_| readable) {
+            self.completions.push_back(Completion { token, result: 1, more: true, received: None });
+        }
+        if let Some(token) = accept.filter(|_| readable) {
+            self.accept(fd, token);
+        }
+        if let Some(token) = receive.filter(|_| readable) {
+            self.receive(fd, token);
+        }
+        if let Some((token, mut pending)) = send
+            && (failed || events.contains(epoll::EventFlags::OUT))
+        {
+            let outcome = self.attempt(fd, &mut pending);
+            let Some(watch) = self.watch_of(fd) else { return };
+            match outcome {
+                Attempt::Short(_) => watch.send = Some((token, pending)),
+                Attempt::Whole(result) | Attempt::Failed(result) => {
+                    watch.send = None;
+                    self.complete(token, result);
+                }
+            }
+        }
+        if let Some(token) = hangup
+            && (failed || events.contains(epoll::EventFlags::RDHUP))
+            && let Some(watch) = self.watch_of(fd)
+        {
+            watch.hangup = None;
+            self.complete(token, count_of(events.bits()));
+        }
+        // A descriptor that nobody wants any more leaves the set here: its hang-up would be reported
+        // for ever.
+        let _ = self.update(fd);
+    }
+
+    fn receive(&mut self, fd: RawFd, token: Token) {
+        let Some(&(block, offset)) = self.blocks.front() else {
+            self.end_receive(fd, token, -libc::ENOBUFS);
+            return;
+        };
+        let room = self.pool.block_bytes() - offset;
+        let start = self.pool.offset_of(block) + offset as usize;
+        // SAFETY: bytes of the front block from `offset` on belong to the engine alone (E1).
+        let target: &mut [MaybeUninit<u8>] =
+            unsafe { self.pool.region().writable(start, room as usize) };
+        let outcome = loop {
+            self.system_calls += 1;
+            match rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                Ok((_, count)) => break Ok(count),
+                Err(errno) => break Err(errno),
+            }
+        };
+        match outcome {
+            Err(Errno::AGAIN) => {}
+            Err(errno) => self.end_receive(fd, token, -errno.raw_os_error()),
+            Ok(0) => self.end_receive(fd, token, 0),
+            Ok(count) => {
+                let len = u32::try_from(count).unwrap_or(room);
+                let end = offset + len;
+                let last = self.pool.block_bytes() - end < BLOCK_ROOM_MIN.min(self.pool.block_bytes());
+                if last {
+                    self.blocks.pop_front();
+                } else if let Some(front) = self.blocks.front_mut() {
+                    front.1 = end;
+                }
+                let received = Some(Received { block, offset, len, last });
+                let result = count_of(len);
+                self.completions.push_back(Completion { token, result, more: true, received });
+            }
+        }
+    }
+
+    fn end_receive(&mut self, fd: RawFd, token: Token, result: i32) {
+        if let Some(watch) = self.watch_of(fd) {
+            watch.receive = None;
+        }
+        self.complete(token, result);
+    }
+
+    fn accept(&mut self, fd: RawFd, token: Token) {
+        for _ in 0..ACCEPTS_PER_EVENT_MAX {
+            self.system_calls += 1;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            match rustix::net::accept_with(borrow(fd), flags) {
+                Ok(socket) => {
+                    let result = socket.into_raw_fd();
+                    self.completions.push_back(Completion {
+                        token,
+                        result,
+                        more: true,
+                        received: None,
+                    });
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(errno) => {
+                    if let Some(watch) = self.watch_of(fd) {
+                        watch.accept = None;
+                    }
+                    self.complete(token, -errno.raw_os_error());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, timeout: Option<&Timespec>) -> Result<(), EngineError> {
+        self.system_calls += 1;
+        self.events.clear();
+        let room = rustix::buffer::spare_capacity(&mut self.events);
+        match epoll::wait(&self.set, room, timeout) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                return Err(EngineError::Fatal { call: "epoll_wait", source: errno.into() });
+            }
+        }
+        for index in 0..self.events.len() {
+            let event = self.events[index];
+            let flags = event.flags;
+            let fd = event.data.u64();
+            if let Ok(fd) = RawFd::try_from(fd) {
+                self.serve(fd, flags);
+            }
+        }
+        self.events.clear();
+        Ok(())
+    }
+}
+
+enum Attempt {
+    /// Everything was taken: the total.
+    Whole(i32),
+    /// Some or nothing was taken and the socket is full: the count or -EAGAIN.
+    Short(i32),
+    /// It can't go on by itself: the count so far, or a negated error.
+    Failed(i32),
+}
+
+fn count_of(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Bytes named by a message header.
+///
+/// # Safety
+///
+/// The header and its I/O vector are valid.
+unsafe fn gathered_bytes(header: *const libc::msghdr) -> usize {
+    // SAFETY: valid by contract.
+    let header = unsafe { &*header };
+    // SAFETY: the vector has `msg_iovlen` entries.
+    let vector = unsafe { std::slice::from_raw_parts(header.msg_iov, header.msg_iovlen) };
+    vector.iter().map(|part| part.iov_len).sum()
+}
+
+impl Engine for Epoll {
+    unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
+        if self.staged.len() >= STAGED_MAX {
+            return Err(QueueFull);
+        }
+        self.staged.push_back((token, request));
+        Ok(())
+    }
+
+    fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
+        while let Some((token, request)) = self.staged.pop_front() {
+            self.perform(token, request);
+        }
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !wait || !self.completions.is_empty() {
+            return self.poll(Some(&zero));
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        self.poll(timeout.as_ref())
+    }
+
+    fn reap(&mut self, batch: &mut Vec<Completion>) {
+        batch.extend(self.completions.drain(..));
+    }
+
+    fn ready(&mut self) -> bool {
+        // Readiness can't be seen without asking; what is found is served at once.
+        if self.completions.is_empty() {
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            // A failure shows up again, with its reason, in `enter`.
+            let _ = self.poll(Some(&zero));
+        }
+        !self.completions.is_empty()
+    }
+
+    fn provide(&mut self, block: BlockId) {
+        self.blocks.push_back((block, 0));
+    }
+
+    fn surrender_blocks(&mut self) -> Vec<BlockId> {
+        self.blocks.drain(..).map(|(block, _)| block).collect()
+    }
+
+    fn system_calls(&self) -> u64 {
+        self.system_calls
+    }
+}
+
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoll").field("set", &self.set.as_raw_fd()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,214 @@
+//! A listening socket: multishot accept into a bounded queue.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::engine::{Completion, Request, Token};
+use crate::ops::Owner;
+use crate::reactor::{Core, Driver};
+use crate::stats::add;
+use crate::stream::StreamError;
+
+/// First and longest rest after the host ran out of descriptors or memory.
+const REST_MIN: Duration = Duration::from_millis(10);
+const REST_MAX: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct State {
+    queue: VecDeque<OwnedFd>,
+    armed: Option<Token>,
+    cancelling: bool,
+    resting: bool,
+    rest: Duration,
+    waiter: Option<Waker>,
+    failure: Option<StreamError>,
+    closed: bool,
+}
+
+pub(crate) struct ListenerCell {
+    socket: OwnedFd,
+    state: RefCell<State>,
+}
+
+impl fmt::Debug for ListenerCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenerCell").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// The handle of a listening socket on a reactor. Dropping it stops accepting and closes the socket;
+/// connections accepted and not taken are closed.
+pub struct Listener {
+    cell: Rc<ListenerCell>,
+    core: Rc<Core>,
+}
+
+impl Listener {
+    pub(crate) fn adopt(core: &Rc<Core>, socket: OwnedFd) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            armed: None,
+            cancelling: false,
+            resting: false,
+            rest: REST_MIN,
+            waiter: None,
+            failure: core.is_closed().then_some(StreamError::RuntimeEnded),
+            closed: false,
+        };
+        let cell = Rc::new(ListenerCell { socket, state: RefCell::new(state) });
+        if !core.is_closed() {
+            cell.arm(core, &mut core.driver.borrow_mut());
+        }
+        Self { cell, core: Rc::clone(core) }
+    }
+
+    /// The listening socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.cell.socket.as_fd()
+    }
+
+    /// Takes the next accepted socket: non-blocking, close-on-exec. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if the socket can't accept any more. Running out of descriptors or memory is
+    /// none: accepting rests and goes on by itself.
+    pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<Result<OwnedFd, StreamError>> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(socket) = state.queue.pop_front() {
+            let resume = state.armed.is_none()
+                && !state.resting
+                && state.queue.len() <= self.core.config.accept_queue_max / 2;
+            drop(state);
+            if resume {
+                self.cell.arm(&self.core, &mut self.core.driver.borrow_mut());
+            }
+            return Poll::Ready(Ok(socket));
+        }
+        if let Some(error) = state.failure {
+            return Poll::Ready(Err(error));
+        }
+        match &mut state.waiter {
+            Some(waiter) => waiter.clone_from(context.waker()),
+            None => state.waiter = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let queue = {
+            let mut state = self.cell.state.borrow_mut();
+            state.closed = true;
+            state.waiter = None;
+            std::mem::take(&mut state.queue)
+        };
+        drop(queue);
+        let armed = self.cell.state.borrow().armed;
+        if let Some(token) = armed
+            && !self.core.is_closed()
+            && let Ok(mut driver) = self.core.driver.try_borrow_mut()
+        {
+            driver.cancel(token, self.cell.raw_fd());
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("socket", &self.cell.socket).finish_non_exhaustive()
+    }
+}
+
+impl ListenerCell {
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Starts the multishot accept, if nothing speaks against it.
+    pub(crate) fn arm(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        state.resting = false;
+        if state.armed.is_some()
+            || state.closed
+            || state.failure.is_some()
+            || state.queue.len() >= core.config.accept_queue_max
+        {
+            return;
+        }
+        state.cancelling = false;
+        let request = Request::Accept { fd: self.raw_fd() };
+        state.armed = driver.start(|| Owner::Accept(Rc::clone(self)), request);
+        if state.armed.is_none() {
+            self.rest(&mut state, driver);
+        }
+    }
+
+    fn rest(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
+        state.resting = true;
+        driver.resting.push((Instant::now() + state.rest, Rc::clone(self)));
+        state.rest = (state.rest * 2).min(REST_MAX);
+    }
+
+    /// An accept delivered a socket or ended.
+    pub(crate) fn accepted(self: &Rc<Self>, core: &Core, driver: &mut Driver, done: Completion) {
+        let mut state = self.state.borrow_mut();
+        if done.result >= 0 {
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            let socket = unsafe { OwnedFd::from_raw_fd(done.result) };
+            state.rest = REST_MIN;
+            if state.closed {
+                drop(socket);
+            } else {
+                state.queue.push_back(socket);
+                driver.wakers.extend(state.waiter.take());
+            }
+        }
+        if done.more {
+            if state.queue.len() >= core.config.accept_queue_max
+                && !state.cancelling
+                && let Some(token) = state.armed
+            {
+                state.cancelling = true;
+                drop(state);
+                driver.cancel(token, self.raw_fd());
+            }
+            return;
+        }
+        state.armed = None;
+        if state.closed {
+            return;
+        }
+        match -done.result {
+            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED => {
+                drop(state);
+                self.arm(core, driver);
+            }
+            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => {
+                add(&core.counters.accepts_deferred, 1);
+                tracing::warn!(errno = -done.result, "accepting rests: no descriptors or memory");
+                self.rest(&mut state, driver);
+            }
+            errno => {
+                state.failure = Some(StreamError::Kernel { errno });
+                driver.wakers.extend(state.waiter.take());
+            }
+        }
+    }
+
+    pub(crate) fn fail(&self, errno: i32, wakers: &mut Vec<Waker>) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let error = match errno {
+            libc::ECANCELED => StreamError::RuntimeEnded,
+            errno => StreamError::Kernel { errno },
+        };
+        state.failure.get_or_insert(error);
+        wakers.extend(state.waiter.take());
+    }
+}

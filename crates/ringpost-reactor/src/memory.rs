@@ -1,0 +1,308 @@
+//! Raw memory that the kernel may read or write: receive regions and outbound blocks.
+//!
+//! # Invariants
+//!
+//! * **R1 (region)** A [`Region`] is one mapping of `len` bytes at a fixed address, alive until the
+//!   `Region` is dropped. No reference to the whole of it is ever formed; every slice is derived
+//!   from the base pointer and covers a range whose writer has finished.
+//! * **O1 (outbound)** An [`OutboundBlock`] exclusively owns `capacity` bytes. Bytes in
+//!   `start..end` are initialised. While a send that names the block is in flight the block itself
+//!   is owned by the operation's slot, so nothing can write to it.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use memmap2::MmapMut;
+
+/// A page-aligned anonymous mapping that receive blocks are cut from.
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    /// Keeps the mapping alive; its bytes are only reached through `base`.
+    _map: MmapMut,
+}
+
+// SAFETY: the region is plain memory; who may touch which range is governed by the pool's block
+// ownership (invariant R1), not by the thread that holds this value.
+unsafe impl Send for Region {}
+// SAFETY: as above; `Region` itself offers only pointer arithmetic and reads of finished ranges.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps `len` zeroed bytes. With `dont_fork` a forked child does not inherit them, which memory
+    /// that the kernel has pinned needs: copy-on-write after a fork would give the parent other pages
+    /// than the kernel holds.
+    pub(crate) fn new(len: usize, dont_fork: bool) -> io::Result<Self> {
+        let mut map = MmapMut::map_anon(len)?;
+        if dont_fork {
+            map.advise(memmap2::Advice::DontFork)?;
+        }
+        let base = NonNull::new(map.as_mut_ptr())
+            .ok_or_else(|| io::Error::other("mapping at address zero"))?;
+        Ok(Self { base, len, _map: map })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Pointer to the byte at `offset`, for the kernel or for a slice of a finished range.
+    pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset <= self.len, "offset {offset} beyond region of {} bytes", self.len);
+        // SAFETY: `offset <= len`, so the result stays within (or one past) the mapping (R1).
+        unsafe { self.base.add(offset) }
+    }
+
+    /// The range as memory to receive into, for the engine that performs the receive itself.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to any byte of the range exists while the result is alive: the range must
+    /// belong to a block that is the engine's and lie behind everything already delivered from it.
+    #[expect(clippy::mut_from_ref, reason = "the region hands out disjoint ranges, see R1")]
+    pub(crate) unsafe fn writable(&self, offset: usize, len: usize) -> &mut [MaybeUninit<u8>] {
+        assert!(len <= self.len - offset.min(self.len), "range beyond region");
+        let start = self.at(offset).cast::<MaybeUninit<u8>>();
+        // SAFETY: the range is inside the mapping (asserted) and exclusively ours by this function's
+        // contract; MaybeUninit<u8> has no validity requirement.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Capacity of a small outbound block, bytes. One page: most request/reply turns fit.
+pub(crate) const OUTBOUND_SMALL_BYTES: usize = 4 * 1024;
+/// Capacity of a large outbound block, bytes: what one batched send carries.
+pub(crate) const OUTBOUND_LARGE_BYTES: usize = 64 * 1024;
+
+/// A buffer that messages are written to once and that the kernel then reads.
+pub(crate) struct OutboundBlock {
+    base: NonNull<u8>,
+    capacity: u32,
+    start: u32,
+    end: u32,
+}
+
+// SAFETY: the block exclusively owns its allocation (O1).
+unsafe impl Send for OutboundBlock {}
+
+impl OutboundBlock {
+    /// Allocates a block of `capacity` bytes, cache-line aligned.
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        let capacity_u32 = u32::try_from(capacity).expect("outbound blocks are far below 4 GiB");
+        assert!(capacity > 0, "an outbound block holds at least one byte");
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout has a non-zero size (asserted above).
+        let raw = unsafe { alloc(layout) };
+        let Some(base) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        Self { base, capacity: capacity_u32, start: 0, end: 0 }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, 64).expect("a capacity below 4 GiB is a valid layout")
+    }
+
+    /// Empties the block and makes it start at `offset`: blocks that all start on a page boundary
+    /// would compete for the same cache sets.
+    pub(crate) fn reset(&mut self, offset: usize) {
+        let offset = u32::try_from(offset).unwrap_or(0);
+        debug_assert!(offset < self.capacity);
+        self.start = offset;
+        self.end = offset;
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// Bytes written and not yet taken by the kernel.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Bytes that can still be appended.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        (self.capacity - self.end) as usize
+    }
+
+    /// Pointer and length of the unsent bytes, for an operation that owns the block.
+    #[inline]
+    pub(crate) fn pending(&self) -> (*const u8, u32) {
+        // SAFETY: `start <= end <= capacity` (O1).
+        let ptr = unsafe { self.base.add(self.start as usize) };
+        (ptr.as_ptr(), self.end - self.start)
+    }
+
+    /// The unsent bytes.
+    #[cfg(test)]
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        let (ptr, len) = self.pending();
+        // SAFETY: bytes in `start..end` are initialised and exclusively owned (O1).
+        unsafe { std::slice::from_raw_parts(ptr, len as usize) }
+    }
+
+    /// Marks `bytes` at the front as taken by the kernel.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        assert!(bytes <= self.end - self.start, "kernel took more than was offered");
+        self.start += bytes;
+    }
+
+    /// Appends `header` and `body`. The caller has checked [`OutboundBlock::room`].
+    #[inline]
+    pub(crate) fn append(&mut self, header: &[u8], body: &[u8]) {
+        let total = header.len() + body.len();
+        assert!(total <= self.room(), "append beyond the block");
+        // SAFETY: `end <= capacity` (O1).
+        let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
+        // SAFETY: `header.len() + body.len()` bytes from `end` on lie inside the allocation
+        // (asserted) and are ours alone (O1); the source is a distinct borrowed slice.
+        unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), target, header.len()) };
+        // SAFETY: the target stays inside the allocation, as above.
+        let body_target = unsafe { target.add(header.len()) };
+        // SAFETY: as for the header.
+        unsafe { std::ptr::copy_nonoverlapping(body.as_ptr(), body_target, body.len()) };
+        #[expect(clippy::cast_possible_truncation, reason = "total <= room, which fits u32")]
+        {
+            self.end += total as u32;
+        }
+    }
+
+    /// Appends `len` bytes that `fill` writes in place; they are zeroed first, so that nothing from
+    /// an earlier message can leak when `fill` leaves some untouched.
+    pub(crate) fn append_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) {
+        assert!(len <= self.room(), "append beyond the block");
+        // SAFETY: `end <= capacity` (O1).
+        let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
+        // SAFETY: `len` bytes from `end` on lie inside the allocation (asserted) and are ours.
+        unsafe { std::ptr::write_bytes(target, 0, len) };
+        // SAFETY: initialised just above, exclusively owned, alive for the call.
+        let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
+        fill(slice);
+        #[expect(clippy::cast_possible_truncation, reason = "len <= room, which fits u32")]
+        {
+            self.end += len as u32;
+        }
+    }
+}
+
+impl Drop for OutboundBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `with_capacity` with this very layout and not freed before (O1).
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity as usize)) };
+    }
+}
+
+impl fmt::Debug for OutboundBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboundBlock")
+            .field("capacity", &self.capacity)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Free lists of outbound blocks, so that steady traffic allocates nothing.
+#[derive(Debug)]
+pub(crate) struct OutboundBlocks {
+    small: Vec<OutboundBlock>,
+    large: Vec<OutboundBlock>,
+    colour: usize,
+    /// Blocks taken from the allocator since the start.
+    pub(crate) allocated: u64,
+}
+
+/// Small blocks kept for reuse: 4 MiB.
+const SMALL_KEPT_MAX: usize = 1024;
+/// Large blocks kept for reuse: 4 MiB.
+const LARGE_KEPT_MAX: usize = 64;
+
+impl OutboundBlocks {
+    pub(crate) fn new() -> Self {
+        Self { small: Vec::new(), large: Vec::new(), colour: 0, allocated: 0 }
+    }
+
+    /// A block with room for at least `bytes`, preferably of `OUTBOUND_LARGE_BYTES` when `large`.
+    pub(crate) fn take(&mut self, bytes: usize, large: bool) -> OutboundBlock {
+        // Spread block starts over the cache sets; at most a quarter of the small block is given up.
+        const COLOURS: usize = 8;
+        const STEP: usize = 128;
+        let small_room = OUTBOUND_SMALL_BYTES - COLOURS * STEP;
+        let (list, capacity) = if bytes <= small_room && !large {
+            (&mut self.small, OUTBOUND_SMALL_BYTES)
+        } else {
+            (&mut self.large, OUTBOUND_LARGE_BYTES)
+        };
+        let offset = if capacity == OUTBOUND_SMALL_BYTES {
+            self.colour = (self.colour + 1) % COLOURS;
+            self.colour * STEP
+        } else {
+            0
+        };
+        let mut block = if bytes > OUTBOUND_LARGE_BYTES {
+            self.allocated += 1;
+            OutboundBlock::with_capacity(bytes)
+        } else if let Some(block) = list.pop() {
+            block
+        } else {
+            self.allocated += 1;
+            OutboundBlock::with_capacity(capacity)
+        };
+        block.reset(offset);
+        block
+    }
+
+    pub(crate) fn give_back(&mut self, block: OutboundBlock) {
+        match block.capacity() {
+            OUTBOUND_SMALL_BYTES if self.small.len() < SMALL_KEPT_MAX => self.small.push(block),
+            OUTBOUND_LARGE_BYTES if self.large.len() < LARGE_KEPT_MAX => self.large.push(block),
+            _ => drop(block),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_appends_and_advances() {
+        let mut blocks = OutboundBlocks::new();
+        let mut block = blocks.take(10, false);
+        block.append(b"head", b"body");
+        block.append_with(3, |bytes| {
+            assert_eq!(bytes, [0, 0, 0]);
+            bytes[0] = b'x';
+        });
+        assert_eq!(block.as_slice(), b"headbodyx\0\0");
+        block.advance(4);
+        assert_eq!(block.as_slice(), b"bodyx\0\0");
+        blocks.give_back(block);
+        assert!(blocks.take(10, false).is_empty());
+        assert_eq!(blocks.allocated, 1);
+    }
+
+    #[test]
+    fn blocks_fit_what_is_asked() {
+        let mut blocks = OutboundBlocks::new();
+        for bytes in [1, 3071, 3072, 3073, 4096, 65536, 65537, 1 << 20] {
+            let block = blocks.take(bytes, false);
+            assert!(block.room() >= bytes, "{bytes}");
+        }
+    }
+}

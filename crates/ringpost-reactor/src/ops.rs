@@ -1,0 +1,213 @@
+//! The op table: every operation in flight, and everything that it keeps alive.
+//!
+//! # Invariants
+//!
+//! * **T1** A slot exists from before its request is pushed until its terminal completion (or, for a
+//!   silent send, until the enter that performed it), whatever `enter` returned and whether or not
+//!   anybody still wants the result. It owns the send memory and, through its owner, the descriptor.
+//! * **T2** A token's generation is that of its slot's current use; a completion whose generation
+//!   differs is stale and touches nothing.
+
+use std::rc::Rc;
+
+use slab::Slab;
+
+use crate::engine::{Engine, Request, Token};
+use crate::listener::ListenerCell;
+use crate::outbound::{SendMemory, SendView};
+use crate::stream::StreamCell;
+
+/// Whom an operation works for.
+#[derive(Debug)]
+pub(crate) enum Owner {
+    Receive(Rc<StreamCell>),
+    Send(Rc<StreamCell>),
+    Hangup(Rc<StreamCell>),
+    Accept(Rc<ListenerCell>),
+    Doorbell,
+    Cancel,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) owner: Owner,
+    pub(crate) memory: Option<SendMemory>,
+}
+
+/// What could not be started, given back.
+#[derive(Debug)]
+pub(crate) struct NotStarted {
+    pub(crate) memory: Option<SendMemory>,
+}
+
+/// Operations in flight at once: two for each of half a million connections.
+const OPS_MAX: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+pub(crate) struct Ops {
+    slots: Slab<Slot>,
+    generations: Vec<u32>,
+    /// Silent sends pushed since the last time everything staged had been performed.
+    silent: Vec<Token>,
+    /// Completions that named no operation in flight.
+    pub(crate) stale: u64,
+    pub(crate) started: u64,
+}
+
+impl Ops {
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Starts an operation that works on no memory of ours.
+    pub(crate) fn start(
+        &mut self,
+        engine: &mut impl Engine,
+        owner: Owner,
+        request: Request,
+    ) -> Option<Token> {
+        debug_assert!(!matches!(request, Request::Send { .. } | Request::SendMessage { .. }));
+        let token = self.reserve(Slot { owner, memory: None })?;
+        // SAFETY: the request points to no memory; receives go to pool blocks, which stay mapped as
+        // long as the engine holds them (pool invariant P3), and the owner in the slot keeps the
+        // descriptor open (T1).
+        let pushed = unsafe { engine.push(token, request) };
+        if pushed.is_ok() {
+            self.started += 1;
+            return Some(token);
+        }
+        self.release(token);
+        None
+    }
+
+    /// Starts a send, which takes the memory over.
+    pub(crate) fn start_send(
+        &mut self,
+        engine: &mut impl Engine,
+        stream: &Rc<StreamCell>,
+        memory: SendMemory,
+        silent: bool,
+    ) -> Result<Token, NotStarted> {
+        let slot = Slot { owner: Owner::Send(Rc::clone(stream)), memory: Some(memory) };
+        let fd = stream.raw_fd();
+        let Some(token) = self.reserve_or_give_back(slot)? else {
+            return Err(NotStarted { memory: None });
+        };
+        let view = self.slots[token.slot()].memory.as_mut().map(SendMemory::view);
+        let request = match view {
+            Some(SendView::Plain { data, len }) => Request::Send { fd, data, len, silent },
+            Some(SendView::Gathered { header }) => Request::SendMessage { fd, header, silent },
+            None => return Err(NotStarted { memory: None }),
+        };
+        // SAFETY: the slot owns the memory and keeps it unchanged until the terminal completion, or
+        // for a silent send until `resolve_silent` (T1); its heap parts do not move with the slot.
+        // The owner keeps the descriptor open.
+        let pushed = unsafe { engine.push(token, request) };
+        if pushed.is_err() {
+            return Err(NotStarted { memory: self.release(token).and_then(|slot| slot.memory) });
+        }
+        self.started += 1;
+        if silent {
+            self.silent.push(token);
+        }
+        Ok(token)
+    }
+
+    fn reserve_or_give_back(&mut self, slot: Slot) -> Result<Option<Token>, NotStarted> {
+        if self.slots.len() >= OPS_MAX {
+            return Err(NotStarted { memory: slot.memory });
+        }
+        Ok(self.reserve(slot))
+    }
+
+    fn reserve(&mut self, slot: Slot) -> Option<Token> {
+        if self.slots.len() >= OPS_MAX {
+            return None;
+        }
+        let key = self.slots.insert(slot);
+        if key == self.generations.len() {
+            self.generations.push(0);
+        }
+        Some(Token::new(key, self.generations[key]))
+    }
+
+    pub(crate) fn has_silent(&self) -> bool {
+        !self.silent.is_empty()
+    }
+
+    fn is_current(&self, token: Token) -> bool {
+        self.generations.get(token.slot()) == Some(&token.generation())
+            && self.slots.contains(token.slot())
+    }
+
+    /// The slot of an operation in flight; counts a stale token.
+    #[inline]
+    pub(crate) fn get(&mut self, token: Token) -> Option<&mut Slot> {
+        if self.is_current(token) {
+            self.slots.get_mut(token.slot())
+        } else {
+            self.stale += 1;
+            None
+        }
+    }
+
+    /// Ends an operation: its slot is free for another generation.
+    pub(crate) fn release(&mut self, token: Token) -> Option<Slot> {
+        if !self.is_current(token) {
+            return None;
+        }
+        let generation = &mut self.generations[token.slot()];
+        *generation = generation.wrapping_add(1);
+        Some(self.slots.remove(token.slot()))
+    }
+
+    /// Once everything staged has been performed and every completion so far is in the dispatcher's
+    /// hands: the silent sends without completion are whole. Calls `done` for each.
+    pub(crate) fn resolve_silent(&mut self, mut done: impl FnMut(Rc<StreamCell>, SendMemory)) {
+        let mut silent = std::mem::take(&mut self.silent);
+        for token in silent.drain(..) {
+            if let Some(Slot { owner: Owner::Send(stream), memory: Some(memory) }) =
+                self.release(token)
+            {
+                done(stream, memory);
+            }
+        }
+        self.silent = silent;
+    }
+
+    /// Tokens and descriptors of everything in flight but cancels, for shutdown.
+    pub(crate) fn in_flight(&self) -> impl Iterator<Item = (Token, &Slot)> {
+        self.slots.iter().map(|(key, slot)| (Token::new(key, self.generations[key]), slot))
+    }
+
+    /// Gives up on operations whose end was not seen: what they own is leaked, because the kernel may
+    /// still use it.
+    pub(crate) fn leak(&mut self) {
+        #[expect(clippy::mem_forget, reason = "freeing what the kernel may use is unsound")]
+        std::mem::forget(std::mem::take(&mut self.slots));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_token_reaches_nothing() {
+        let mut ops = Ops::default();
+        let first = ops.reserve(Slot { owner: Owner::Doorbell, memory: None }).unwrap();
+        assert!(ops.get(first).is_some());
+        ops.release(first).unwrap();
+        let second = ops.reserve(Slot { owner: Owner::Cancel, memory: None }).unwrap();
+        assert_eq!(first.slot(), second.slot());
+        assert!(ops.get(first).is_none());
+        assert!(ops.release(first).is_none());
+        assert_eq!(ops.stale, 1);
+        assert!(ops.get(Token(u64::MAX)).is_none());
+        assert!(ops.get(second).is_some());
+    }
+}

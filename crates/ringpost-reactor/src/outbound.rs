@@ -1,0 +1,432 @@
+//! What a connection has accepted and not yet handed to the kernel.
+//!
+//! Messages are appended to a block; payloads large enough are gathered where they lie. Everything
+//! queued leaves as one send: a plain one for a single block, a gathered one otherwise.
+//!
+//! # Invariants
+//!
+//! * **S1** While a send is in flight its memory is a [`SendMemory`] inside the op slot: nothing can
+//!   append to it or free it.
+//! * **S2** The pointers in a [`Gather`]'s vector are derived from its own segments, which are heap
+//!   memory that does not move with the `Gather`.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::memory::{OUTBOUND_SMALL_BYTES, OutboundBlock, OutboundBlocks};
+use crate::pool::Lease;
+
+/// Segments that one gathered send carries; well below IOV_MAX (1024, sendmsg(2)) halves.
+const GATHER_SEGMENTS_MAX: usize = 128;
+/// Most bytes of framing in front of a gathered payload.
+pub(crate) const GATHER_HEADER_BYTES_MAX: usize = 16;
+
+/// A payload that is sent from where it lies.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Payload {
+    /// Reference-counted bytes.
+    Bytes(Bytes),
+    /// Received bytes, forwarded without a copy.
+    Lease(Lease),
+}
+
+impl Payload {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Lease(lease) => lease,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Segment {
+    Block(OutboundBlock),
+    Shared { header: [u8; GATHER_HEADER_BYTES_MAX], header_len: u8, sent: usize, payload: Payload },
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Self::Block(block) => block.len(),
+            Self::Shared { header_len, sent, payload, .. } => {
+                *header_len as usize + payload.as_slice().len() - sent
+            }
+        }
+    }
+}
+
+/// A gathered send: segments, and the vector and header that describe them.
+pub(crate) struct Gather {
+    segments: Vec<Segment>,
+    vector: Vec<libc::iovec>,
+    header: libc::msghdr,
+}
+
+impl Gather {
+    fn new() -> Self {
+        // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
+        let header = unsafe { std::mem::zeroed() };
+        Self { segments: Vec::new(), vector: Vec::new(), header }
+    }
+
+    /// Builds vector and header anew for what is left of the segments.
+    fn describe(&mut self) -> *const libc::msghdr {
+        self.vector.clear();
+        for segment in &self.segments {
+            match segment {
+                Segment::Block(block) => {
+                    let (data, len) = block.pending();
+                    self.vector.push(part(data, len as usize));
+                }
+                Segment::Shared { header, header_len, sent, payload } => {
+                    let header = &header[..*header_len as usize];
+                    let payload = payload.as_slice();
+                    if *sent < header.len() {
+                        let rest = &header[*sent..];
+                        self.vector.push(part(rest.as_ptr(), rest.len()));
+                    }
+                    let rest = &payload[sent.saturating_sub(header.len())..];
+                    if !rest.is_empty() {
+                        self.vector.push(part(rest.as_ptr(), rest.len()));
+                    }
+                }
+            }
+        }
+        self.header.msg_iov = self.vector.as_mut_ptr();
+        self.header.msg_iovlen = self.vector.len();
+        &raw const self.header
+    }
+
+    fn advance(&mut self, mut bytes: usize, blocks: &mut OutboundBlocks) {
+        let mut finished = 0;
+        for segment in &mut self.segments {
+            let len = segment.len();
+            if bytes < len {
+                match segment {
+                    Segment::Block(block) => block.advance(bytes),
+                    Segment::Shared { sent, .. } => *sent += bytes,
+                }
+                bytes = 0;
+                break;
+            }
+            bytes -= len;
+            finished += 1;
+        }
+        assert_eq!(bytes, 0, "kernel took more than was offered");
+        for segment in self.segments.drain(..finished) {
+            if let Segment::Block(block) = segment {
+                blocks.give_back(block);
+            }
+        }
+    }
+}
+
+fn part(data: *const u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: data.cast_mut().cast(), iov_len: len }
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gather").field("segments", &self.segments.len()).finish_non_exhaustive()
+    }
+}
+
+/// The memory of a send in flight (S1).
+#[derive(Debug)]
+pub(crate) enum SendMemory {
+    Block(OutboundBlock),
+    Gather(Box<Gather>),
+}
+
+/// What a send names, for the engine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum SendView {
+    Plain { data: *const u8, len: u32 },
+    Gathered { header: *const libc::msghdr },
+}
+
+impl SendMemory {
+    /// Pointers for a request. Valid until the memory is next touched through this type (S1).
+    pub(crate) fn view(&mut self) -> SendView {
+        match self {
+            Self::Block(block) => {
+                let (data, len) = block.pending();
+                SendView::Plain { data, len }
+            }
+            Self::Gather(gather) => SendView::Gathered { header: gather.describe() },
+        }
+    }
+
+    /// Bytes not yet taken by the kernel.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Block(block) => block.len(),
+            Self::Gather(gather) => gather.segments.iter().map(Segment::len).sum(),
+        }
+    }
+
+    /// Marks `bytes` at the front as taken.
+    pub(crate) fn advance(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
+        match self {
+            Self::Block(block) => block.advance(bytes),
+            Self::Gather(gather) => gather.advance(bytes, blocks),
+        }
+    }
+
+    /// Gives all blocks back.
+    pub(crate) fn recycle(self, blocks: &mut OutboundBlocks) -> Option<Box<Gather>> {
+        match self {
+            Self::Block(block) => {
+                blocks.give_back(block);
+                None
+            }
+            Self::Gather(mut gather) => {
+                for segment in gather.segments.drain(..) {
+                    if let Segment::Block(block) = segment {
+                        blocks.give_back(block);
+                    }
+                }
+                Some(gather)
+            }
+        }
+    }
+}
+
+/// Accepted and not yet in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Outbound {
+    /// Full or gathered segments before `tail`, in order.
+    before: Vec<Segment>,
+    /// The block that small messages go to.
+    tail: Option<OutboundBlock>,
+    /// Bytes in `before`.
+    before_bytes: usize,
+    /// The last block was outgrown: take a large one next.
+    large: bool,
+    /// A gather kept for reuse.
+    spare: Option<Box<Gather>>,
+}
+
+impl Outbound {
+    /// Bytes queued.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.before_bytes + self.tail.as_ref().map_or(0, OutboundBlock::len)
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.tail.as_ref().is_none_or(OutboundBlock::is_empty)
+    }
+
+    /// The fast path: appends to the open block if it has room.
+    #[inline]
+    pub(crate) fn try_append(&mut self, header: &[u8], body: &[u8]) -> bool {
+        match &mut self.tail {
+            Some(tail) if tail.room() >= header.len() + body.len() => {
+                tail.append(header, body);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Appends a copy, taking new blocks as needed.
+    pub(crate) fn append(&mut self, header: &[u8], mut body: &[u8], blocks: &mut OutboundBlocks) {
+        if self.try_append(header, body) {
+            return;
+        }
+        let total = header.len() + body.len();
+        let mut header = header;
+        if let Some(tail) = &mut self.tail
+            && total > crate::memory::OUTBOUND_LARGE_BYTES
+            && tail.room() > header.len()
+        {
+            // A message that needs several blocks anyway fills this one first.
+            let (front, rest) = body.split_at(tail.room() - header.len());
+            tail.append(header, front);
+            (header, body) = (&[], rest);
+        }
+        while !(header.is_empty() && body.is_empty()) {
+            let left = header.len() + body.len();
+            self.open(left.min(crate::memory::OUTBOUND_LARGE_BYTES), blocks);
+            let Some(tail) = &mut self.tail else { return };
+            let (front, rest) = body.split_at((tail.room() - header.len()).min(body.len()));
+            tail.append(header, front);
+            (header, body) = (&[], rest);
+        }
+    }
+
+    /// Appends `header` and `len` bytes that `fill` writes in place, contiguous.
+    pub(crate) fn append_with(
+        &mut self,
+        header: &[u8],
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+        blocks: &mut OutboundBlocks,
+    ) {
+        let total = header.len() + len;
+        if self.tail.as_ref().is_none_or(|tail| tail.room() < total) {
+            self.open(total, blocks);
+        }
+        let Some(tail) = &mut self.tail else { return };
+        tail.append(header, &[]);
+        tail.append_with(len, fill);
+    }
+
+    /// Appends a payload that is sent from where it lies.
+    pub(crate) fn append_shared(&mut self, header: &[u8], payload: Payload) {
+        self.close();
+        let mut copy = [0; GATHER_HEADER_BYTES_MAX];
+        copy[..header.len()].copy_from_slice(header);
+        self.before_bytes += header.len() + payload.as_slice().len();
+        #[expect(clippy::cast_possible_truncation, reason = "at most GATHER_HEADER_BYTES_MAX")]
+        let header_len = header.len() as u8;
+        self.before.push(Segment::Shared { header: copy, header_len, sent: 0, payload });
+    }
+
+    /// Makes a fresh block with room for `bytes` the tail.
+    fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
+        let outgrown = self.tail.is_some();
+        self.close();
+        self.large |= outgrown;
+        self.tail = Some(blocks.take(bytes, self.large));
+    }
+
+    /// Moves the tail behind the other segments.
+    fn close(&mut self) {
+        if let Some(tail) = self.tail.take_if(|tail| !tail.is_empty()) {
+            self.before_bytes += tail.len();
+            self.before.push(Segment::Block(tail));
+        }
+    }
+
+    /// Takes everything queued, up to the segment limit, as the memory of one send.
+    pub(crate) fn take(&mut self, blocks: &mut OutboundBlocks) -> Option<SendMemory> {
+        if self.before.is_empty() {
+            let tail = self.tail.take()?;
+            if tail.is_empty() {
+                blocks.give_back(tail);
+                return None;
+            }
+            // Falls back to small blocks once the traffic has become small again.
+            if tail.len() < OUTBOUND_SMALL_BYTES / 4 {
+                self.large = false;
+            }
+            return Some(SendMemory::Block(tail));
+        }
+        self.close();
+        let mut gather = self.spare.take().unwrap_or_else(|| Box::new(Gather::new()));
+        let count = self.before.len().min(GATHER_SEGMENTS_MAX);
+        gather.segments.extend(self.before.drain(..count));
+        self.before_bytes = self.before.iter().map(Segment::len).sum();
+        Some(SendMemory::Gather(gather))
+    }
+
+    /// Gives the memory of a finished send back for reuse.
+    pub(crate) fn finish(&mut self, memory: SendMemory, blocks: &mut OutboundBlocks) {
+        if let Some(gather) = memory.recycle(blocks) {
+            self.spare = Some(gather);
+        }
+    }
+
+    /// Drops everything queued.
+    pub(crate) fn clear(&mut self, blocks: &mut OutboundBlocks) {
+        self.before_bytes = 0;
+        self.spare = None;
+        if let Some(tail) = self.tail.take() {
+            blocks.give_back(tail);
+        }
+        for segment in self.before.drain(..) {
+            if let Segment::Block(block) = segment {
+                blocks.give_back(block);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything a send memory names, read the way a kernel would.
+    fn contents(memory: &SendMemory) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match memory {
+            SendMemory::Block(block) => bytes.extend_from_slice(block.as_slice()),
+            SendMemory::Gather(gather) => {
+                for segment in &gather.segments {
+                    match segment {
+                        Segment::Block(block) => bytes.extend_from_slice(block.as_slice()),
+                        Segment::Shared { header, header_len, sent, payload } => {
+                            let mut whole = header[..*header_len as usize].to_vec();
+                            whole.extend_from_slice(payload.as_slice());
+                            bytes.extend_from_slice(&whole[*sent..]);
+                        }
+                    }
+                }
+            }
+        }
+        bytes
+    }
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|index| u8::try_from(index % 251).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_mix_leaves_in_order() {
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound::default();
+        let mut expected = Vec::new();
+        for round in 0..40 {
+            let len = [0, 1, 64, 3000, 5000, 70_000, 200_000][round % 7];
+            let body = pattern(len);
+            let header = [u8::try_from(round).unwrap(); 8];
+            match round % 3 {
+                0 => outbound.append(&header, &body, &mut blocks),
+                1 => outbound.append_shared(&header, Payload::Bytes(body.clone().into())),
+                _ => outbound.append_with(
+                    &header,
+                    len,
+                    |target| target.copy_from_slice(&body),
+                    &mut blocks,
+                ),
+            }
+            expected.extend_from_slice(&header);
+            expected.extend_from_slice(&body);
+            assert_eq!(outbound.len(), expected.len());
+        }
+        let mut sent = Vec::new();
+        let mut step = 1;
+        while let Some(mut memory) = outbound.take(&mut blocks) {
+            // The kernel takes ever larger bites.
+            while memory.len() > 0 {
+                let bite = step.min(memory.len());
+                sent.extend_from_slice(&contents(&memory)[..bite]);
+                memory.advance(bite, &mut blocks);
+                step = (step * 3) % 100_003 + 1;
+            }
+            outbound.finish(memory, &mut blocks);
+        }
+        assert!(sent == expected);
+        assert!(outbound.is_empty());
+    }
+
+    #[test]
+    fn steady_small_traffic_allocates_one_block() {
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound::default();
+        for _ in 0..100 {
+            outbound.append(b"12345678", &[0; 64], &mut blocks);
+            let memory = outbound.take(&mut blocks).unwrap();
+            assert!(matches!(memory, SendMemory::Block(_)));
+            outbound.finish(memory, &mut blocks);
+        }
+        assert_eq!(blocks.allocated, 1);
+    }
+}

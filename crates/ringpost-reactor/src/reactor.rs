@@ -1,0 +1,750 @@
+//! The reactor: one turn stages what is wanted, enters the engine once, and hands out what came.
+//!
+//! ```text
+//!   tasks run (above this crate)
+//!   -> stage      every dirty connection's outbound bytes become one send
+//!   -> wait       spin, then park: one `enter` submits everything and waits
+//!   -> reap       completions are moved to a local batch
+//!   -> dispatch   they update connections and collect wakers
+//!   -> wake       no borrow is alive while wakers run
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::any_engine::AnyEngine;
+use crate::capabilities::EngineReport;
+use crate::config::{BuildError, Config};
+use crate::engine::{Completion, Engine, EngineError, Request, Token};
+use crate::listener::{Listener, ListenerCell};
+use crate::memory::OutboundBlocks;
+use crate::ops::{Ops, Owner};
+use crate::pool::Pool;
+use crate::spin::Spinner;
+use crate::stats::{Counters, Stats, add};
+use crate::stream::{Stream, StreamCell};
+use crate::timers::{TimerId, Timers};
+use crate::wake::Inbox;
+
+/// Completions of one turn that raise the number of blocks kept with the kernel no further.
+const PROVIDE_INITIAL_BLOCKS: usize = 4;
+/// Longest wait for operations to end when a reactor shuts down.
+const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Iterations of a spin between two looks at the clock.
+const SPINS_PER_CLOCK: u32 = 32;
+
+/// The parts of a reactor that staging and dispatching work on.
+pub(crate) struct Driver {
+    pub(crate) engine: AnyEngine,
+    pub(crate) ops: Ops,
+    pub(crate) pool: Pool,
+    timers: Timers,
+    spinner: Spinner,
+    batch: Vec<Completion>,
+    pub(crate) wakers: Vec<Waker>,
+    /// Connections whose receive waits for a free block, oldest first.
+    pub(crate) starved: VecDeque<Rc<StreamCell>>,
+    /// Connections that need something which found no room; retried every turn.
+    pub(crate) retry: Vec<Rc<StreamCell>>,
+    /// Listeners whose accept ended, and when to arm it again.
+    pub(crate) resting: Vec<(Instant, Rc<ListenerCell>)>,
+    /// Dropped connections with bytes still to send, oldest first, and until when they may try.
+    pub(crate) lingering: VecDeque<(Instant, Rc<StreamCell>)>,
+    /// Cancels that found no room; retried every turn.
+    pub(crate) cancels: Vec<(Token, std::os::fd::RawFd)>,
+    /// Blocks to keep with the kernel. Few, so that the same cache-warm memory is filled again; more
+    /// after the kernel ran out.
+    provide_target: usize,
+    doorbell: Option<Token>,
+    /// Sends must not rely on silent completion.
+    pub(crate) tracked_only: bool,
+    /// Receives need a hang-up poll to see every end of file.
+    pub(crate) guard_hangup: bool,
+    /// Set once the engine can't go on: the error number all operations report from then on.
+    pub(crate) failed: Option<i32>,
+}
+
+/// Shared by the reactor and everything that lives on it. One thread only.
+pub(crate) struct Core {
+    pub(crate) driver: RefCell<Driver>,
+    pub(crate) blocks: RefCell<OutboundBlocks>,
+    pub(crate) dirty: RefCell<Vec<Rc<StreamCell>>>,
+    pub(crate) counters: Counters,
+    pub(crate) config: Config,
+    inbox: Arc<Inbox>,
+    report: EngineReport,
+    closed: Cell<bool>,
+}
+
+/// A reactor: engine, buffers, connections and timers of one thread. Clones share it.
+#[derive(Clone)]
+pub struct Reactor {
+    pub(crate) core: Rc<Core>,
+}
+
+/// Whether a turn may block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wait {
+    /// Return at once.
+    No,
+    /// Block until something happens.
+    Forever,
+    /// Block until something happens or this instant.
+    Until(Instant),
+}
+
+impl Reactor {
+    /// Builds a reactor on the calling thread, which owns it from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] says which resource or setting is the cause.
+    pub fn new(config: Config) -> Result<Self, BuildError> {
+        config.validate()?;
+        let inbox = Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
+        let (engine, pool, report) = AnyEngine::choose(&config, &inbox)?;
+        tracing::debug!(engine = %report, "reactor built");
+        let capabilities = report.capabilities.as_ref();
+        let provide_target = if engine.shares_blocks() {
+            PROVIDE_INITIAL_BLOCKS.min(pool.blocks())
+        } else {
+            pool.blocks()
+        };
+        let mut driver = Driver {
+            tracked_only: capabilities.is_some_and(|found| !found.silent_sends.is_yes()),
+            guard_hangup: capabilities.is_some_and(|found| !found.end_of_file.is_yes()),
+            engine,
+            ops: Ops::default(),
+            pool,
+            timers: Timers::default(),
+            spinner: Spinner::new(config.spin),
+            batch: Vec::with_capacity(256),
+            wakers: Vec::with_capacity(256),
+            starved: VecDeque::new(),
+            retry: Vec::new(),
+            resting: Vec::new(),
+            lingering: VecDeque::new(),
+            cancels: Vec::new(),
+            provide_target,
+            doorbell: None,
+            failed: None,
+        };
+        driver.provide();
+        driver.arm_doorbell(&inbox);
+        let core = Core {
+            driver: RefCell::new(driver),
+            blocks: RefCell::new(OutboundBlocks::new()),
+            dirty: RefCell::new(Vec::new()),
+            counters: Counters::default(),
+            config,
+            inbox,
+            report,
+            closed: Cell::new(false),
+        };
+        Ok(Self { core: Rc::new(core) })
+    }
+
+    /// Which engine runs, why, and what it can do.
+    pub fn report(&self) -> &EngineReport {
+        &self.core.report
+    }
+
+    /// The mailbox through which other threads reach this reactor.
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.core.inbox
+    }
+
+    /// The settings in force.
+    pub fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    /// Takes over a connected stream socket and starts to receive from it.
+    pub fn adopt_stream(&self, socket: OwnedFd) -> Stream {
+        Stream::adopt(&self.core, socket)
+    }
+
+    /// Takes over a listening socket and starts to accept on it.
+    pub fn adopt_listener(&self, socket: OwnedFd) -> Listener {
+        Listener::adopt(&self.core, socket)
+    }
+
+    /// A future that is ready at `at`.
+    pub fn sleep_until(&self, at: Instant) -> Sleep {
+        Sleep { core: Rc::clone(&self.core), at, timer: None }
+    }
+
+    /// Counts bytes that the layer above copied out of received memory.
+    pub fn count_copied(&self, bytes: usize) {
+        add(&self.core.counters.bytes_copied, bytes as u64);
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> Stats {
+        let driver = self.core.driver.borrow();
+        let counters = &self.core.counters;
+        Stats {
+            turns: counters.turns.get(),
+            system_calls: driver.engine.system_calls(),
+            parks: counters.parks.get(),
+            operations: driver.ops.started,
+            completions: counters.completions.get(),
+            completions_per_turn_max: counters.completions_per_turn_max.get(),
+            completions_stale: driver.ops.stale,
+            bytes_received: counters.bytes_received.get(),
+            bytes_copied: counters.bytes_copied.get(),
+            bytes_sent: counters.bytes_sent.get(),
+            sends_silent: counters.sends_silent.get(),
+            sends_tracked: counters.sends_tracked.get(),
+            spins_paid: driver.spinner.paid,
+            spins_unpaid: driver.spinner.unpaid,
+            receives_starved: counters.receives_starved.get(),
+            receives_paused: counters.receives_paused.get(),
+            accepts_deferred: counters.accepts_deferred.get(),
+            outbound_blocks_allocated: self.core.blocks.borrow().allocated,
+            pool_blocks: driver.pool.blocks() as u64,
+            pool_blocks_leased: driver.pool.leased_blocks() as u64,
+            pool_low_water_blocks: driver.pool.low_water_blocks() as u64,
+            operations_in_flight: driver.ops.len() as u64,
+        }
+    }
+
+    /// One turn: hands everything queued to the kernel, waits as `wait` allows, and dispatches what
+    /// came. Also returns when the mailbox has been notified; emptying it is the caller's part.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`] once, when the engine can't go on; all connections then fail, and later turns
+    /// only serve timers.
+    pub fn turn(&self, wait: Wait) -> Result<(), EngineError> {
+        let core = &self.core;
+        add(&core.counters.turns, 1);
+        let result = core.turn(wait);
+        let mut wakers = std::mem::take(&mut core.driver.borrow_mut().wakers);
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+        // Wakers that were pushed meanwhile are kept; otherwise the allocation is.
+        let mut driver = core.driver.borrow_mut();
+        if driver.wakers.is_empty() {
+            driver.wakers = wakers;
+        }
+        result
+    }
+
+    /// Ends every operation and closes every connection. What has been accepted and fits the sockets
+    /// is still sent. Idempotent; called by whoever owns the reactor before it goes.
+    pub fn shutdown(&self) {
+        self.core.shutdown();
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor").field("engine", &self.core.report.kind).finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// Starts an operation; makes room once if the staging queue is full.
+    pub(crate) fn start(&mut self, owner: impl Fn() -> Owner, request: Request) -> Option<Token> {
+        if self.failed.is_some() {
+            return None;
+        }
+        if let Some(token) = self.ops.start(&mut self.engine, owner(), request) {
+            return Some(token);
+        }
+        self.make_room();
+        self.ops.start(&mut self.engine, owner(), request)
+    }
+
+    /// Performs what is staged, to make room for more. Completions stay in the engine.
+    pub(crate) fn make_room(&mut self) {
+        if let Err(error) = self.engine.enter(false, None) {
+            self.fail(&error);
+        }
+    }
+
+    /// Starts the cancel of an operation; keeps it for the next turn if there is no room.
+    pub(crate) fn cancel(&mut self, target: Token, fd: std::os::fd::RawFd) {
+        if self.start(|| Owner::Cancel, Request::Cancel { target, fd }).is_none() {
+            self.cancels.push((target, fd));
+        }
+    }
+
+    fn arm_doorbell(&mut self, inbox: &Inbox) {
+        self.doorbell = self.start(|| Owner::Doorbell, Request::Doorbell { fd: inbox.bell_fd() });
+    }
+
+    /// Keeps enough blocks with the engine. True if any was added.
+    fn provide(&mut self) -> bool {
+        let mut any = false;
+        while self.pool.kernel_blocks() < self.provide_target {
+            let Some(block) = self.pool.take_free() else { break };
+            self.engine.provide(block);
+            any = true;
+        }
+        any
+    }
+
+    /// A receive found no block: keep more of them with the kernel from now on.
+    pub(crate) fn starve(&mut self, stream: Rc<StreamCell>) {
+        self.provide_target = (self.provide_target * 2).min(self.pool.blocks());
+        self.starved.push_back(stream);
+    }
+
+    fn fail(&mut self, error: &EngineError) {
+        if self.failed.is_none() {
+            let EngineError::Fatal { source, .. } = error;
+            tracing::error!(%error, "the engine can't go on; all connections fail");
+            self.failed = Some(source.raw_os_error().unwrap_or(libc::EIO));
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    fn turn(&self, wait: Wait) -> Result<(), EngineError> {
+        if let Some(errno) = self.driver.borrow().failed {
+            return self.turn_failed(wait, errno);
+        }
+        self.stage();
+        let outcome = self.wait(wait);
+        self.dispatch();
+        if let Err(error) = outcome {
+            self.driver.borrow_mut().fail(&error);
+            self.fail_all();
+            return Err(error);
+        }
+        if self.driver.borrow().failed.is_some() {
+            // An enter that made room failed; its error has been logged.
+            self.fail_all();
+        }
+        Ok(())
+    }
+
+    /// Turns the outbound bytes of every dirty connection into a send, and repeats what found no room.
+    fn stage(&self) {
+        let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+        {
+            let mut driver = self.driver.borrow_mut();
+            let driver = &mut *driver;
+            if driver.doorbell.is_none() {
+                driver.arm_doorbell(&self.inbox);
+            }
+            if driver.pool.collect_returns() | driver.provide() {
+                self.feed_starved(driver);
+            }
+            if !driver.cancels.is_empty() {
+                for (target, fd) in std::mem::take(&mut driver.cancels) {
+                    driver.cancel(target, fd);
+                }
+            }
+            if !driver.retry.is_empty() {
+                for stream in std::mem::take(&mut driver.retry) {
+                    stream.retry(self, driver);
+                }
+            }
+            for stream in dirty.drain(..) {
+                stream.stage(self, driver);
+            }
+        }
+        // Streams dirtied meanwhile (none today) are kept; otherwise the allocation is.
+        let mut slot = self.dirty.borrow_mut();
+        if slot.is_empty() {
+            *slot = dirty;
+        }
+    }
+
+    fn feed_starved(&self, driver: &mut Driver) {
+        driver.provide();
+        // One receive an available block at most: the rest would only starve again.
+        for _ in 0..driver.pool.kernel_blocks().max(1) {
+            let Some(stream) = driver.starved.pop_front() else { break };
+            stream.arm_receive(self, driver);
+        }
+    }
+
+    /// When something must be looked at although nothing completes.
+    fn deadline(&self, wait: Wait, driver: &Driver) -> Option<Instant> {
+        let until = match wait {
+            Wait::Until(until) => Some(until),
+            Wait::Forever | Wait::No => None,
+        };
+        let resting = driver.resting.iter().map(|(at, _)| *at).min();
+        let lingering = driver.lingering.front().map(|(at, _)| *at);
+        [until, driver.timers.next_due(), resting, lingering].into_iter().flatten().min()
+    }
+
+    fn wait(&self, wait: Wait) -> Result<(), EngineError> {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        let word = self.inbox.mailbox().wake();
+        let deadline = self.deadline(wait, driver);
+        let due = |now: Instant| deadline.is_some_and(|deadline| deadline <= now);
+        let must_not_wait = wait == Wait::No
+            || word.is_notified()
+            || !driver.retry.is_empty()
+            || !driver.cancels.is_empty()
+            || (deadline.is_some() && due(Instant::now()));
+        if must_not_wait {
+            // Nothing staged and nothing to see: spare the call.
+            if driver.engine.staged() > 0 || driver.engine.ready() {
+                driver.engine.enter(false, None)?;
+            }
+            driver.engine.reap(&mut driver.batch);
+            return Ok(());
+        }
+        let budget = driver.spinner.budget();
+        if budget != Some(Duration::ZERO) {
+            if driver.engine.staged() > 0 {
+                driver.engine.enter(false, None)?;
+                driver.engine.reap(&mut driver.batch);
+                if !driver.batch.is_empty() {
+                    return Ok(());
+                }
+            }
+            // A silent send that has been performed is whole: others may wait for its room.
+            if driver.ops.has_silent() && driver.engine.staged() == 0 && self.resolve(driver) {
+                return Ok(());
+            }
+            let start = Instant::now();
+            let mut spins: u32 = 0;
+            loop {
+                if driver.engine.ready() {
+                    driver.engine.enter(false, None)?;
+                    driver.engine.reap(&mut driver.batch);
+                    if !driver.batch.is_empty() {
+                        driver.spinner.found(start.elapsed());
+                        return Ok(());
+                    }
+                }
+                if word.is_notified() {
+                    driver.spinner.found(start.elapsed());
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+                spins = spins.wrapping_add(1);
+                if spins % SPINS_PER_CLOCK == 0 {
+                    let now = Instant::now();
+                    if due(now) {
+                        return Ok(());
+                    }
+                    if budget.is_some_and(|budget| now - start >= budget) {
+                        driver.spinner.wasted();
+                        break;
+                    }
+                }
+            }
+        }
+        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
+            return Ok(());
+        }
+        if !word.park() {
+            driver.engine.enter(false, None)?;
+            driver.engine.reap(&mut driver.batch);
+            return Ok(());
+        }
+        add(&self.counters.parks, 1);
+        let start = driver.spinner.learns().then(Instant::now);
+        let result = driver.engine.enter(true, deadline);
+        word.unpark();
+        driver.engine.reap(&mut driver.batch);
+        if let Some(start) = start
+            && !driver.batch.is_empty()
+        {
+            driver.spinner.parked(start.elapsed());
+        }
+        result
+    }
+
+    /// Hands completions to whom they belong. Order matters in one place: completions first, so that
+    /// silent sends without one can be told whole.
+    fn dispatch(&self) {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        let mut batch = std::mem::take(&mut driver.batch);
+        let count = batch.len() as u64;
+        add(&self.counters.completions, count);
+        let most = &self.counters.completions_per_turn_max;
+        most.set(most.get().max(count));
+        for done in batch.drain(..) {
+            self.dispatch_one(driver, done);
+        }
+        driver.batch = batch;
+        if driver.ops.has_silent() && driver.engine.staged() == 0 {
+            self.resolve(driver);
+        }
+        if driver.pool.kernel_blocks() < driver.provide_target {
+            driver.pool.collect_returns();
+            driver.provide();
+        }
+        if !driver.starved.is_empty() && driver.pool.kernel_blocks() > 0 {
+            self.feed_starved(driver);
+        }
+        self.run_clocks(driver);
+    }
+
+    /// Finishes silent sends that have been performed. True if somebody is to be woken for it.
+    fn resolve(&self, driver: &mut Driver) -> bool {
+        let Driver { ops, wakers, .. } = driver;
+        let before = wakers.len();
+        let mut resolved = 0;
+        ops.resolve_silent(|stream, memory| {
+            resolved += 1;
+            stream.sent_silently(self, wakers, memory);
+        });
+        add(&self.counters.sends_silent, resolved);
+        wakers.len() > before
+    }
+
+    #[inline]
+    fn dispatch_one(&self, driver: &mut Driver, done: Completion) {
+        let Some(slot) = driver.ops.get(done.token) else {
+            // Stale, but what it carries is not: a delivered block must not be lost.
+            if let Some(range) = done.received.filter(|range| range.last) {
+                driver.pool.retire(range.block);
+            }
+            return;
+        };
+        if done.more {
+            match &slot.owner {
+                Owner::Receive(stream) => {
+                    let stream = Rc::clone(stream);
+                    stream.received(self, driver, done);
+                }
+                Owner::Accept(listener) => {
+                    let listener = Rc::clone(listener);
+                    listener.accepted(self, driver, done);
+                }
+                _ => {}
+            }
+            return;
+        }
+        let Some(slot) = driver.ops.release(done.token) else { return };
+        match slot.owner {
+            Owner::Receive(stream) => stream.received(self, driver, done),
+            Owner::Send(stream) => {
+                if let Some(memory) = slot.memory {
+                    stream.sent(self, driver, memory, done.result);
+                }
+            }
+            Owner::Hangup(stream) => stream.hung_up(driver),
+            Owner::Accept(listener) => listener.accepted(self, driver, done),
+            Owner::Doorbell => driver.doorbell = None,
+            Owner::Cancel => {}
+        }
+    }
+
+    /// Timers, listeners that rest, and dropped connections that have lingered long enough.
+    fn run_clocks(&self, driver: &mut Driver) {
+        if driver.timers.is_empty() && driver.resting.is_empty() && driver.lingering.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let Driver { timers, wakers, .. } = driver;
+        timers.fire(now, wakers);
+        if driver.resting.iter().any(|(at, _)| *at <= now) {
+            let (due, later) =
+                std::mem::take(&mut driver.resting).into_iter().partition(|(at, _)| *at <= now);
+            driver.resting = later;
+            let due: Vec<_> = due;
+            for (_, listener) in due {
+                listener.arm(self, driver);
+            }
+        }
+        while let Some((at, stream)) = driver.lingering.pop_front() {
+            if at > now && !stream.is_drained() {
+                driver.lingering.push_front((at, stream));
+                break;
+            }
+            stream.give_up(self, driver);
+        }
+    }
+
+    /// A turn of a reactor whose engine is gone: timers still fire, and failed futures can run.
+    fn turn_failed(&self, wait: Wait, _errno: i32) -> Result<(), EngineError> {
+        const NAP: Duration = Duration::from_millis(5);
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        self.dirty.borrow_mut().clear();
+        if wait != Wait::No && driver.timers.next_due().is_none_or(|at| at > Instant::now()) {
+            std::thread::sleep(NAP);
+        }
+        driver.timers.fire(Instant::now(), &mut driver.wakers);
+        Ok(())
+    }
+
+    /// Tells everybody with an operation in flight that it has failed. The operations themselves stay
+    /// in their slots: the kernel may still perform them.
+    fn fail_all(&self) {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        let errno = driver.failed.unwrap_or(libc::EIO);
+        let wakers = &mut driver.wakers;
+        for (_, slot) in driver.ops.in_flight() {
+            match &slot.owner {
+                Owner::Receive(stream) | Owner::Send(stream) | Owner::Hangup(stream) => {
+                    stream.fail(errno, wakers);
+                }
+                Owner::Accept(listener) => listener.fail(errno, wakers),
+                Owner::Doorbell | Owner::Cancel => {}
+            }
+        }
+        for stream in driver.starved.drain(..).chain(driver.retry.drain(..)) {
+            stream.fail(errno, wakers);
+        }
+    }
+
+    fn shutdown(&self) {
+        if self.closed.replace(true) {
+            return;
+        }
+        self.inbox.mailbox().close();
+        if self.driver.borrow().failed.is_none() {
+            // What has been accepted and fits the sockets still leaves.
+            self.stage();
+            let deadline = Instant::now() + SHUTDOWN_WAIT_MAX;
+            self.drain(deadline);
+        }
+        let wakers = self.let_go();
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    /// The end of a shutdown: everything is let go, or leaked if the kernel may still use it.
+    fn let_go(&self) -> Vec<Waker> {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        driver.starved.clear();
+        driver.retry.clear();
+        driver.resting.clear();
+        driver.lingering.clear();
+        if driver.ops.is_empty() {
+            for block in driver.engine.surrender_blocks() {
+                driver.pool.retire(block);
+            }
+            driver.pool.collect_returns();
+            driver.pool.check();
+        } else {
+            tracing::warn!(
+                operations = driver.ops.len(),
+                "operations did not end in time; their memory is leaked"
+            );
+            driver.ops.leak();
+        }
+        std::mem::take(&mut driver.wakers)
+    }
+
+    /// Ends all operations: shuts sockets down, cancels, and takes completions until none is in flight.
+    fn drain(&self, deadline: Instant) {
+        let mut cancelled = false;
+        loop {
+            {
+                let mut driver = self.driver.borrow_mut();
+                let driver = &mut *driver;
+                if driver.engine.enter(cancelled, Some(deadline)).is_err() {
+                    return;
+                }
+                driver.engine.reap(&mut driver.batch);
+            }
+            self.dispatch();
+            let mut driver = self.driver.borrow_mut();
+            let driver = &mut *driver;
+            if driver.ops.is_empty() || Instant::now() >= deadline {
+                return;
+            }
+            if !cancelled {
+                cancelled = true;
+                let errno = libc::ECANCELED;
+                let mut targets = Vec::with_capacity(driver.ops.len());
+                for (token, slot) in driver.ops.in_flight() {
+                    let fd = match &slot.owner {
+                        Owner::Receive(stream) | Owner::Send(stream) | Owner::Hangup(stream) => {
+                            stream.fail(errno, &mut driver.wakers);
+                            // The peer sees the end at once, even if the ring takes its time.
+                            stream.shut_down();
+                            stream.raw_fd()
+                        }
+                        Owner::Accept(listener) => {
+                            listener.fail(errno, &mut driver.wakers);
+                            listener.raw_fd()
+                        }
+                        Owner::Doorbell => self.inbox.bell_fd(),
+                        Owner::Cancel => continue,
+                    };
+                    targets.push((token, fd));
+                }
+                for (token, fd) in targets {
+                    driver.cancel(token, fd);
+                }
+            } else {
+                for (target, fd) in std::mem::take(&mut driver.cancels) {
+                    driver.cancel(target, fd);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Ready at an instant. Dropping it removes the timer.
+#[must_use = "futures do nothing unless polled"]
+pub struct Sleep {
+    core: Rc<Core>,
+    at: Instant,
+    timer: Option<TimerId>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if Instant::now() >= this.at {
+            return Poll::Ready(());
+        }
+        let mut driver = this.core.driver.borrow_mut();
+        let pending = this.timer.is_some_and(|id| driver.timers.replace(id, context.waker()));
+        if !pending {
+            this.timer = driver.timers.add(this.at, context.waker().clone());
+            if this.timer.is_none() {
+                // Too many timers: look again next turn rather than never.
+                driver.wakers.push(context.waker().clone());
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(id) = self.timer
+            && let Ok(mut driver) = self.core.driver.try_borrow_mut()
+        {
+            driver.timers.remove(id);
+        }
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").field("at", &self.at).finish_non_exhaustive()
+    }
+}

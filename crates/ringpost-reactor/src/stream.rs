@@ -1,0 +1,658 @@
+//! A connected byte stream: received chunks waiting for their reader, accepted bytes waiting for the
+//! kernel, and one receive and at most one send in flight.
+//!
+//! ```text
+//! receive:  Idle -> Armed -> (paused | starved | ended) -> Armed ...
+//!           Idle     nothing armed, a turn will arm it
+//!           Armed    a multishot receive is in flight
+//!           Pausing  its cancel is under way: the reader lags
+//!           Paused   nothing armed until the reader has caught up
+//!           Starved  nothing armed until a block is free
+//!           Ended    end of file or an error was seen
+//! send:     at most one in flight, silent first; short or refused -> tracked until it is whole
+//! close:    the handle is gone -> what was accepted is sent (bounded in time) -> shutdown(2)
+//!           -> the receive ends -> the last reference closes the descriptor
+//! ```
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::net::Shutdown;
+
+use crate::chunk::Chunk;
+use crate::engine::{Completion, Request, Token};
+use crate::ops::{NotStarted, Owner};
+use crate::outbound::{GATHER_HEADER_BYTES_MAX, Outbound, Payload, SendMemory};
+use crate::reactor::{Core, Driver};
+use crate::stats::add;
+
+/// Why a stream can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The peer closed its end without reading everything, or was killed (EPIPE, ECONNRESET).
+    #[error("the peer is gone")]
+    PeerGone,
+    /// The runtime that drove this stream has ended.
+    #[error("the runtime has ended")]
+    RuntimeEnded,
+    /// The kernel refused for another reason.
+    #[error("the kernel refused with error {errno}")]
+    Kernel {
+        /// The error number.
+        errno: i32,
+    },
+}
+
+impl StreamError {
+    fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::EPIPE | libc::ECONNRESET => Self::PeerGone,
+            libc::ECANCELED => Self::RuntimeEnded,
+            errno => Self::Kernel { errno },
+        }
+    }
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Inbound {
+    /// Received bytes.
+    Chunk(Chunk),
+    /// The peer sends no more.
+    EndOfFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Receive {
+    Idle,
+    Armed(Token),
+    Pausing(Token),
+    Paused,
+    Starved,
+    Ended,
+}
+
+#[derive(Debug)]
+struct State {
+    receive: Receive,
+    end: Option<Result<(), StreamError>>,
+    inbound: VecDeque<Chunk>,
+    inbound_bytes: usize,
+    reader: Option<Waker>,
+    outbound: Outbound,
+    /// Bytes of the send in flight.
+    sending_bytes: usize,
+    sending: bool,
+    /// Memory of a send that could not be started.
+    unsent: Option<SendMemory>,
+    send_failure: Option<StreamError>,
+    writer: Option<Waker>,
+    dirty: bool,
+    closing: bool,
+    shut_down: bool,
+    hangup: Option<Token>,
+}
+
+/// The shared part of a stream: op slots and the handle refer to it.
+pub(crate) struct StreamCell {
+    socket: OwnedFd,
+    state: RefCell<State>,
+}
+
+impl fmt::Debug for StreamCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamCell").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// The handle of a connected byte stream on a reactor. Dropping it closes the stream once what was
+/// accepted has left (or the linger time is over).
+pub struct Stream {
+    cell: Rc<StreamCell>,
+    core: Rc<Core>,
+}
+
+impl Stream {
+    pub(crate) fn adopt(core: &Rc<Core>, socket: OwnedFd) -> Self {
+        let state = State {
+            receive: Receive::Idle,
+            end: None,
+            inbound: VecDeque::new(),
+            inbound_bytes: 0,
+            reader: None,
+            outbound: Outbound::default(),
+            sending_bytes: 0,
+            sending: false,
+            unsent: None,
+            send_failure: None,
+            writer: None,
+            dirty: false,
+            closing: false,
+            shut_down: false,
+            hangup: None,
+        };
+        let cell = Rc::new(StreamCell { socket, state: RefCell::new(state) });
+        if core.is_closed() {
+            cell.fail(libc::ECANCELED, &mut Vec::new());
+        } else {
+            cell.arm_receive(core, &mut core.driver.borrow_mut());
+        }
+        Self { cell, core: Rc::clone(core) }
+    }
+
+    /// The socket, for queries such as peer credentials.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.cell.socket.as_fd()
+    }
+
+    /// Takes the next received bytes. Cancel safe: nothing is lost when the caller stops polling.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] once everything received before has been taken; it is repeated.
+    #[inline]
+    pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Inbound, StreamError>> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(chunk) = state.inbound.pop_front() {
+            state.inbound_bytes -= chunk.len();
+            let resume = state.receive == Receive::Paused
+                && state.inbound_bytes <= self.core.config.inbound_bytes_max / 2;
+            drop(state);
+            if resume {
+                self.cell.arm_receive(&self.core, &mut self.core.driver.borrow_mut());
+            }
+            return Poll::Ready(Ok(Inbound::Chunk(chunk)));
+        }
+        match state.end {
+            Some(Ok(())) => Poll::Ready(Ok(Inbound::EndOfFile)),
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            None => {
+                replace_waker(&mut state.reader, context);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Bytes accepted and not yet handed to the kernel.
+    pub fn outbound_bytes(&self) -> usize {
+        self.cell.state.borrow().unsent_bytes()
+    }
+
+    /// True if a message may be accepted now.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
+    pub fn has_room(&self) -> Result<bool, StreamError> {
+        let state = self.cell.state.borrow();
+        match state.send_failure {
+            Some(error) => Err(error),
+            None => Ok(state.unsent_bytes() < self.core.config.outbound_bytes_max),
+        }
+    }
+
+    /// Waits until a message may be accepted. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match self.has_room() {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => {
+                replace_waker(&mut self.cell.state.borrow_mut().writer, context);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Waits until the kernel has everything accepted so far. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if something accepted can't be sent any more.
+    pub fn poll_flushed(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(error) = state.send_failure {
+            return Poll::Ready(Err(error));
+        }
+        if state.unsent_bytes() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        replace_waker(&mut state.writer, context);
+        Poll::Pending
+    }
+
+    /// Accepts `header` and `body` for sending: both are copied once. The caller has seen
+    /// [`Stream::has_room`].
+    #[inline]
+    pub fn append(&self, header: &[u8], body: &[u8]) {
+        let mut state = self.cell.state.borrow_mut();
+        if !state.outbound.try_append(header, body) {
+            state.outbound.append(header, body, &mut self.core.blocks.borrow_mut());
+        }
+        self.mark_dirty(&mut state);
+    }
+
+    /// Accepts `header` and `len` bytes that `fill` writes in place.
+    pub fn append_with(&self, header: &[u8], len: usize, fill: impl FnOnce(&mut [u8])) {
+        let mut state = self.cell.state.borrow_mut();
+        state.outbound.append_with(header, len, fill, &mut self.core.blocks.borrow_mut());
+        self.mark_dirty(&mut state);
+    }
+
+    /// Accepts `header` (16 bytes at most) and a payload that is sent from where it lies.
+    ///
+    /// # Panics
+    ///
+    /// If the header is longer than 16 bytes.
+    pub fn append_shared(&self, header: &[u8], payload: Payload) {
+        assert!(header.len() <= GATHER_HEADER_BYTES_MAX, "header too long to gather");
+        let mut state = self.cell.state.borrow_mut();
+        state.outbound.append_shared(header, payload);
+        self.mark_dirty(&mut state);
+    }
+
+    /// Tells the peer that nothing more will be sent (`shutdown(SHUT_WR)`). Call it once flushed.
+    pub fn shutdown_write(&self) {
+        // Only ENOTCONN can come back, and then there is nobody to tell.
+        let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
+    }
+
+    #[inline]
+    fn mark_dirty(&self, state: &mut State) {
+        if !state.dirty {
+            state.dirty = true;
+            self.core.dirty.borrow_mut().push(Rc::clone(&self.cell));
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.cell.close(&self.core);
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("socket", &self.cell.socket).finish_non_exhaustive()
+    }
+}
+
+#[inline]
+fn replace_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(context.waker()),
+        None => *slot = Some(context.waker().clone()),
+    }
+}
+
+impl State {
+    #[inline]
+    fn unsent_bytes(&self) -> usize {
+        self.sending_bytes + self.outbound.len()
+    }
+
+    fn is_drained(&self) -> bool {
+        !self.sending && self.unsent.is_none() && self.outbound.is_empty()
+            || self.send_failure.is_some()
+    }
+}
+
+impl StreamCell {
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.state.borrow().is_drained()
+    }
+
+    /// Starts the multishot receive, if nothing speaks against it.
+    pub(crate) fn arm_receive(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        if state.end.is_some()
+            || state.closing
+            || matches!(state.receive, Receive::Armed(_) | Receive::Pausing(_))
+            || state.inbound_bytes >= core.config.inbound_bytes_max
+        {
+            return;
+        }
+        state.receive = Receive::Idle;
+        let fd = self.raw_fd();
+        match driver.start(|| Owner::Receive(Rc::clone(self)), Request::Receive { fd }) {
+            Some(token) => state.receive = Receive::Armed(token),
+            None => driver.retry.push(Rc::clone(self)),
+        }
+        if driver.guard_hangup && state.hangup.is_none() {
+            state.hangup =
+                driver.start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd });
+        }
+    }
+
+    /// A receive delivered bytes or ended.
+    pub(crate) fn received(self: &Rc<Self>, core: &Core, driver: &mut Driver, done: Completion) {
+        let mut state = self.state.borrow_mut();
+        if let Some(range) = done.received {
+            if range.len > 0 {
+                let bytes = range.len as usize;
+                add(&core.counters.bytes_received, range.len.into());
+                if !state.closing {
+                    state.inbound_bytes += bytes;
+                    let lease = driver.pool.lease(range.block, range.offset, range.len);
+                    // The last quarter of the pool is never lent: whatever readers hold on to,
+                    // receiving can go on.
+                    let available = driver.pool.free_blocks() + driver.pool.kernel_blocks();
+                    let chunk = if available * 4 <= driver.pool.blocks() {
+                        add(&core.counters.bytes_copied, range.len.into());
+                        Chunk::Copied(Bytes::copy_from_slice(&lease))
+                    } else {
+                        Chunk::Leased(lease)
+                    };
+                    let rest = match state.inbound.back_mut() {
+                        Some(last) => last.try_extend(chunk),
+                        None => Err(chunk),
+                    };
+                    if let Err(chunk) = rest {
+                        state.inbound.push_back(chunk);
+                    }
+                }
+            }
+            if range.last {
+                driver.pool.retire(range.block);
+            }
+        }
+        if let Some(waker) = state.reader.take() {
+            driver.wakers.push(waker);
+        }
+        if done.more {
+            if let Receive::Armed(token) = state.receive
+                && state.inbound_bytes >= core.config.inbound_bytes_max
+            {
+                add(&core.counters.receives_paused, 1);
+                state.receive = Receive::Pausing(token);
+                drop(state);
+                driver.cancel(token, self.raw_fd());
+            }
+            return;
+        }
+        let paused = matches!(state.receive, Receive::Pausing(_));
+        state.receive = Receive::Idle;
+        match -done.result {
+            0 => {
+                state.receive = Receive::Ended;
+                state.end.get_or_insert(Ok(()));
+            }
+            libc::ENOBUFS => {
+                add(&core.counters.receives_starved, 1);
+                state.receive = Receive::Starved;
+                driver.starve(Rc::clone(self));
+            }
+            // More than zero bytes, or ended for no fault of the stream: go on, or rest while paused.
+            ..0 | libc::EINTR | libc::EAGAIN => {
+                drop(state);
+                self.resume(core, driver);
+            }
+            libc::ECANCELED if paused => {
+                drop(state);
+                self.resume(core, driver);
+            }
+            errno => {
+                state.receive = Receive::Ended;
+                state.end.get_or_insert(Err(StreamError::from_errno(errno)));
+            }
+        }
+    }
+
+    /// Arms the receive again, or leaves it paused until the reader has caught up.
+    fn resume(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.inbound_bytes > core.config.inbound_bytes_max / 2 {
+                state.receive = Receive::Paused;
+                return;
+            }
+        }
+        self.arm_receive(core, driver);
+    }
+
+    /// The peer hung up: on a kernel that may lose the end of file, receive anew, which sees it.
+    pub(crate) fn hung_up(self: &Rc<Self>, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        state.hangup = None;
+        if let Receive::Armed(token) = state.receive {
+            // Its end makes `received` arm again.
+            state.receive = Receive::Pausing(token);
+            drop(state);
+            driver.cancel(token, self.raw_fd());
+        }
+    }
+
+    /// Makes one send of everything queued.
+    pub(crate) fn stage(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        state.dirty = false;
+        if state.sending || state.unsent.is_some() || state.send_failure.is_some() {
+            // The end of the send in flight looks at the queue again.
+            return;
+        }
+        let Some(memory) = state.outbound.take(&mut core.blocks.borrow_mut()) else { return };
+        state.sending_bytes = memory.len();
+        self.send(&mut state, driver, memory, !driver.tracked_only);
+    }
+
+    fn send(
+        self: &Rc<Self>,
+        state: &mut State,
+        driver: &mut Driver,
+        memory: SendMemory,
+        silent: bool,
+    ) {
+        if let Some(errno) = driver.failed {
+            state.unsent = Some(memory);
+            state.send_failure = Some(StreamError::from_errno(errno));
+            return;
+        }
+        let started = driver.ops.start_send(&mut driver.engine, self, memory, silent);
+        let started = match started {
+            Err(NotStarted { memory: Some(memory) }) => {
+                driver.make_room();
+                driver.ops.start_send(&mut driver.engine, self, memory, silent)
+            }
+            started => started,
+        };
+        match started {
+            Ok(_) => state.sending = true,
+            Err(NotStarted { memory }) => {
+                state.unsent = memory;
+                driver.retry.push(Rc::clone(self));
+            }
+        }
+    }
+
+    /// Tries again what found no room.
+    pub(crate) fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        {
+            let mut state = self.state.borrow_mut();
+            if !state.sending
+                && let Some(memory) = state.unsent.take()
+            {
+                self.send(&mut state, driver, memory, !driver.tracked_only);
+            }
+            if state.receive != Receive::Idle {
+                return;
+            }
+        }
+        self.arm_receive(core, driver);
+    }
+
+    /// A silent send was taken whole.
+    pub(crate) fn sent_silently(
+        self: &Rc<Self>,
+        core: &Core,
+        wakers: &mut Vec<Waker>,
+        memory: SendMemory,
+    ) {
+        let mut state = self.state.borrow_mut();
+        add(&core.counters.bytes_sent, state.sending_bytes as u64);
+        self.finish_send(core, &mut state, wakers, memory);
+    }
+
+    fn finish_send(
+        self: &Rc<Self>,
+        core: &Core,
+        state: &mut State,
+        wakers: &mut Vec<Waker>,
+        memory: SendMemory,
+    ) {
+        state.sending = false;
+        state.sending_bytes = 0;
+        state.outbound.finish(memory, &mut core.blocks.borrow_mut());
+        if let Some(waker) = state.writer.take() {
+            wakers.push(waker);
+        }
+        if !state.outbound.is_empty() {
+            if !state.dirty {
+                state.dirty = true;
+                core.dirty.borrow_mut().push(Rc::clone(self));
+            }
+        } else if state.closing {
+            self.shut_down_in(state);
+        }
+    }
+
+    /// A send completed: tracked, or silent and short or refused.
+    pub(crate) fn sent(
+        self: &Rc<Self>,
+        core: &Core,
+        driver: &mut Driver,
+        mut memory: SendMemory,
+        result: i32,
+    ) {
+        let mut state = self.state.borrow_mut();
+        state.sending = false;
+        match result {
+            0.. => {
+                #[expect(clippy::cast_sign_loss, reason = "not negative in this arm")]
+                let count = result as usize;
+                add(&core.counters.bytes_sent, count as u64);
+                memory.advance(count, &mut core.blocks.borrow_mut());
+                state.sending_bytes = memory.len();
+                if state.sending_bytes == 0 {
+                    self.finish_send(core, &mut state, &mut driver.wakers, memory);
+                    return;
+                }
+            }
+            errno if matches!(-errno, libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {}
+            errno => {
+                state.sending_bytes = 0;
+                state.outbound.finish(memory, &mut core.blocks.borrow_mut());
+                state.outbound.clear(&mut core.blocks.borrow_mut());
+                state.send_failure = Some(StreamError::from_errno(-errno));
+                if let Some(waker) = state.writer.take() {
+                    driver.wakers.push(waker);
+                }
+                if state.closing {
+                    self.shut_down_in(&mut state);
+                }
+                return;
+            }
+        }
+        // The rest waits for room in the socket.
+        add(&core.counters.sends_tracked, 1);
+        self.send(&mut state, driver, memory, false);
+    }
+
+    /// The handle is gone.
+    fn close(self: &Rc<Self>, core: &Core) {
+        let mut state = self.state.borrow_mut();
+        state.closing = true;
+        state.reader = None;
+        state.writer = None;
+        state.inbound_bytes = 0;
+        let inbound = std::mem::take(&mut state.inbound);
+        let drained = state.is_drained();
+        if drained {
+            state.outbound.clear(&mut core.blocks.borrow_mut());
+            self.shut_down_in(&mut state);
+        }
+        drop(state);
+        // Leases go without a borrow: the last one of a block notifies the mailbox.
+        drop(inbound);
+        if !core.is_closed()
+            && let Ok(mut driver) = core.driver.try_borrow_mut()
+        {
+            self.stop_receive(&mut driver);
+            if !drained {
+                let linger = Duration::from_millis(core.config.linger_ms_max);
+                driver.lingering.push_back((Instant::now() + linger, Rc::clone(self)));
+            }
+        }
+    }
+
+    /// Makes sure the receive ends, so that its slot lets go of the descriptor.
+    fn stop_receive(&self, driver: &mut Driver) {
+        let state = self.state.borrow();
+        if let Receive::Armed(token) = state.receive
+            && !state.shut_down
+        {
+            drop(state);
+            driver.cancel(token, self.raw_fd());
+            return;
+        }
+        if let Some(token) = state.hangup
+            && !state.shut_down
+        {
+            drop(state);
+            driver.cancel(token, self.raw_fd());
+        }
+    }
+
+    /// A dropped stream has drained or lingered long enough.
+    pub(crate) fn give_up(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        if !state.is_drained() {
+            tracing::debug!(bytes = state.unsent_bytes(), "a closed connection's bytes are dropped");
+            state.outbound.clear(&mut core.blocks.borrow_mut());
+            state.unsent = None;
+        }
+        // A send in flight ends with EPIPE.
+        self.shut_down_in(&mut state);
+        drop(state);
+        driver.starved.retain(|stream| !Rc::ptr_eq(stream, self));
+    }
+
+    fn shut_down_in(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.shut_down, true) {
+            // ENOTCONN means that there is nobody to tell; a receive in flight ends all the same.
+            let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn shut_down(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            self.shut_down_in(&mut state);
+        }
+    }
+
+    /// The engine or the runtime is gone: both directions report it.
+    pub(crate) fn fail(&self, errno: i32, wakers: &mut Vec<Waker>) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let error = StreamError::from_errno(errno);
+        state.end.get_or_insert(Err(error));
+        state.send_failure.get_or_insert(error);
+        wakers.extend(state.reader.take());
+        wakers.extend(state.writer.take());
+    }
+}

@@ -1,0 +1,89 @@
+//! Timers: what is due next, and whom to wake.
+
+use std::collections::BTreeMap;
+use std::task::Waker;
+use std::time::Instant;
+
+/// Names a timer; the number tells apart timers that are due at the same instant.
+pub(crate) type TimerId = (Instant, u64);
+
+/// Timers in the order in which they are due.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    queue: BTreeMap<TimerId, Waker>,
+    next: u64,
+}
+
+/// Timers that can be pending at once.
+pub(crate) const TIMERS_MAX: usize = 1 << 20;
+
+impl Timers {
+    pub(crate) fn add(&mut self, at: Instant, waker: Waker) -> Option<TimerId> {
+        if self.queue.len() >= TIMERS_MAX {
+            return None;
+        }
+        self.next += 1;
+        let id = (at, self.next);
+        self.queue.insert(id, waker);
+        Some(id)
+    }
+
+    /// Replaces the waker of a pending timer. False if it has fired.
+    pub(crate) fn replace(&mut self, id: TimerId, waker: &Waker) -> bool {
+        match self.queue.get_mut(&id) {
+            Some(old) => {
+                old.clone_from(waker);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: TimerId) {
+        self.queue.remove(&id);
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Moves the wakers of timers due at `now` to `wakers`, each timer once, in order.
+    pub(crate) fn fire(&mut self, now: Instant, wakers: &mut Vec<Waker>) {
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            wakers.push(entry.remove());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn fire_once_in_order() {
+        let mut timers = Timers::default();
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let late = timers.add(now + second, Waker::noop().clone()).unwrap();
+        timers.add(now, Waker::noop().clone()).unwrap();
+        timers.add(now, Waker::noop().clone()).unwrap();
+        assert_eq!(timers.next_due(), Some(now));
+        let mut wakers = Vec::new();
+        timers.fire(now, &mut wakers);
+        assert_eq!(wakers.len(), 2);
+        timers.fire(now, &mut wakers);
+        assert_eq!(wakers.len(), 2);
+        assert!(timers.replace(late, Waker::noop()));
+        timers.remove(late);
+        assert!(timers.is_empty());
+        assert!(!timers.replace(late, Waker::noop()));
+    }
+}

@@ -1,0 +1,327 @@
+//! The io_uring engine.
+//!
+//! One ring a thread, with deferred task work: nothing runs behind the owner's back, completions
+//! appear only inside [`Engine::enter`]. Receives are multishot into a provided-buffer ring, in
+//! incremental mode where the kernel has it (Linux 6.12), so that many small messages share a block.
+//!
+//! # Invariants
+//!
+//! * **U1** Everything that a pushed entry points to is owned by the caller's op slot until the
+//!   terminal completion (contract of [`Engine::push`]).
+//! * **U2** `written[b]` is the number of bytes the kernel has delivered into block `b`, in
+//!   completion order; a block is finished exactly when it is full (incremental) or delivered once
+//!   (plain). The kernel's own BUF_MORE flag is not relied on: at end of file some kernels leave it out
+//!   though the buffer stays theirs.
+
+mod buffers;
+mod preflight;
+mod setup;
+mod sys;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{IoUring, cqueue, opcode, types};
+
+use self::buffers::{BufferRing, GROUP};
+pub(crate) use self::preflight::{Refusal, preflight};
+pub(crate) use self::setup::Setup;
+use crate::engine::{Completion, Engine, EngineError, QueueFull, Received, Request, Token};
+use crate::pool::{BlockId, PoolShared};
+
+/// The io_uring engine. See the module documentation.
+pub(crate) struct Uring {
+    ring: IoUring,
+    /// Dropped after `ring`: the kernel reads it until the ring is closed.
+    buffers: BufferRing,
+    pool: Arc<PoolShared>,
+    incremental: bool,
+    /// U2; `u32::MAX` for a block that the kernel does not hold.
+    written: Box<[u32]>,
+    completions: VecDeque<Completion>,
+    enter_fd: i32,
+    enter_flags: u32,
+    registered: Option<u32>,
+    no_iowait: bool,
+    system_calls: u64,
+    /// Completions whose block accounting made no sense; the ring is not trusted afterwards.
+    corrupt: Option<&'static str>,
+    owner: u32,
+}
+
+const NOT_HELD: u32 = u32::MAX;
+
+impl Uring {
+    /// Wraps a ring that [`Setup`] has made.
+    fn new(ring: IoUring, buffers: BufferRing, pool: Arc<PoolShared>, setup: &Setup) -> Self {
+        use std::os::fd::AsRawFd;
+        let blocks = pool.region().len() / pool.block_bytes() as usize;
+        let raw = ring.as_raw_fd();
+        let registered = if setup.register_ring { sys::register_ring_fd(raw).ok() } else { None };
+        let (enter_fd, registered_flag) = match registered {
+            Some(index) => (i32::try_from(index).unwrap_or(raw), sys::ENTER_REGISTERED_RING),
+            None => (raw, 0),
+        };
+        let no_iowait = ring.params().is_feature_no_iowait();
+        Self {
+            ring,
+            buffers,
+            pool,
+            incremental: setup.incremental,
+            written: vec![NOT_HELD; blocks].into(),
+            completions: VecDeque::with_capacity(256),
+            enter_fd,
+            enter_flags: sys::ENTER_GETEVENTS | registered_flag,
+            registered,
+            no_iowait,
+            system_calls: 0,
+            corrupt: None,
+            owner: std::process::id(),
+        }
+    }
+
+    pub(crate) fn is_incremental(&self) -> bool {
+        self.incremental
+    }
+
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered.is_some()
+    }
+
+    fn entry(&self, request: Request) -> Entry {
+        let send_flags = |silent: bool| {
+            // A silent send never waits for room (DONTWAIT); both kinds go on until everything is
+            // taken or nothing more fits (WAITALL).
+            libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if silent { libc::MSG_DONTWAIT } else { 0 }
+        };
+        let skip = |silent: bool| if silent { Flags::SKIP_SUCCESS } else { Flags::empty() };
+        match request {
+            Request::Receive { fd } => opcode::RecvMulti::new(types::Fd(fd), GROUP).build(),
+            Request::Send { fd, data, len, silent } => {
+                opcode::Send::new(types::Fd(fd), data, len)
+                    .flags(send_flags(silent))
+                    .build()
+                    .flags(skip(silent))
+            }
+            Request::SendMessage { fd, header, silent } => {
+                #[expect(clippy::cast_sign_loss, reason = "flag bits")]
+                let flags = send_flags(silent) as u32;
+                opcode::SendMsg::new(types::Fd(fd), header).flags(flags).build().flags(skip(silent))
+            }
+            Request::Accept { fd } => opcode::AcceptMulti::new(types::Fd(fd))
+                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                .build(),
+            #[expect(clippy::cast_sign_loss, reason = "flag bits")]
+            Request::Doorbell { fd } => {
+                let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+                opcode::PollAdd::new(types::Fd(fd), events).multi(true).build()
+            }
+            #[expect(clippy::cast_sign_loss, reason = "flag bits")]
+            Request::Hangup { fd } => {
+                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLRDHUP as u32).build()
+            }
+            Request::Cancel { target, .. } => opcode::AsyncCancel::new(target.0).build(),
+        }
+    }
+
+    /// Moves everything in the completion queue to the local queue.
+    fn collect(&mut self) {
+        let Self { ring, completions, written, pool, incremental, corrupt, .. } = self;
+        for entry in ring.completion() {
+            let result = entry.result();
+            let flags = entry.flags();
+            let mut received = None;
+            if let Some(block) = cqueue::buffer_select(flags) {
+                match account(written, pool.block_bytes(), *incremental, block, result) {
+                    Ok(range) => received = range,
+                    Err(what) => *corrupt = Some(what),
+                }
+            }
+            completions.push_back(Completion {
+                token: Token(entry.user_data()),
+                result,
+                more: cqueue::more(flags),
+                received,
+            });
+        }
+    }
+
+    fn overflowed(&mut self) -> bool {
+        self.ring.submission().cq_overflow()
+    }
+}
+
+/// Advances a block's written count by a delivery of `result` bytes (U2).
+fn account(
+    written: &mut [u32],
+    block_bytes: u32,
+    incremental: bool,
+    block: BlockId,
+    result: i32,
+) -> Result<Option<Received>, &'static str> {
+    let Some(count) = written.get_mut(block as usize).filter(|count| **count != NOT_HELD) else {
+        return Err("the kernel delivered into a block it does not hold");
+    };
+    let len = u32::try_from(result).unwrap_or(0);
+    if incremental {
+        if len == 0 {
+            return Ok(None);
+        }
+        let offset = *count;
+        let end = offset.checked_add(len).filter(|&end| end <= block_bytes);
+        let Some(end) = end else { return Err("the kernel delivered beyond a block") };
+        let last = end == block_bytes;
+        *count = if last { NOT_HELD } else { end };
+        Ok(Some(Received { block, offset, len, last }))
+    } else {
+        *count = NOT_HELD;
+        if len > block_bytes {
+            return Err("the kernel delivered beyond a block");
+        }
+        Ok(Some(Received { block, offset: 0, len, last: true }))
+    }
+}
+
+impl Engine for Uring {
+    unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
+        let entry = self.entry(request).user_data(token.0);
+        // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| QueueFull)
+    }
+
+    fn staged(&self) -> usize {
+        // SAFETY: this thread is the only one that uses the queue (the engine is not Sync and holds
+        // no other view of it), so no second `SubmissionQueue` is alive.
+        unsafe { self.ring.submission_shared() }.len()
+    }
+
+    fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
+        debug_assert_eq!(self.owner, std::process::id(), "the ring belongs to the parent process");
+        let mut staged = u32::try_from(self.staged()).unwrap_or(u32::MAX);
+        let mut wait = wait && self.completions.is_empty();
+        loop {
+            let mut flags = self.enter_flags;
+            let timeout = if wait {
+                if self.no_iowait {
+                    flags |= sys::ENTER_NO_IOWAIT;
+                }
+                deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            } else {
+                None
+            };
+            self.system_calls += 1;
+            let result = sys::enter(self.enter_fd, staged, u32::from(wait), flags, timeout);
+            self.collect();
+            if let Some(what) = self.corrupt {
+                let source = io::Error::other(what);
+                return Err(EngineError::Fatal { call: "io_uring_enter", source });
+            }
+            match result {
+                // ETIME: the deadline passed. EINTR: a signal; whoever waits looks again. EAGAIN and
+                // EBUSY: no memory for requests, or completions not yet taken; what is staged stays
+                // staged and is offered again.
+                Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
+                // Everything else says that the ring itself can't be used (EBADR: a completion was
+                // lost; EEXIST: another thread's ring; EBADF, EBADFD, ENXIO, EFAULT, EINVAL, ...).
+                Err(errno) => {
+                    let source = io::Error::from_raw_os_error(errno);
+                    return Err(EngineError::Fatal { call: "io_uring_enter", source });
+                }
+            }
+            // Completions that did not fit wait in the kernel until they are asked for.
+            if !self.overflowed() {
+                return Ok(());
+            }
+            staged = 0;
+            wait = false;
+        }
+    }
+
+    fn reap(&mut self, batch: &mut Vec<Completion>) {
+        batch.extend(self.completions.drain(..));
+    }
+
+    fn ready(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let flagged = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        flagged || !self.ring.completion().is_empty()
+    }
+
+    fn provide(&mut self, block: BlockId) {
+        debug_assert_eq!(self.written[block as usize], NOT_HELD);
+        self.written[block as usize] = 0;
+        let address = self.pool.region().at(self.pool.offset_of(block));
+        self.buffers.add(block, address, self.pool.block_bytes());
+    }
+
+    fn surrender_blocks(&mut self) -> Vec<BlockId> {
+        // Taking the group away from the kernel first: afterwards no receive can start on it.
+        if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
+            return Vec::new();
+        }
+        let held = self.written.iter_mut().enumerate().filter(|(_, count)| **count != NOT_HELD);
+        held.filter_map(|(block, count)| {
+            *count = NOT_HELD;
+            BlockId::try_from(block).ok()
+        })
+        .collect()
+    }
+
+    fn system_calls(&self) -> u64 {
+        self.system_calls
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        use std::os::fd::AsRawFd;
+        if let Some(index) = self.registered
+            && let Err(error) = sys::unregister_ring_fd(self.ring.as_raw_fd(), index)
+        {
+            tracing::warn!(%error, "the ring stays registered until its thread ends");
+        }
+    }
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring")
+            .field("incremental", &self.incremental)
+            .field("registered", &self.registered)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn incremental_accounting_follows_the_kernel() {
+        let mut written = [0, NOT_HELD];
+        let first = account(&mut written, 100, true, 0, 60).unwrap().unwrap();
+        assert_eq!(first, Received { block: 0, offset: 0, len: 60, last: false });
+        // End of file names the current block without consuming it.
+        assert_eq!(account(&mut written, 100, true, 0, 0).unwrap(), None);
+        assert_eq!(account(&mut written, 100, true, 0, -104).unwrap(), None);
+        let second = account(&mut written, 100, true, 0, 40).unwrap().unwrap();
+        assert_eq!(second, Received { block: 0, offset: 60, len: 40, last: true });
+        assert!(account(&mut written, 100, true, 0, 1).is_err());
+        assert!(account(&mut written, 100, true, 1, 1).is_err());
+        assert!(account(&mut written, 100, true, 9, 1).is_err());
+    }
+
+    #[test]
+    fn plain_accounting_takes_whole_blocks() {
+        let mut written = [0, 0];
+        let empty = account(&mut written, 100, false, 0, 0).unwrap().unwrap();
+        assert_eq!(empty, Received { block: 0, offset: 0, len: 0, last: true });
+        assert!(account(&mut written, 100, false, 0, 5).is_err());
+        assert!(account(&mut written, 100, false, 1, 101).is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! Ring set-up: which flags, how large, and what to do when the kernel refuses.
+
+use std::io;
+use std::sync::Arc;
+
+use io_uring::IoUring;
+
+use super::Uring;
+use super::buffers::BufferRing;
+use super::sys::BUFFER_RING_INCREMENTAL;
+use crate::pool::PoolShared;
+
+/// How a ring is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// Submission entries asked for; halved on ENOMEM down to [`ENTRIES_MIN`].
+    pub(crate) entries: u32,
+    /// Many receives share a block (Linux 6.12).
+    pub(crate) incremental: bool,
+    /// Enter through an index registered with the thread (Linux 5.18).
+    pub(crate) register_ring: bool,
+}
+
+/// Fewest submission entries that the engine still works with.
+const ENTRIES_MIN: u32 = 16;
+/// Completion entries for each submission entry. Receives are multishot, so completions outnumber
+/// submissions; what does not fit all the same is fetched from the kernel's overflow list.
+const COMPLETIONS_PER_SUBMISSION: u32 = 4;
+
+impl Setup {
+    /// Makes the ring and registers a buffer ring for the blocks of `pool`.
+    pub(crate) fn build(&self, pool: Arc<PoolShared>) -> io::Result<Uring> {
+        let ring = self.ring()?;
+        let blocks = pool.region().len() / pool.block_bytes() as usize;
+        let blocks = u16::try_from(blocks).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let flags = if self.incremental { BUFFER_RING_INCREMENTAL } else { 0 };
+        let buffers = BufferRing::register(&ring, blocks, flags)?;
+        Ok(Uring::new(ring, buffers, pool, self))
+    }
+
+    fn ring(&self) -> io::Result<IoUring> {
+        let mut entries = self.entries.next_power_of_two();
+        // NO_SQARRAY (Linux 6.6) saves an indirection; everything else is required (6.1).
+        let mut no_sqarray = true;
+        loop {
+            match Self::attempt(entries, no_sqarray) {
+                Ok(ring) => return Ok(ring),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINVAL) if no_sqarray => no_sqarray = false,
+                    Some(libc::ENOMEM) if entries > ENTRIES_MIN => entries /= 2,
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn attempt(entries: u32, no_sqarray: bool) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_clamp()
+            .setup_cqsize(entries * COMPLETIONS_PER_SUBMISSION)
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag();
+        if no_sqarray {
+            builder.setup_no_sqarray();
+        }
+        builder.build(entries)
+    }
+}
