@@ -1,1 +1,6 @@
-//! ringpost-testkit
+//! Peers, fault scripts and oracles for ringpost, shared by tests, fuzz targets and benchmarks.
+//!
+//! Not published. Functions here panic when a property does not hold; that is their result.
+#![forbid(unsafe_code)]
+
+pub mod frame_oracle;

@@ -1,0 +1,3 @@
+//! Tests that need the oracles and the files of the repository.
+
+mod frame_corpus;
