@@ -1,1 +1,66 @@
-//! ringpost-uds
+//! Socket hygiene for Unix-domain sockets: everything that has to happen before the first byte flows.
+//!
+//! A socket in the file system outlives the process that made it, is guarded by permission bits that
+//! the umask meddles with, has a name of at most 107 bytes, and can be replaced by anyone who may
+//! write to its directory. This crate deals with all of that and then hands out plain file
+//! descriptors, non-blocking and close-on-exec, for whatever reactor the caller uses.
+//!
+//! - [`bind()`] takes a path over race-free: of several starters exactly one wins, a stale socket is
+//!   replaced atomically, a live one and anything that is not a socket are left alone, and the
+//!   socket is never reachable with wider permissions than asked for.
+//! - [`PathGuard`] removes the path when the server ends, unless the path has become somebody
+//!   else's in the meantime.
+//! - [`connect()`] makes one attempt and says in words why it failed.
+//! - [`peer_credentials`] and [`AccessPolicy`] tell who is on the other side and whether they may be.
+//!
+//! # What it does not do
+//!
+//! It never waits, spawns nothing, reads no clock, and never touches the process umask or the working
+//! directory, which other threads share.
+//!
+//! # Requirements
+//!
+//! Linux. Paths longer than 107 bytes, and modes that the umask would narrow, need `/proc` mounted.
+//!
+//! # Example
+//!
+//! ```
+//! use ringpost_uds::{Address, BindOptions, bind, connect, peer_credentials};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("app.sock");
+//! let address = Address::from(path.as_path());
+//! let server = bind(&address, &BindOptions::new().mode(0o660))?;
+//! let client = connect(&address)?;
+//! assert_eq!(peer_credentials(&client)?.pid, Some(std::process::id()));
+//! drop(server);
+//! assert!(!path.exists());
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod bind;
+mod bind_error;
+mod connect;
+mod credentials;
+mod directory;
+mod guard;
+mod liveness;
+mod lock;
+mod options;
+mod policy;
+mod reason;
+mod temporary;
+
+pub use address::{Address, AddressError};
+pub use bind::{Bound, bind};
+pub use bind_error::{BindError, FileKind, Step};
+pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind};
+pub use credentials::{PeerCredentials, peer_credentials};
+pub use guard::PathGuard;
+pub use options::{BindOptions, SocketKind};
+pub use policy::{AccessDenied, AccessPolicy};

@@ -1,0 +1,251 @@
+//! Taking over a socket address, race-free.
+//!
+//! The steps for a path, each of which undoes the earlier ones when it fails:
+//!
+//! 1. lock `<path>.lock`: of several starters one goes on;
+//! 2. look at the path: refuse what is not a socket, refuse a socket with somebody behind it;
+//! 3. make the socket, narrow its mode, bind it to a temporary name in the same directory;
+//! 4. give it its owner, then its mode, then let it listen;
+//! 5. move it to the path, in one step that either replaces exactly what was looked at, or nothing.
+//!
+//! So nobody ever finds at the path a socket that does not listen, or one with the wrong permissions.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, RenameFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
+
+use crate::address::{Address, AddressError};
+use crate::bind_error::{BindError, FileKind, Step};
+use crate::directory::{Directory, Pin};
+use crate::guard::PathGuard;
+use crate::liveness::{Liveness, probe};
+use crate::lock::Lock;
+use crate::options::BindOptions;
+use crate::temporary::{Temporary, recover};
+
+/// Makes a listening socket at `address`.
+///
+/// The socket is non-blocking and close-on-exec. A stale socket at a path is replaced; anything else
+/// is an error and stays untouched. A process forked from this one keeps the lock as long as it
+/// lives, unless it executes another program.
+///
+/// # Errors
+///
+/// See [`BindError`]; its text names the path and says what to do.
+pub fn bind(address: &Address, options: &BindOptions) -> Result<Bound, BindError> {
+    address.validate()?;
+    options.validate()?;
+    let (socket, guard) = match address {
+        Address::Path(path) => bind_path(path, options)?,
+        Address::Abstract(name) => (bind_abstract(address, name, options)?, PathGuard::nothing()),
+    };
+    Ok(Bound { guard, socket, address: address.clone() })
+}
+
+/// A listening socket, and the guard of its path.
+///
+/// Dropping it removes the path first, so that a client finds no socket rather than a dead one.
+#[derive(Debug)]
+#[must_use = "dropping it closes the socket and removes its path"]
+pub struct Bound {
+    // The order of the fields is the order in which they are dropped.
+    guard: PathGuard,
+    socket: OwnedFd,
+    address: Address,
+}
+
+impl Bound {
+    /// The socket for one owner, the guard for another. Keep the guard as long as the socket accepts.
+    pub fn into_parts(self) -> (OwnedFd, PathGuard) {
+        (self.socket, self.guard)
+    }
+
+    /// The address as given.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The guard of the path.
+    pub fn guard(&self) -> &PathGuard {
+        &self.guard
+    }
+
+    /// The listening socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard), BindError> {
+    let (directory, name) = Directory::of(path)?;
+    if !options.unsafe_directory {
+        directory.check_sticky()?;
+    }
+    let lock = Lock::acquire(&directory, name)?;
+    match bind_locked(&directory, name, &lock, options) {
+        Ok((socket, pin)) => {
+            if let Err(error) = lock.record(None) {
+                tracing::debug!(path = %path.display(), %error, "cannot write the lock file");
+            }
+            Ok((socket, PathGuard::new(directory, name.to_owned(), pin, lock)))
+        }
+        Err(error) => {
+            if let Err(errno) = lock.remove(&directory) {
+                tracing::warn!(path = %path.display(), %errno, "cannot remove the lock file");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn bind_locked(
+    directory: &Directory,
+    name: &OsStr,
+    lock: &Lock,
+    options: &BindOptions,
+) -> Result<(OwnedFd, Pin), BindError> {
+    let path = directory.join(name);
+    recover(directory, name, lock);
+    occupant(directory, name)?;
+
+    let socket = new_socket(options, &path)?;
+    // At bind, the kernel gives the file these bits minus the umask; so this can only narrow, which
+    // is what keeps group and others out until the owner is right.
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(options.mode & 0o700))
+        .map_err(|errno| BindError::system(Step::ChangeMode, &path, errno))?;
+    let temporary = Temporary::bind(&socket, directory, name, lock)?;
+    let pin = temporary.pin();
+    if options.uid.is_some() || options.gid.is_some() {
+        pin.change_owner(options.uid, options.gid)
+            .map_err(|errno| BindError::system(Step::ChangeOwner, &path, errno))?;
+    }
+    if pin.mode().map_err(|errno| BindError::system(Step::Inspect, &path, errno))? != options.mode {
+        pin.change_mode(options.mode).map_err(|errno| {
+            BindError::system(Step::ChangeMode, &path, crate::directory::explain_proc(errno))
+        })?;
+    }
+    listen(&socket, options, &path)?;
+    let pin = publish(temporary, directory, name)?;
+    Ok((socket, pin))
+}
+
+/// Moves the socket to its final name.
+///
+/// What is there is examined first, and a swap tells afterwards what really was there: if that is not
+/// what was examined, it goes back. File systems without these flavours of rename get the plain one.
+fn publish(
+    temporary: Temporary<'_>,
+    directory: &Directory,
+    name: &OsStr,
+) -> Result<Pin, BindError> {
+    let from = temporary.name().to_owned();
+    let rename = |flags| rustix::fs::renameat_with(directory, &from, directory, name, flags);
+    for _ in 0..ATTEMPTS_MAX {
+        let stale = occupant(directory, name)?;
+        let flags = if stale.is_some() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        match (rename(flags), stale) {
+            (Ok(()), None) => return Ok(temporary.moved()),
+            (Ok(()), Some(stale)) => match directory.unlink_if(&from, &stale) {
+                Ok(true) => {
+                    let path = directory.join(name);
+                    tracing::info!(path = %path.display(), "replaced a stale socket");
+                    return Ok(temporary.moved());
+                }
+                // Something else was put there in the meantime. Back with it, and again.
+                Ok(false) => match (rename(RenameFlags::EXCHANGE), directory.stat(name)) {
+                    (Ok(()), _) => {}
+                    // It is gone altogether, and the place is ours.
+                    (Err(_), Ok(Some(stat))) if temporary.pin().is(&stat) => {
+                        return Ok(temporary.moved());
+                    }
+                    (Err(errno), _) => {
+                        return Err(BindError::system(Step::Rename, directory.join(name), errno));
+                    }
+                },
+                Err(errno) => {
+                    let path = directory.join(&from);
+                    tracing::warn!(path = %path.display(), %errno, "cannot remove a stale socket");
+                    return Ok(temporary.moved());
+                }
+            },
+            // It appeared, or it vanished.
+            (Err(Errno::EXIST), None) | (Err(Errno::NOENT), Some(_)) => {}
+            (Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP), _) => {
+                return match rustix::fs::renameat(directory, &from, directory, name) {
+                    Ok(()) => Ok(temporary.moved()),
+                    Err(errno) => Err(BindError::system(Step::Rename, directory.join(name), errno)),
+                };
+            }
+            (Err(errno), _) => {
+                return Err(BindError::system(Step::Rename, directory.join(name), errno));
+            }
+        }
+    }
+    Err(BindError::Unstable { path: directory.join(name), attempts: ATTEMPTS_MAX })
+}
+
+/// The stale socket at `name`, if there is one; an error if it is not stale or not a socket.
+fn occupant(directory: &Directory, name: &OsStr) -> Result<Option<Pin>, BindError> {
+    let path = directory.join(name);
+    let pin = match directory.pin(name) {
+        Ok(Some(pin)) => pin,
+        Ok(None) => return Ok(None),
+        Err(errno) => return Err(BindError::system(Step::Inspect, path, errno)),
+    };
+    let found = FileKind::of(pin.stat());
+    if found != FileKind::Socket {
+        return Err(BindError::NotASocket { path, found });
+    }
+    match probe(&pin, &path) {
+        Ok(Liveness::Dead) => Ok(Some(pin)),
+        Ok(Liveness::Alive) => {
+            Err(BindError::AddressInUse { address: Address::Path(path), owner: None })
+        }
+        Err(source) => Err(BindError::Unprobed { path, source }),
+    }
+}
+
+fn bind_abstract(
+    address: &Address,
+    name: &[u8],
+    options: &BindOptions,
+) -> Result<OwnedFd, BindError> {
+    let path = std::path::PathBuf::from(address.to_string());
+    let socket = new_socket(options, &path)?;
+    let encoded = SocketAddrUnix::new_abstract_name(name)
+        .map_err(|_| AddressError::AbstractTooLong { length: name.len() })?;
+    match rustix::net::bind(&socket, &encoded) {
+        Ok(()) => {}
+        Err(Errno::ADDRINUSE) => {
+            return Err(BindError::AddressInUse { address: address.clone(), owner: None });
+        }
+        Err(errno) => return Err(BindError::system(Step::Bind, path, errno)),
+    }
+    listen(&socket, options, &path)?;
+    Ok(socket)
+}
+
+fn new_socket(options: &BindOptions, path: &Path) -> Result<OwnedFd, BindError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, options.kind.as_type(), flags, None)
+        .map_err(|errno| BindError::system(Step::Socket, path, errno))
+}
+
+fn listen(socket: &OwnedFd, options: &BindOptions, path: &Path) -> Result<(), BindError> {
+    let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
+    rustix::net::listen(socket, backlog)
+        .map_err(|errno| BindError::system(Step::Listen, path, errno))
+}
+
+/// Each repetition takes somebody else who changes the path at the same moment, without the lock.
+const ATTEMPTS_MAX: u32 = 16;

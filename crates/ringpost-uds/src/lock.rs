@@ -1,0 +1,218 @@
+//! The lock file beside a socket, which makes starting and stopping exclusive.
+//!
+//! Holding the lock means: having an exclusive `flock` on the very file that is at `<path>.lock` now.
+//! The second half matters. A file descriptor opened before a removal and locked after it locks a
+//! file that nobody else will ever see, so after locking, the descriptor's identity is compared with
+//! the name's, and the attempt is repeated if they differ. Only who holds the lock removes the file,
+//! and nobody waits on it: a refused `flock` is an answer, not a queue.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::address::{Address, AddressError};
+use crate::bind_error::{BindError, FileKind, Step};
+use crate::directory::{Directory, Pin};
+
+/// The lock of one socket path.
+///
+/// Dropping it only closes it. [`remove`](Self::remove) is the orderly end; a lock file left behind
+/// by a killed process is taken over by the next.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    name: OsString,
+    file: Pin,
+}
+
+impl Lock {
+    /// Takes the lock of the socket `name`, or says who has it.
+    pub(crate) fn acquire(directory: &Directory, name: &OsStr) -> Result<Self, BindError> {
+        let lock_name = lock_name(directory, name)?;
+        let path = directory.join(&lock_name);
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(fd) = open(directory, &lock_name, &path)? else {
+                continue;
+            };
+            let file =
+                Pin::new(fd).map_err(|errno| BindError::system(Step::OpenLock, &path, errno))?;
+            let found = FileKind::of(file.stat());
+            if found != FileKind::Regular {
+                return Err(BindError::LockUnusable { path, found });
+            }
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(BindError::AddressInUse {
+                        address: Address::Path(directory.join(name)),
+                        owner: Record::read(&file).pid,
+                    });
+                }
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(BindError::system(Step::Lock, path, errno)),
+            }
+            let lock = Self { name: lock_name.clone(), file };
+            match lock.is_held(directory) {
+                Ok(true) => return Ok(lock),
+                Ok(false) => {}
+                Err(errno) => return Err(BindError::system(Step::Lock, path, errno)),
+            }
+        }
+        Err(BindError::Unstable { path, attempts: ATTEMPTS_MAX })
+    }
+
+    /// Notes this process and the temporary name it is about to use, for those who find the file.
+    pub(crate) fn record(&self, temporary: Option<&OsStr>) -> io::Result<()> {
+        let record =
+            Record { pid: Some(std::process::id()), temporary: temporary.map(OsStr::to_owned) };
+        record.write(&self.file)
+    }
+
+    /// The temporary name that a killed owner was using, if it noted one.
+    pub(crate) fn recorded_temporary(&self) -> Option<OsString> {
+        Record::read(&self.file).temporary
+    }
+
+    /// Whether the locked file is still the one at the lock's name.
+    pub(crate) fn is_held(&self, directory: &Directory) -> Result<bool, Errno> {
+        Ok(directory.stat(&self.name)?.is_some_and(|stat| self.file.is(&stat)))
+    }
+
+    /// Removes the lock file, unless it is no longer ours, and lets go of the lock.
+    pub(crate) fn remove(self, directory: &Directory) -> Result<bool, Errno> {
+        directory.unlink_if(&self.name, &self.file)
+    }
+}
+
+/// What a lock file says. Nobody relies on it: the lock is the `flock`, and this is the story.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Record {
+    pid: Option<u32>,
+    temporary: Option<OsString>,
+}
+
+impl Record {
+    fn read(file: impl AsFd) -> Self {
+        let mut bytes = [0; RECORD_BYTES_MAX];
+        let length = rustix::io::pread(file, &mut bytes, 0).unwrap_or(0);
+        Self::parse(&bytes[..length])
+    }
+
+    fn parse(bytes: &[u8]) -> Self {
+        let mut record = Self::default();
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let Some(line) = line.strip_suffix(b"\n") else {
+                continue;
+            };
+            if let Some(pid) = line.strip_prefix(b"pid ") {
+                record.pid = str::from_utf8(pid).ok().and_then(|pid| pid.parse().ok());
+            } else if let Some(name) = line.strip_prefix(b"temporary ") {
+                record.temporary = Some(OsString::from_vec(name.to_vec()));
+            }
+        }
+        record
+    }
+
+    fn write(&self, file: impl AsFd) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        if let Some(pid) = self.pid {
+            bytes.extend_from_slice(format!("pid {pid}\n").as_bytes());
+        }
+        if let Some(temporary) = &self.temporary {
+            bytes.extend_from_slice(b"temporary ");
+            bytes.extend_from_slice(temporary.as_bytes());
+            bytes.push(b'\n');
+        }
+        rustix::fs::ftruncate(&file, 0)?;
+        let written = rustix::io::pwrite(&file, &bytes, 0)?;
+        if written == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+}
+
+fn lock_name(directory: &Directory, name: &OsStr) -> Result<OsString, BindError> {
+    if name.len() > Address::NAME_BYTES_MAX {
+        return Err(BindError::Address(AddressError::NameTooLong {
+            path: directory.join(name),
+            length: name.len(),
+            limit: Address::NAME_BYTES_MAX,
+        }));
+    }
+    let mut lock_name = name.to_owned();
+    lock_name.push(".lock");
+    Ok(lock_name)
+}
+
+/// Opens or creates the lock file; `None` if it vanished in between.
+///
+/// Never follows a link, never waits for the other end of a named pipe. An existing file is opened
+/// without `O_CREAT`, which sticky directories refuse for other users' files (fs.protected_regular).
+fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<OwnedFd>, BindError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(fd) => return Ok(Some(fd)),
+        Err(Errno::NOENT) => {}
+        Err(Errno::LOOP) => {
+            return Err(BindError::LockUnusable { path: path.into(), found: FileKind::Symlink });
+        }
+        Err(Errno::ISDIR) => {
+            return Err(BindError::LockUnusable { path: path.into(), found: FileKind::Directory });
+        }
+        Err(Errno::NXIO) => {
+            return Err(BindError::LockUnusable { path: path.into(), found: FileKind::Socket });
+        }
+        Err(Errno::INTR) => return Ok(None),
+        Err(errno) => return Err(BindError::system(Step::OpenLock, path, errno)),
+    }
+    let create = flags | OFlags::CREATE | OFlags::EXCL;
+    match rustix::fs::openat(directory, name, create, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::EXIST | Errno::INTR) => Ok(None),
+        Err(errno) => Err(BindError::system(Step::OpenLock, path, errno)),
+    }
+}
+
+/// Each repetition takes another process that starts or stops on the same path at the same moment.
+const ATTEMPTS_MAX: u32 = 64;
+
+/// Two lines: a number, and a file name of at most 255 bytes.
+const RECORD_BYTES_MAX: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_survives_what_it_finds() {
+        let check = |text: &str, pid: Option<u32>, temporary: Option<&str>| {
+            let expected = Record { pid, temporary: temporary.map(OsString::from) };
+            assert_eq!(Record::parse(text.as_bytes()), expected, "{text:?}");
+        };
+        check("", None, None);
+        check("pid 17\n", Some(17), None);
+        check("pid 17\ntemporary a b\n", Some(17), Some("a b"));
+        check("pid x\ntemporary \n", None, Some(""));
+        check("pid 17", None, None);
+        check("garbage\n\n\0\npid 4294967296\n", None, None);
+    }
+
+    #[test]
+    fn a_removed_lock_is_not_held() {
+        let temporary = tempfile::tempdir().expect("directory");
+        let path = temporary.path().join("a");
+        let (directory, name) = Directory::of(&path).expect("open");
+        let lock = Lock::acquire(&directory, name).expect("free");
+        assert!(lock.is_held(&directory).expect("stat"));
+        std::fs::remove_file(temporary.path().join("a.lock")).expect("remove");
+        assert!(!lock.is_held(&directory).expect("stat"));
+
+        let second = Lock::acquire(&directory, name).expect("a new file, a new lock");
+        assert!(!lock.is_held(&directory).expect("stat"));
+        assert!(!lock.remove(&directory).expect("no error"), "must not remove the second lock");
+        assert!(second.is_held(&directory).expect("stat"));
+        assert!(second.remove(&directory).expect("remove"));
+    }
+}

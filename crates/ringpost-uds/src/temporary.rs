@@ -1,0 +1,186 @@
+//! The name under which a socket exists until it is ready.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+
+use crate::address::COMPONENT_BYTES_MAX;
+use crate::bind_error::{BindError, FileKind, Step};
+use crate::directory::{Directory, Pin, explain_proc};
+use crate::liveness::{Liveness, probe};
+use crate::lock::Lock;
+
+/// A socket bound to a temporary name, removed on drop unless it was moved to its final one.
+#[derive(Debug)]
+pub(crate) struct Temporary<'a> {
+    directory: &'a Directory,
+    name: OsString,
+    /// `None` only between binding and pinning.
+    pin: Option<Pin>,
+    /// Whether the name is ours to remove.
+    armed: bool,
+}
+
+impl<'a> Temporary<'a> {
+    /// Binds `socket` to a fresh name beside `name`.
+    pub(crate) fn bind(
+        socket: &OwnedFd,
+        directory: &'a Directory,
+        name: &OsStr,
+        lock: &Lock,
+    ) -> Result<Self, BindError> {
+        let path = directory.join(name);
+        for _ in 0..ATTEMPTS_MAX {
+            let (temporary, address) = choose(directory, name);
+            // The record lets the next owner clean up if this process is killed before the rename;
+            // a full disk must not be the reason to go without a socket.
+            if let Err(error) = lock.record(Some(&temporary)) {
+                tracing::debug!(path = %path.display(), %error, "cannot write the lock file");
+            }
+            match rustix::net::bind(socket, &address) {
+                Ok(()) => {
+                    return Self { directory, name: temporary, pin: None, armed: true }.pinned();
+                }
+                Err(Errno::ADDRINUSE) => {}
+                Err(errno) => {
+                    return Err(BindError::system(Step::Bind, path, explain_proc(errno)));
+                }
+            }
+        }
+        Err(BindError::Unstable { path, attempts: ATTEMPTS_MAX })
+    }
+
+    pub(crate) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    pub(crate) fn pin(&self) -> &Pin {
+        self.pin.as_ref().expect("pinned by bind and until moved")
+    }
+
+    /// The socket now has its final name; hands out the handle on it.
+    pub(crate) fn moved(mut self) -> Pin {
+        self.armed = false;
+        self.pin.take().expect("pinned by bind")
+    }
+
+    fn pinned(mut self) -> Result<Self, BindError> {
+        match self.directory.pin(&self.name) {
+            Ok(Some(pin)) if FileKind::of(pin.stat()) == FileKind::Socket => {
+                self.pin = Some(pin);
+                Ok(self)
+            }
+            Ok(_) => {
+                self.armed = false;
+                Err(BindError::Unstable { path: self.directory.join(&self.name), attempts: 1 })
+            }
+            Err(errno) => {
+                Err(BindError::system(Step::Inspect, self.directory.join(&self.name), errno))
+            }
+        }
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let removed = match &self.pin {
+            Some(pin) => self.directory.unlink_if(&self.name, pin).map(|_| ()),
+            None => self.directory.unlink(&self.name),
+        };
+        if let Err(errno) = removed {
+            let path = self.directory.join(&self.name);
+            tracing::warn!(path = %path.display(), %errno, "cannot remove a temporary socket");
+        }
+    }
+}
+
+/// Removes the temporary socket that a killed owner left behind, if its lock file names one.
+///
+/// The lock file is data from outside: only a name of the form that [`choose`] makes, and only a
+/// socket with nobody behind it, is removed.
+pub(crate) fn recover(directory: &Directory, name: &OsStr, lock: &Lock) {
+    let Some(temporary) = lock.recorded_temporary() else {
+        return;
+    };
+    if !is_temporary(name, &temporary) {
+        return;
+    }
+    let Ok(Some(pin)) = directory.pin(&temporary) else {
+        return;
+    };
+    let path = directory.join(&temporary);
+    if FileKind::of(pin.stat()) == FileKind::Socket
+        && matches!(probe(&pin, &path), Ok(Liveness::Dead))
+        && matches!(directory.unlink_if(&temporary, &pin), Ok(true))
+    {
+        tracing::info!(path = %path.display(), "removed the socket of a killed process");
+    }
+}
+
+/// A random name and its socket address: recognisable where that is short enough, for `ss` shows it
+/// as long as the server lives, else as short as possible.
+fn choose(directory: &Directory, name: &OsStr) -> (OsString, SocketAddrUnix) {
+    let suffix: String = (0..SUFFIX_BYTES).map(|_| fastrand::alphanumeric()).collect();
+    let mut temporary = name.to_owned();
+    temporary.push(".");
+    temporary.push(&suffix);
+    if temporary.len() <= COMPONENT_BYTES_MAX
+        && let Some(address) = directory.socket_address(&temporary)
+    {
+        return (temporary, address);
+    }
+    let temporary = OsString::from(format!("{PREFIX}{suffix}"));
+    let address = directory.socket_address(&temporary);
+    (temporary, address.expect("at most 22 bytes of directory and 18 of name"))
+}
+
+fn is_temporary(name: &OsStr, candidate: &OsStr) -> bool {
+    let candidate = candidate.as_bytes();
+    let suffix = match candidate.strip_prefix(PREFIX.as_bytes()) {
+        Some(suffix) => Some(suffix),
+        None => candidate.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b".")),
+    };
+    suffix.is_some_and(|suffix| {
+        suffix.len() == SUFFIX_BYTES && suffix.iter().all(u8::is_ascii_alphanumeric)
+    })
+}
+
+const PREFIX: &str = ".ringpost.";
+const SUFFIX_BYTES: usize = 8;
+
+/// Each repetition takes a collision among 62^8 names.
+const ATTEMPTS_MAX: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recognises_its_own_names_only() {
+        let temporary = tempfile::tempdir().expect("directory");
+        for name in ["a", "app.sock", &"n".repeat(250)] {
+            let path = temporary.path().join(name);
+            let (directory, name) = Directory::of(&path).expect("open");
+            let (chosen, _) = choose(&directory, name);
+            assert!(is_temporary(name, &chosen), "{chosen:?}");
+        }
+        let check = |name: &str, candidate: &str| {
+            assert!(!is_temporary(OsStr::new(name), OsStr::new(candidate)), "{candidate:?}");
+        };
+        check("a", "a");
+        check("a", "a.lock");
+        check("a", "b.12345678");
+        check("a", "a.1234567");
+        check("a", "a.123456789");
+        check("a", "a.1234/678");
+        check("a", "/etc/a.12345678");
+        check("a", ".ringpost.");
+        check("a", ".ringpost...345678");
+    }
+}

@@ -1,0 +1,278 @@
+//! What `bind` does about what is at the path already.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use ringpost_uds::{Address, BindError, BindOptions, FileKind, SocketKind, connect_kind};
+
+use crate::support::{bind, connect, directory, is_socket, leave_stale, names, root_or_skip};
+
+#[test]
+fn fresh_path() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let bound = bind(&path).expect("free");
+    assert!(is_socket(&path));
+    assert!(bound.guard().is_in_place());
+    assert_eq!(bound.address(), &Address::from(path.as_path()));
+    assert_eq!(names(directory.path()), ["app.sock", "app.sock.lock"]);
+    connect(&path).expect("listens");
+    drop(bound);
+    assert!(names(directory.path()).is_empty());
+}
+
+#[test]
+fn stale_socket_is_replaced() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    leave_stale(&path);
+    let bound = bind(&path).expect("nobody is there");
+    connect(&path).expect("listens");
+    assert_eq!(names(directory.path()), ["app.sock", "app.sock.lock"]);
+    drop(bound);
+    assert!(names(directory.path()).is_empty());
+}
+
+#[test]
+fn live_server_is_left_alone() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let first = bind(&path).expect("free");
+    let error = bind(&path).expect_err("in use");
+    let expected = format!(
+        "the address {} is in use by process {}; stop that server or choose another address",
+        path.display(),
+        std::process::id()
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(error.is_address_in_use());
+    assert!(first.guard().is_in_place());
+    connect(&path).expect("still listens");
+}
+
+#[test]
+fn live_server_without_lock_is_left_alone() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let server = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    server.set_nonblocking(true).expect("set");
+    let error = bind(&path).expect_err("in use");
+    assert!(error.is_address_in_use(), "{error}");
+    assert_eq!(names(directory.path()), ["app.sock"]);
+    let accepted = server.accept().map(|_| ()).map_err(|error| error.kind());
+    assert_eq!(accepted, Err(std::io::ErrorKind::WouldBlock), "the probe is no connection");
+}
+
+#[test]
+fn live_sockets_of_other_kinds_are_left_alone() {
+    let directory = directory();
+    let check = |name: &str, socket: rustix::net::SocketType| {
+        let path = directory.path().join(name);
+        let fd = rustix::net::socket(rustix::net::AddressFamily::UNIX, socket, None).expect("fd");
+        let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
+        // Bound and not listening: a server in the middle of its start.
+        rustix::net::bind(&fd, &address).expect("bind");
+        assert!(bind(&path).expect_err("in use").is_address_in_use());
+        assert!(is_socket(&path));
+        drop(fd);
+        drop(bind(&path).expect("stale now"));
+    };
+    check("stream", rustix::net::SocketType::STREAM);
+    check("packets", rustix::net::SocketType::SEQPACKET);
+    check("datagrams", rustix::net::SocketType::DGRAM);
+}
+
+#[test]
+fn what_is_no_socket_is_refused_and_untouched() {
+    let directory = directory();
+    let check = |name: &str, found: FileKind, make: &dyn Fn(&Path)| {
+        let path = directory.path().join(name);
+        make(&path);
+        let before = names(directory.path());
+        let error = bind(&path).expect_err("refused");
+        let text = error.to_string();
+        assert!(text.contains(&path.display().to_string()), "{text}");
+        assert!(text.contains(&found.to_string()), "{text}");
+        match error {
+            BindError::NotASocket { found: actual, .. } => assert_eq!(actual, found),
+            other => panic!("{other}"),
+        }
+        assert_eq!(names(directory.path()), before, "nothing left behind, nothing removed");
+    };
+    check("file", FileKind::Regular, &|path| std::fs::write(path, "precious").expect("write"));
+    check("directory", FileKind::Directory, &|path| std::fs::create_dir(path).expect("make"));
+    check("dangling", FileKind::Symlink, &|path| symlink("nowhere", path).expect("link"));
+    leave_stale(&directory.path().join("stale"));
+    check("link", FileKind::Symlink, &|path| symlink("stale", path).expect("link"));
+    check("pipe", FileKind::Fifo, &|path| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("make");
+    });
+    assert_eq!(std::fs::read(directory.path().join("file")).expect("read"), b"precious");
+    assert!(is_socket(&directory.path().join("stale")));
+}
+
+#[test]
+fn unusable_lock_files_are_refused() {
+    let directory = directory();
+    let check = |name: &str, found: FileKind, make: &dyn Fn(&Path)| {
+        let path = directory.path().join(name);
+        make(&directory.path().join(format!("{name}.lock")));
+        let before = names(directory.path());
+        let error = bind(&path).expect_err("refused");
+        assert!(error.to_string().contains(".lock"), "{error}");
+        match error {
+            BindError::LockUnusable { found: actual, .. } => assert_eq!(actual, found),
+            other => panic!("{other}"),
+        }
+        assert_eq!(names(directory.path()), before);
+    };
+    check("a", FileKind::Symlink, &|path| symlink("nowhere", path).expect("link"));
+    check("b", FileKind::Directory, &|path| std::fs::create_dir(path).expect("make"));
+    check("c", FileKind::Fifo, &|path| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("make");
+    });
+    check("d", FileKind::Socket, &leave_stale);
+}
+
+#[test]
+fn leftover_lock_file_does_not_matter() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    for leftover in ["", "pid 1\n", "pid 1\ntemporary app.sock.abcdefgh\n", "temporary ../x\n\0"] {
+        std::fs::write(directory.path().join("app.sock.lock"), leftover).expect("write");
+        drop(bind(&path).expect("free"));
+        assert!(names(directory.path()).is_empty());
+    }
+}
+
+#[test]
+fn temporary_socket_of_a_killed_starter_is_removed() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let kept = ["app.sock.backup00", "app.sock.live1234", "other.12345678"];
+    leave_stale(&directory.path().join("app.sock.abcd1234"));
+    std::fs::write(directory.path().join(kept[0]), "a file of the same form").expect("write");
+    let live = std::os::unix::net::UnixListener::bind(directory.path().join(kept[1]));
+    leave_stale(&directory.path().join(kept[2]));
+    for name in ["app.sock.abcd1234", kept[0], kept[1], kept[2]] {
+        let record = format!("pid 1\ntemporary {name}\n");
+        std::fs::write(directory.path().join("app.sock.lock"), record).expect("write");
+        drop(bind(&path).expect("free"));
+    }
+    assert_eq!(names(directory.path()), kept);
+    drop(live);
+}
+
+#[test]
+fn abstract_names() {
+    let name = format!("ringpost-test-{}-{}", std::process::id(), fastrand::u64(..));
+    let address: Address = format!("@{name}").parse().expect("valid");
+    let missing = ringpost_uds::connect(&address).expect_err("nobody there");
+    assert!(missing.is_no_server(), "{missing}");
+
+    let bound = ringpost_uds::bind(&address, &BindOptions::new()).expect("free");
+    ringpost_uds::connect(&address).expect("listens");
+    assert!(!bound.guard().is_in_place(), "there is no path");
+    let error = ringpost_uds::bind(&address, &BindOptions::new()).expect_err("in use");
+    assert!(error.is_address_in_use());
+    assert!(error.to_string().contains(&format!("@{name}")), "{error}");
+    drop(bound);
+    drop(ringpost_uds::bind(&address, &BindOptions::new()).expect("free again"));
+
+    let longest = Address::Abstract(vec![b'x'; Address::ABSTRACT_BYTES_MAX]);
+    let bound = ringpost_uds::bind(&longest, &BindOptions::new()).expect("free");
+    ringpost_uds::connect(&longest).expect("listens");
+    drop(bound);
+}
+
+#[test]
+fn packets() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let address = Address::from(path.as_path());
+    let options = BindOptions::new().kind(SocketKind::SeqPacket);
+    let bound = ringpost_uds::bind(&address, &options).expect("free");
+    connect_kind(&address, SocketKind::SeqPacket).expect("same kind");
+    assert_eq!(
+        connect(&path).expect_err("another kind").kind(),
+        ringpost_uds::ConnectErrorKind::WrongKind
+    );
+    drop(bound);
+}
+
+#[test]
+fn senseless_options_are_refused() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let check = |options: BindOptions, expected: &str| {
+        let error = ringpost_uds::bind(&Address::from(path.as_path()), &options).expect_err("no");
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(names(directory.path()).is_empty());
+    };
+    check(BindOptions::new().mode(0o1777), "0o1777 is not a socket mode");
+    check(BindOptions::new().uid(u32::MAX), "4294967295 is not a user");
+    check(BindOptions::new().gid(u32::MAX), "4294967295 is not a user");
+}
+
+#[test]
+fn descriptors_are_nonblocking_and_closed_on_exec() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let (listener, _guard) = bind(&path).expect("free").into_parts();
+    for socket in [&listener, &connect(&path).expect("listens")] {
+        let status = rustix::fs::fcntl_getfl(socket).expect("flags");
+        assert!(status.contains(rustix::fs::OFlags::NONBLOCK));
+        let flags = rustix::io::fcntl_getfd(socket).expect("flags");
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+    assert!(rustix::net::sockopt::socket_acceptconn(&listener).expect("option"));
+}
+
+#[test]
+fn unsafe_directory_is_refused_unless_allowed() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = directory();
+    let shared = directory.path().join("shared");
+    std::fs::create_dir(&shared).expect("make");
+    let path = shared.join("app.sock");
+    let set = |mode| {
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+
+    set(0o777);
+    let error = bind(&path).expect_err("unsafe");
+    assert!(matches!(error, BindError::UnsafeDirectory { mode: 0o777, .. }), "{error}");
+    assert!(error.to_string().contains(&shared.display().to_string()), "{error}");
+    assert!(names(&shared).is_empty());
+    let options = BindOptions::new().allow_unsafe_directory(true);
+    drop(ringpost_uds::bind(&Address::from(path.as_path()), &options).expect("allowed"));
+    set(0o1777);
+    drop(bind(&path).expect("sticky"));
+    set(0o770);
+    drop(bind(&path).expect("only the group"));
+}
+
+#[test]
+fn foreign_stale_socket_cannot_be_probed_by_others() {
+    let test = "bind::foreign_stale_socket_cannot_be_probed_by_others";
+    if !root_or_skip(test) {
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let directory = directory();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777))
+        .expect("chmod");
+    let path = directory.path().join("app.sock");
+    leave_stale(&path);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    let result = crate::support::as_user(crate::support::NOBODY, crate::support::NOBODY, || {
+        bind(&path).map(|_| ())
+    });
+    let error = result.expect_err("may not know");
+    assert!(matches!(error, BindError::Unprobed { .. }), "{error}");
+    assert_eq!(names(directory.path()), ["app.sock"]);
+}

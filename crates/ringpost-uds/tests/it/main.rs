@@ -1,0 +1,12 @@
+//! Real sockets, real processes, real races.
+
+mod bind;
+mod child;
+mod connect;
+mod credentials;
+mod environment;
+mod lifecycle;
+mod paths;
+mod permissions;
+mod race;
+mod support;
