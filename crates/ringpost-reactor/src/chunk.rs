@@ -76,6 +76,14 @@ impl Chunk {
         }
     }
 
+    /// Counts `bytes` that the reader copied out of lent memory
+    /// ([`Stats::bytes_copied`](crate::Stats::bytes_copied)); for copied chunks they are counted already.
+    pub fn count_copied(&self, bytes: usize) {
+        if let Self::Leased(lease) = self {
+            lease.count_copied(bytes);
+        }
+    }
+
     /// The bytes as [`Bytes`], without a copy.
     pub fn into_bytes(self) -> Bytes {
         match self {

@@ -24,6 +24,7 @@ use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringpost_sync::{LeaseCount, ReturnQueue};
 
@@ -40,6 +41,8 @@ pub(crate) struct PoolShared {
     counts: Box<[LeaseCount]>,
     returns: ReturnQueue,
     inbox: Arc<Inbox>,
+    /// Leased bytes that a reader copied after all.
+    copied: AtomicU64,
 }
 
 impl PoolShared {
@@ -151,6 +154,14 @@ impl Lease {
         Self { shared: self.shared, data, len, block: self.block }
     }
 
+    /// Counts `bytes` of leased memory that the reader copied after all
+    /// ([`Stats::bytes_copied`](crate::Stats::bytes_copied)).
+    pub fn count_copied(&self, bytes: usize) {
+        // SAFETY: this lease holds a strong reference of the pool through its count (P3).
+        let shared = unsafe { self.shared.as_ref() };
+        shared.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Takes `next` into this lease if it continues it in memory; gives it back otherwise.
     pub fn try_extend(&mut self, next: Self) -> Result<(), Self> {
         if self.block != next.block
@@ -230,6 +241,7 @@ impl Pool {
             counts: (0..blocks).map(|_| LeaseCount::new()).collect(),
             returns: ReturnQueue::new(blocks as usize),
             inbox,
+            copied: AtomicU64::new(0),
         });
         Ok(Self {
             shared,
@@ -259,6 +271,10 @@ impl Pool {
 
     pub(crate) fn leased_blocks(&self) -> usize {
         self.leased
+    }
+
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        self.shared.copied.load(Ordering::Relaxed)
     }
 
     pub(crate) fn low_water_blocks(&self) -> usize {

@@ -181,11 +181,6 @@ impl Reactor {
         Sleep { core: Rc::clone(&self.core), at, timer: None }
     }
 
-    /// Counts bytes that the layer above copied out of received memory.
-    pub fn count_copied(&self, bytes: usize) {
-        add(&self.core.counters.bytes_copied, bytes as u64);
-    }
-
     /// Counters so far.
     pub fn stats(&self) -> Stats {
         let driver = self.core.driver.borrow();
@@ -199,7 +194,7 @@ impl Reactor {
             completions_per_turn_max: counters.completions_per_turn_max.get(),
             completions_stale: driver.ops.stale,
             bytes_received: counters.bytes_received.get(),
-            bytes_copied: counters.bytes_copied.get(),
+            bytes_copied: counters.bytes_copied.get() + driver.pool.copied_bytes(),
             bytes_sent: counters.bytes_sent.get(),
             sends_silent: counters.sends_silent.get(),
             sends_tracked: counters.sends_tracked.get(),

@@ -87,6 +87,7 @@ struct State {
     inbound: VecDeque<Chunk>,
     inbound_bytes: usize,
     reader: Option<Waker>,
+    watcher: Option<Waker>,
     outbound: Outbound,
     /// Bytes of the send in flight.
     sending_bytes: usize,
@@ -128,6 +129,7 @@ impl Stream {
             inbound: VecDeque::new(),
             inbound_bytes: 0,
             reader: None,
+            watcher: None,
             outbound: Outbound::default(),
             sending_bytes: 0,
             sending: false,
@@ -179,6 +181,30 @@ impl Stream {
                 Poll::Pending
             }
         }
+    }
+
+    /// Takes received bytes if some are there. Never waits; an end is left for
+    /// [`Stream::poll_receive`] to tell.
+    #[inline]
+    pub fn try_receive(&self) -> Option<Chunk> {
+        if self.cell.state.borrow().inbound.is_empty() {
+            return None;
+        }
+        match self.poll_receive(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Inbound::Chunk(chunk))) => Some(chunk),
+            _ => None,
+        }
+    }
+
+    /// Waits until [`Stream::poll_receive`] has something to say, without taking it and apart from
+    /// whoever polls that. Cancel safe.
+    pub fn poll_arrival(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.cell.state.borrow_mut();
+        if !state.inbound.is_empty() || state.end.is_some() {
+            return Poll::Ready(());
+        }
+        replace_waker(&mut state.watcher, context);
+        Poll::Pending
     }
 
     /// Bytes accepted and not yet handed to the kernel.
@@ -233,6 +259,27 @@ impl Stream {
         Poll::Pending
     }
 
+    /// Accepts `header` and `body` as [`Stream::append`] does, if there is room. False if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
+    pub fn try_append(&self, header: &[u8], body: &[u8]) -> Result<bool, StreamError> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(error) = state.send_failure {
+            return Err(error);
+        }
+        if state.unsent_bytes() >= self.core.config.outbound_bytes_max {
+            return Ok(false);
+        }
+        if !state.outbound.try_append(header, body) {
+            state.outbound.append(header, body, &mut self.core.blocks.borrow_mut());
+        }
+        self.mark_dirty(&mut state);
+        Ok(true)
+    }
+
     /// Accepts `header` and `body` for sending: both are copied once. The caller has seen
     /// [`Stream::has_room`].
     #[inline]
@@ -261,6 +308,14 @@ impl Stream {
         let mut state = self.cell.state.borrow_mut();
         state.outbound.append_shared(header, payload);
         self.mark_dirty(&mut state);
+    }
+
+    /// Closes the stream as dropping it would, while the handle goes on to report the end.
+    pub fn close(&self) {
+        self.cell.close(&self.core);
+        let mut wakers = Vec::new();
+        self.cell.fail(libc::ECONNRESET, &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Tells the peer that nothing more will be sent (`shutdown(SHUT_WR)`). Call it once flushed.
@@ -374,6 +429,9 @@ impl StreamCell {
             }
         }
         if let Some(waker) = state.reader.take() {
+            driver.wakers.push(waker);
+        }
+        if let Some(waker) = state.watcher.take() {
             driver.wakers.push(waker);
         }
         if done.more {
@@ -577,8 +635,11 @@ impl StreamCell {
     /// The handle is gone.
     fn close(self: &Rc<Self>, core: &Core) {
         let mut state = self.state.borrow_mut();
-        state.closing = true;
+        if std::mem::replace(&mut state.closing, true) {
+            return;
+        }
         state.reader = None;
+        state.watcher = None;
         state.writer = None;
         state.inbound_bytes = 0;
         let inbound = std::mem::take(&mut state.inbound);
@@ -653,6 +714,7 @@ impl StreamCell {
         state.end.get_or_insert(Err(error));
         state.send_failure.get_or_insert(error);
         wakers.extend(state.reader.take());
+        wakers.extend(state.watcher.take());
         wakers.extend(state.writer.take());
     }
 }

@@ -1,0 +1,275 @@
+//! A connection: both halves together, and how it is made.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ringpost_frame::Agreement;
+use ringpost_uds::{self as uds, Address, PeerCredentials};
+
+use crate::error::{Closed, ConnectError, RecvError, SendError};
+use crate::executor::Inner;
+use crate::link::{Half, Link};
+use crate::message::{Message, Run};
+use crate::options::ConnectionOptions;
+use crate::receiver::{Batch, Receiver};
+use crate::sender::Sender;
+
+/// A connection that carries messages both ways. Belongs to the runtime in whose scope it was made.
+///
+/// The two directions are independent; [`Connection::split`] gives each to its own task.
+///
+/// # Example
+///
+/// ```
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("example.sock");
+/// let runtime = ringpost::Runtime::new()?;
+/// runtime.block_on(async {
+///     let mut listener = ringpost::Listener::bind(&path)?;
+///     ringpost::spawn(async move {
+///         let mut server = listener.accept().await.unwrap();
+///         while let Some(message) = server.recv().await.unwrap() {
+///             server.send(&message).await.unwrap();
+///         }
+///         server.shutdown().await.unwrap();
+///     });
+///     let mut client = ringpost::Connection::connect(&path).await?;
+///     client.send(b"hello").await?;
+///     client.shutdown().await?;
+///     assert_eq!(&client.recv().await?.unwrap()[..], b"hello");
+///     assert!(client.recv().await?.is_none());
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Connection {
+    sender: Sender,
+    receiver: Receiver,
+    link: Rc<Link>,
+}
+
+/// First and longest pause between attempts to connect to a server whose backlog is full, and how
+/// long to try.
+const BACKLOG_PAUSE_MIN: Duration = Duration::from_micros(200);
+const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(20);
+const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(5);
+
+impl Connection {
+    /// Connects to `address` with the default options and waits for the peer's greeting.
+    ///
+    /// An address is a path, or `@name` in the abstract namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] names the address and the reason. A full backlog is tried again for five
+    /// seconds.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub async fn connect(address: impl Into<Address>) -> Result<Self, ConnectError> {
+        Self::connect_with(address, ConnectionOptions::new()).await
+    }
+
+    /// Connects to `address` with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::connect`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub async fn connect_with(
+        address: impl Into<Address>,
+        options: ConnectionOptions,
+    ) -> Result<Self, ConnectError> {
+        let address = address.into();
+        let give_up = Instant::now() + BACKLOG_WAIT_MAX;
+        let mut pause = BACKLOG_PAUSE_MIN;
+        let socket = loop {
+            match uds::connect(&address) {
+                Ok(socket) => break socket,
+                Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
+                    crate::sleep(pause).await;
+                    pause = (pause * 2).min(BACKLOG_PAUSE_MAX);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let mut connection = Self::from_socket(socket, options);
+        match connection.ready().await {
+            Ok(()) => Ok(connection),
+            Err(source) => Err(ConnectError::Handshake { address, source }),
+        }
+    }
+
+    /// Takes over a connected stream socket: one end of a socket pair, an inherited or received
+    /// descriptor, a TCP connection. It is made non-blocking.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn from_socket(socket: OwnedFd, options: ConnectionOptions) -> Self {
+        // Failing here means that the descriptor is no socket; its first operation says so.
+        let _ = rustix::io::ioctl_fionbio(&socket, true);
+        let reactor = Inner::current().reactor.clone();
+        let stream = reactor.adopt_stream(socket);
+        let link = Link::new(reactor, stream, options);
+        Self {
+            sender: Sender::new(Rc::clone(&link)),
+            receiver: Receiver::new(Rc::clone(&link)),
+            link,
+        }
+    }
+
+    /// Waits until the peer's greeting is there. Sending and receiving do so by themselves. Cancel
+    /// safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`] if the two sides can't talk, or the peer is silent for longer than
+    /// [`handshake_ms_max`](ConnectionOptions::handshake_ms_max).
+    pub async fn ready(&mut self) -> Result<(), Closed> {
+        let link = &self.link;
+        std::future::poll_fn(|context| link.poll_open(Half::Receiver, context)).await
+    }
+
+    /// What both sides agreed on; `None` before the greeting and with plain profiles.
+    pub fn agreement(&self) -> Option<Agreement> {
+        self.link.agreement()
+    }
+
+    /// Who is on the other side: process, user and group at the time it connected (SO_PEERCRED).
+    ///
+    /// # Errors
+    ///
+    /// If the socket has no credentials, as a TCP connection.
+    pub fn peer_credentials(&self) -> std::io::Result<PeerCredentials> {
+        uds::peer_credentials(self.link.stream.socket())
+    }
+
+    /// Tells the peer why it is not served, and closes.
+    pub(crate) fn refuse(self, reason: &str) {
+        self.link.reject(reason);
+    }
+
+    /// The two halves, each for its own task.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// Both halves at once, borrowed: receive from one while sending to the other.
+    pub fn halves(&mut self) -> (&mut Sender, &mut Receiver) {
+        (&mut self.sender, &mut self.receiver)
+    }
+
+    /// See [`Receiver::recv`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv`].
+    pub async fn recv(&mut self) -> Result<Option<Message>, RecvError> {
+        self.receiver.recv().await
+    }
+
+    /// See [`Receiver::recv_batch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv_batch`].
+    pub async fn recv_batch(&mut self) -> Result<Option<Batch<'_>>, RecvError> {
+        self.receiver.recv_batch().await
+    }
+
+    /// See [`Receiver::recv_run`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Receiver::recv_run`].
+    pub async fn recv_run(&mut self) -> Result<Option<Run>, RecvError> {
+        self.receiver.recv_run().await
+    }
+
+    /// See [`Sender::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send`].
+    pub async fn send(&mut self, body: &[u8]) -> Result<(), SendError> {
+        self.sender.send(body).await
+    }
+
+    /// See [`Sender::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send`].
+    pub fn try_send(&mut self, body: &[u8]) -> Result<(), SendError> {
+        self.sender.try_send(body)
+    }
+
+    /// See [`Sender::send_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send_with`].
+    pub async fn send_with(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), SendError> {
+        self.sender.send_with(len, fill).await
+    }
+
+    /// See [`Sender::send_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send_bytes`].
+    pub async fn send_bytes(&mut self, body: Bytes) -> Result<(), SendError> {
+        self.sender.send_bytes(body).await
+    }
+
+    /// See [`Sender::send_message`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send_message`].
+    pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
+        self.sender.send_message(message).await
+    }
+
+    /// See [`Sender::flush`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::flush`].
+    pub async fn flush(&mut self) -> Result<(), SendError> {
+        self.sender.flush().await
+    }
+
+    /// See [`Sender::shutdown`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::shutdown`].
+    pub async fn shutdown(&mut self) -> Result<(), SendError> {
+        self.sender.shutdown().await
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.stream.socket()
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("link", &self.link).finish()
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong on a connection, by what the caller can do about it.
+
+use ringpost_frame::{HelloError, ProtocolError};
+use ringpost_reactor::StreamError;
+use ringpost_uds as uds;
+
+/// Why a message was not accepted, or what was accepted can't be delivered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The message is longer than both sides agreed on. Split it or raise the limit on both sides.
+    #[error("a message of {len} bytes is over the connection's limit of {limit} bytes")]
+    TooLarge {
+        /// Its length, bytes.
+        len: usize,
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// The outbound queue is full: wait (`send` does) or drop the message.
+    #[error("the outbound queue is full: {queued} bytes wait, the bound is {limit} bytes")]
+    Full {
+        /// Bytes waiting.
+        queued: usize,
+        /// The bound, bytes.
+        limit: usize,
+    },
+    /// The peer's greeting has not arrived yet, so its limits are not known: wait (`send` does).
+    #[error("the peer has not sent its greeting yet")]
+    NotReady,
+    /// [`shutdown`](crate::Sender::shutdown) has been called on this side.
+    #[error("this side of the connection has been shut down")]
+    Finished,
+    /// The other connection uses another framing, so received frames can't be passed on as they are.
+    #[error("the frames were received with another framing than this connection's")]
+    OtherProfile,
+    /// The connection is over.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Why nothing more will be received.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// The peer sent something that the protocol forbids. The connection has been closed.
+    #[error("protocol error at byte {position}: {source}")]
+    Protocol {
+        /// Offset of the frame in what was received, bytes.
+        position: u64,
+        /// What is wrong.
+        source: ProtocolError,
+    },
+    /// The stream ended within a frame.
+    #[error("the stream ended within a frame")]
+    Truncated,
+    /// The connection is over.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Why a connection is over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Closed {
+    /// The peer is gone without having said that it was finished: it crashed, was killed or gave up.
+    /// Messages may be missing.
+    #[error("the peer is gone without a proper end")]
+    Aborted,
+    /// The peer refused the connection, for this reason.
+    #[error("the peer refused the connection: {reason}")]
+    Rejected {
+        /// What it said.
+        reason: String,
+    },
+    /// The two sides can't talk.
+    #[error("the greeting failed: {0}")]
+    Handshake(#[from] HelloError),
+    /// The peer's greeting did not arrive in time.
+    #[error("the peer sent no greeting within {milliseconds} ms")]
+    HandshakeTimeout {
+        /// How long was waited.
+        milliseconds: u64,
+    },
+    /// This side closed the connection because of what the peer sent.
+    #[error("closed after a protocol error: {0}")]
+    Protocol(ProtocolError),
+    /// The runtime has ended.
+    #[error("the runtime has ended")]
+    RuntimeEnded,
+    /// The kernel refused an operation.
+    #[error("the kernel refused with error {errno}")]
+    Kernel {
+        /// The error number.
+        errno: i32,
+    },
+}
+
+impl From<StreamError> for Closed {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::PeerGone => Self::Aborted,
+            StreamError::RuntimeEnded => Self::RuntimeEnded,
+            StreamError::Kernel { errno } => Self::Kernel { errno },
+            // The enum is open; what it may gain is an end of the stream as well.
+            _ => Self::Aborted,
+        }
+    }
+}
+
+/// Why connecting failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The socket could not be reached; the message names the address and the reason.
+    #[error(transparent)]
+    Socket(#[from] uds::ConnectError),
+    /// The socket was reached, and then the connection ended during the greeting.
+    #[error("connected to {address}, but {source}")]
+    Handshake {
+        /// The address.
+        address: uds::Address,
+        /// What happened.
+        source: Closed,
+    },
+}
+
+/// Why accepting failed for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// The runtime has ended.
+    #[error("the runtime has ended")]
+    RuntimeEnded,
+    /// The kernel refuses to accept on this socket.
+    #[error("the kernel refuses to accept: error {errno}")]
+    Kernel {
+        /// The error number.
+        errno: i32,
+    },
+}
+
+impl From<StreamError> for AcceptError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Kernel { errno } => Self::Kernel { errno },
+            _ => Self::RuntimeEnded,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The local executor: tasks of one thread, and the way back to them from other threads.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use async_task::{FallibleTask, Runnable};
+use crossbeam::queue::SegQueue;
+use ringpost_reactor::{Inbox, Reactor};
+use slab::Slab;
+
+/// The part of a runtime that other threads may touch.
+pub(crate) struct Shared {
+    pub(crate) inbox: Arc<Inbox>,
+    /// Tasks woken on other threads. Bounded by the number of tasks: each is in at most one queue.
+    remote: SegQueue<Runnable>,
+}
+
+/// The part that lives on the runtime's thread.
+pub(crate) struct Inner {
+    pub(crate) reactor: Reactor,
+    pub(crate) shared: Arc<Shared>,
+    ready: RefCell<VecDeque<Runnable>>,
+    /// Wakers of live tasks, so that all can be dropped with the runtime.
+    tasks: RefCell<Slab<Waker>>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
+}
+
+/// Restores the previous runtime of the thread.
+pub(crate) struct Entered {
+    previous: Option<Rc<Inner>>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let left = CURRENT.with(|current| current.replace(self.previous.take()));
+        drop(left);
+    }
+}
+
+impl Inner {
+    pub(crate) fn new(reactor: Reactor) -> Rc<Self> {
+        let shared = Shared { inbox: Arc::clone(reactor.inbox()), remote: SegQueue::new() };
+        Rc::new(Self {
+            reactor,
+            shared: Arc::new(shared),
+            ready: RefCell::new(VecDeque::with_capacity(64)),
+            tasks: RefCell::new(Slab::new()),
+        })
+    }
+
+    /// The runtime whose code runs on this thread.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub(crate) fn current() -> Rc<Self> {
+        Self::try_current().expect(
+            "called outside of a ringpost runtime; call it from within Runtime::block_on, a spawned \
+             task or Runtime::enter",
+        )
+    }
+
+    pub(crate) fn try_current() -> Option<Rc<Self>> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    pub(crate) fn enter(self: &Rc<Self>) -> Entered {
+        let previous = CURRENT.with(|current| current.replace(Some(Rc::clone(self))));
+        Entered { previous }
+    }
+
+    pub(crate) fn spawn<F>(self: &Rc<Self>, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let mut tasks = self.tasks.borrow_mut();
+        let entry = tasks.vacant_entry();
+        let guarded = Guarded { inner: Rc::downgrade(self), key: entry.key(), future: Box::pin(future) };
+        let shared = Arc::clone(&self.shared);
+        let schedule = move |runnable| Shared::schedule(&shared, runnable);
+        let (runnable, task) = async_task::spawn_local(guarded, schedule);
+        entry.insert(runnable.waker());
+        drop(tasks);
+        runnable.schedule();
+        JoinHandle { task: Some(task.fallible()) }
+    }
+
+    /// True if a task waits to run.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.borrow().is_empty()
+    }
+
+    /// Runs the tasks that were ready at the start: what they wake runs next turn, so that no task
+    /// keeps the reactor from its turn. True if any ran.
+    pub(crate) fn run_ready(&self) -> bool {
+        let count = self.ready.borrow().len();
+        for _ in 0..count {
+            let Some(runnable) = self.ready.borrow_mut().pop_front() else { break };
+            runnable.run();
+        }
+        count > 0
+    }
+
+    /// Takes what other threads have left: woken tasks and work.
+    pub(crate) fn take_deliveries(&self) {
+        let mailbox = self.shared.inbox.mailbox();
+        if !mailbox.wake().take() {
+            return;
+        }
+        while let Some(runnable) = self.shared.remote.pop() {
+            self.ready.borrow_mut().push_back(runnable);
+        }
+        // One capacity's worth, so that a flood of work can't keep the reactor from its turn.
+        for _ in 0..mailbox.capacity() {
+            let Some(work) = mailbox.pop() else { return };
+            work();
+        }
+        mailbox.notify();
+    }
+
+    /// Drops all tasks. Called with this runtime entered.
+    pub(crate) fn drop_tasks(&self) {
+        loop {
+            let wakers: Vec<_> = self.tasks.borrow_mut().drain().collect();
+            wakers.into_iter().for_each(Waker::wake);
+            loop {
+                let next = self.ready.borrow_mut().pop_front();
+                let Some(runnable) = next.or_else(|| self.shared.remote.pop()) else { break };
+                // Dropping a runnable drops its future.
+                drop(runnable);
+            }
+            // Destructors may have spawned more.
+            if self.tasks.borrow().is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn schedule(this: &Arc<Self>, runnable: Runnable) {
+        // Fast path: woken on the runtime's own thread.
+        let runnable = CURRENT.with(|current| match &*current.borrow() {
+            Some(inner) if Arc::ptr_eq(&inner.shared, this) => {
+                inner.ready.borrow_mut().push_back(runnable);
+                None
+            }
+            _ => Some(runnable),
+        });
+        if let Some(runnable) = runnable {
+            this.remote.push(runnable);
+            this.inbox.notify();
+        }
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("reactor", &self.reactor).finish_non_exhaustive()
+    }
+}
+
+/// A task's future: catches its panic and takes itself off the list of tasks at its end.
+struct Guarded<F> {
+    inner: std::rc::Weak<Inner>,
+    key: usize,
+    future: Pin<Box<F>>,
+}
+
+impl<F> Guarded<F> {
+    fn forget(&self) {
+        if let Some(inner) = self.inner.upgrade()
+            && let Ok(mut tasks) = inner.tasks.try_borrow_mut()
+        {
+            let waker = tasks.try_remove(self.key);
+            drop(tasks);
+            drop(waker);
+        }
+    }
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Result<F::Output, Box<dyn Any + Send>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.future.as_mut();
+        match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+impl<F> Drop for Guarded<F> {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Waits for a spawned task. Dropping it lets the task go on by itself.
+pub struct JoinHandle<T> {
+    task: Option<FallibleTask<Result<T, Box<dyn Any + Send>>>>,
+}
+
+impl<T> JoinHandle<T> {
+    /// Ends the task and waits until its future has been dropped. `Some` if it had already finished.
+    pub async fn cancel(mut self) -> Option<Result<T, JoinError>> {
+        let task = self.task.take()?;
+        task.cancel().await.map(|result| result.map_err(JoinError::Panicked))
+    }
+
+    /// True once the task has finished or was cancelled.
+    pub fn is_finished(&self) -> bool {
+        self.task.as_ref().is_none_or(FallibleTask::is_finished)
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(task) = &mut self.task else { return Poll::Ready(Err(JoinError::Cancelled)) };
+        Pin::new(task).poll(context).map(|result| match result {
+            Some(result) => result.map_err(JoinError::Panicked),
+            None => Err(JoinError::Cancelled),
+        })
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.detach();
+        }
+    }
+}
+
+impl<T> fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinHandle").field("finished", &self.is_finished()).finish()
+    }
+}
+
+/// Why a task has no result.
+#[non_exhaustive]
+pub enum JoinError {
+    /// It panicked; this is what it said. The runtime and its other tasks go on.
+    Panicked(Box<dyn Any + Send>),
+    /// It was dropped before its end.
+    Cancelled,
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str("the task was dropped before its end"),
+            Self::Panicked(payload) => {
+                let text = payload
+                    .downcast_ref::<&str>()
+                    .copied()
+                    .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+                write!(f, "the task panicked: {}", text.unwrap_or("(no message)"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for JoinError {}

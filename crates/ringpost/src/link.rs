@@ -1,0 +1,213 @@
+//! What the two halves of a connection share: the stream, and the greeting.
+//!
+//! ```text
+//! native:   Greeting -> Open -> (Closed)      both sides send their HELLO at once
+//! plain:    Open -> (Closed)                  nothing to agree on
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use ringpost_frame::{
+    Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Hello, HelloError, HelloReader,
+    HelloStep, Profile,
+};
+use ringpost_reactor::{Chunk, Inbound, Reactor, Sleep, Stream, StreamError};
+
+use crate::error::Closed;
+use crate::options::ConnectionOptions;
+
+/// Which half polls: each has a waker slot of its own in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    Sender,
+    Receiver,
+}
+
+/// Shared by [`Sender`](crate::Sender) and [`Receiver`](crate::Receiver).
+pub(crate) struct Link {
+    pub(crate) stream: Stream,
+    pub(crate) options: ConnectionOptions,
+    reactor: Reactor,
+    greeting: RefCell<Option<Box<Greeting>>>,
+    /// The longest message that may be sent now, bytes. Before the peer's greeting is there, what
+    /// every agreement allows.
+    pub(crate) message_bytes_max: Cell<usize>,
+    closed: RefCell<Option<Closed>>,
+    /// What arrived behind the greeting, for the receiver.
+    leftover: RefCell<Option<Chunk>>,
+    agreement: Cell<Option<Agreement>>,
+    /// FIN or REJECT has been sent.
+    pub(crate) finished: Cell<bool>,
+    /// The peer has asked for an end.
+    pub(crate) peer_going_away: Cell<bool>,
+}
+
+struct Greeting {
+    ours: Hello,
+    reader: HelloReader,
+    deadline: Instant,
+    /// One for each half that waits.
+    alarms: [Option<Sleep>; 2],
+}
+
+impl Link {
+    pub(crate) fn new(reactor: Reactor, stream: Stream, options: ConnectionOptions) -> Rc<Self> {
+        let native = matches!(options.profile, Profile::Native);
+        let greeting = native.then(|| {
+            let ours = Hello::new(options.frame_bytes_max, fastrand::u64(..));
+            stream.append(&ours.encode(), &[]);
+            let limit = Duration::from_millis(options.handshake_ms_max);
+            let deadline = Instant::now() + limit.min(HANDSHAKE_MAX);
+            Box::new(Greeting { ours, reader: HelloReader::new(), deadline, alarms: [None, None] })
+        });
+        let limit = match options.profile {
+            Profile::Native => FRAME_BYTES_MAX_FLOOR.min(options.frame_bytes_max) as usize,
+            Profile::LengthPrefixed(prefix) => {
+                let width = usize::try_from(prefix.len_max()).unwrap_or(usize::MAX);
+                width.min(options.frame_bytes_max as usize)
+            }
+            _ => usize::MAX,
+        };
+        Rc::new(Self {
+            stream,
+            options,
+            reactor,
+            greeting: RefCell::new(greeting),
+            message_bytes_max: Cell::new(limit),
+            closed: RefCell::new(None),
+            leftover: RefCell::new(None),
+            agreement: Cell::new(None),
+            finished: Cell::new(false),
+            peer_going_away: Cell::new(false),
+        })
+    }
+
+    /// The decoder for what follows the greeting, once that is there.
+    pub(crate) fn decoder(&self) -> Option<Decoder> {
+        match self.options.profile {
+            Profile::Native => self.agreement.get().map(|agreement| Decoder::native(&agreement)),
+            Profile::LengthPrefixed(prefix) => {
+                Some(Decoder::length_prefixed(prefix, self.options.frame_bytes_max))
+            }
+            _ => Some(Decoder::bytes()),
+        }
+    }
+
+    pub(crate) fn take_leftover(&self) -> Option<Chunk> {
+        self.leftover.borrow_mut().take()
+    }
+
+    pub(crate) fn agreement(&self) -> Option<Agreement> {
+        self.agreement.get()
+    }
+
+    pub(crate) fn outbound_bytes_max(&self) -> usize {
+        self.reactor.config().outbound_bytes_max
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.greeting.borrow().is_none()
+    }
+
+    pub(crate) fn closed(&self) -> Result<(), Closed> {
+        match &*self.closed.borrow() {
+            Some(closed) => Err(closed.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// The reason for an error of the stream: the one this side closed it for, if there is one.
+    pub(crate) fn explain(&self, error: StreamError) -> Closed {
+        self.closed().err().unwrap_or_else(|| error.into())
+    }
+
+    /// Waits until the greeting is over. Cancel safe.
+    pub(crate) fn poll_open(
+        &self,
+        half: Half,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Closed>> {
+        self.closed()?;
+        let mut slot = self.greeting.borrow_mut();
+        let Some(greeting) = slot.as_mut() else { return Poll::Ready(Ok(())) };
+        let outcome = loop {
+            // Either half may take the bytes; both are woken when some arrive.
+            let arrived = half == Half::Receiver || self.stream.poll_arrival(context).is_ready();
+            let inbound = if arrived { self.stream.poll_receive(context) } else { Poll::Pending };
+            let mut chunk = match inbound {
+                Poll::Ready(Ok(Inbound::Chunk(chunk))) => chunk,
+                Poll::Ready(Ok(_)) => break Err(Closed::Aborted),
+                Poll::Ready(Err(error)) => break Err(error.into()),
+                Poll::Pending => {
+                    let alarm = &mut greeting.alarms[half as usize];
+                    let at = greeting.deadline;
+                    let alarm = alarm.get_or_insert_with(|| self.reactor.sleep_until(at));
+                    if Pin::new(alarm).poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    let milliseconds = self.options.handshake_ms_max;
+                    break Err(Closed::HandshakeTimeout { milliseconds });
+                }
+            };
+            match greeting.reader.step(chunk.as_slice()) {
+                Ok(HelloStep::NeedMore { .. }) => {}
+                Ok(HelloStep::Complete { hello, consumed }) => {
+                    chunk.advance(consumed);
+                    match greeting.ours.agree(&hello) {
+                        Ok(agreement) => break Ok((agreement, chunk)),
+                        Err(error) => break Err(self.refuse(error)),
+                    }
+                }
+                Err(error) => break Err(self.refuse(error)),
+            }
+        };
+        *slot = None;
+        drop(slot);
+        Poll::Ready(match outcome {
+            Ok((agreement, chunk)) => {
+                self.message_bytes_max.set(agreement.frame_bytes_max as usize);
+                self.agreement.set(Some(agreement));
+                if !chunk.is_empty() {
+                    *self.leftover.borrow_mut() = Some(chunk);
+                }
+                Ok(())
+            }
+            Err(closed) => {
+                self.close(closed.clone());
+                Err(closed)
+            }
+        })
+    }
+
+    /// Tells the peer why it is refused.
+    fn refuse(&self, error: HelloError) -> Closed {
+        self.reject(&error.to_string());
+        Closed::Handshake(error)
+    }
+
+    /// Sends REJECT with a reason that people read, if the peer speaks the native profile.
+    pub(crate) fn reject(&self, reason: &str) {
+        if matches!(self.options.profile, Profile::Native) && !self.finished.replace(true) {
+            self.stream.append(ControlFrame::reject(reason).as_bytes(), &[]);
+        }
+    }
+
+    /// Ends the connection for this reason; the first one stays.
+    pub(crate) fn close(&self, closed: Closed) {
+        self.closed.borrow_mut().get_or_insert(closed);
+        self.stream.close();
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// Longest wait for a greeting that a setting can ask for.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,0 +1,189 @@
+//! Accepting connections.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ringpost_uds::{self as uds, AccessPolicy, Address, BindError, BindOptions, PathGuard};
+
+use crate::connection::Connection;
+use crate::error::AcceptError;
+use crate::executor::Inner;
+use crate::options::ConnectionOptions;
+
+/// Accepts connections on a Unix-domain socket. Belongs to the runtime in whose scope it was made.
+///
+/// Dropping it stops accepting and removes the socket's path, unless the path has become somebody
+/// else's; connections taken before go on.
+pub struct Listener {
+    listener: ringpost_reactor::Listener,
+    /// Removes the path; dropped after the socket has stopped accepting.
+    guard: Option<PathGuard>,
+    address: Option<Address>,
+    policy: AccessPolicy,
+    options: ConnectionOptions,
+}
+
+impl Listener {
+    /// Binds `address` with the default settings: mode 0600, nobody's live socket is replaced, a stale
+    /// one is.
+    ///
+    /// An address is a path, or `@name` in the abstract namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] names the path and what to do.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn bind(address: impl Into<Address>) -> Result<Self, BindError> {
+        Self::builder().bind(address)
+    }
+
+    /// Settings for a listener.
+    pub fn builder() -> ListenerBuilder {
+        ListenerBuilder {
+            bind: BindOptions::new(),
+            policy: AccessPolicy::anyone(),
+            options: ConnectionOptions::new(),
+        }
+    }
+
+    /// Takes over a listening stream socket, for example an inherited one. Its path, if it has one,
+    /// stays when the listener is dropped. It is made non-blocking.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn from_socket(socket: OwnedFd, options: ConnectionOptions) -> Self {
+        // Failing here means that the descriptor is no socket; accepting says so.
+        let _ = rustix::io::ioctl_fionbio(&socket, true);
+        Self {
+            listener: Inner::current().reactor.adopt_listener(socket),
+            guard: None,
+            address: None,
+            policy: AccessPolicy::anyone(),
+            options,
+        }
+    }
+
+    /// Waits for the next connection that the policy lets in. Its greeting goes on in the background:
+    /// a silent peer holds up nobody else.
+    ///
+    /// A peer that the policy refuses is told so and logged, and accepting goes on. While the process
+    /// is out of descriptors accepting rests and goes on by itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`AcceptError`] if the socket can't accept any more.
+    pub async fn accept(&mut self) -> Result<Connection, AcceptError> {
+        loop {
+            let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
+            let denied = if self.policy.is_anyone() {
+                None
+            } else {
+                match uds::peer_credentials(&socket) {
+                    Ok(peer) => self.policy.check(&peer).err().map(|denied| denied.to_string()),
+                    Err(error) => Some(format!("the peer's credentials can't be read: {error}")),
+                }
+            };
+            let connection = Connection::from_socket(socket, self.options);
+            let Some(reason) = denied else { return Ok(connection) };
+            tracing::warn!(%reason, "connection refused by the access policy");
+            connection.refuse(&reason);
+        }
+    }
+
+    /// The address, unless the socket was taken over.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    /// True while the path still leads to this socket.
+    pub fn is_in_place(&self) -> bool {
+        self.guard.as_ref().is_none_or(PathGuard::is_in_place)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.socket()
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Settings of a [`Listener`].
+#[derive(Debug, Clone)]
+pub struct ListenerBuilder {
+    bind: BindOptions,
+    policy: AccessPolicy,
+    options: ConnectionOptions,
+}
+
+impl ListenerBuilder {
+    /// The permission bits of the socket, exactly; 0600 by default. Connecting takes write permission.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.bind = self.bind.mode(mode);
+        self
+    }
+
+    /// The owner of the socket, set before it can be connected to.
+    pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
+        if let Some(uid) = uid {
+            self.bind = self.bind.uid(uid);
+        }
+        if let Some(gid) = gid {
+            self.bind = self.bind.gid(gid);
+        }
+        self
+    }
+
+    /// Everything about binding.
+    pub fn bind_options(mut self, options: BindOptions) -> Self {
+        self.bind = options;
+        self
+    }
+
+    /// Who may connect, besides what the permission bits say; anyone by default.
+    pub fn policy(mut self, policy: AccessPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How accepted connections talk.
+    pub fn connection(mut self, options: ConnectionOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Binds the address.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] names the path and what to do.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn bind(self, address: impl Into<Address>) -> Result<Listener, BindError> {
+        let address = address.into();
+        let (socket, guard) = uds::bind(&address, &self.bind)?.into_parts();
+        Ok(Listener {
+            listener: Inner::current().reactor.adopt_listener(socket),
+            guard: Some(guard),
+            address: Some(address),
+            policy: self.policy,
+            options: self.options,
+        })
+    }
+}

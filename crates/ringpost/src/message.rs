@@ -1,0 +1,336 @@
+//! Received messages: lent in place, and copied only when one slice is asked for of what lies in
+//! pieces.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::OnceLock;
+
+use bytes::{Buf, Bytes};
+use ringpost_reactor::Chunk;
+
+/// A received message that may be kept, sent to another thread, and dropped anywhere.
+///
+/// It holds the receive memory that it lies in; drop it or copy it out
+/// ([`Message::into_owned`]) before keeping many for long.
+///
+/// `Deref` gives the bytes as one slice. A message that lies in several pieces (it straddled two receive
+/// blocks) is joined by a copy at the first such use; [`Message::chunks`] and [`Buf`] never copy.
+pub struct Message {
+    first: Chunk,
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Clone)]
+struct Rest {
+    chunks: Vec<Chunk>,
+    joined: OnceLock<Box<[u8]>>,
+}
+
+impl Message {
+    pub(crate) fn whole(chunk: Chunk) -> Self {
+        // An empty message must not hold a block.
+        let first = if chunk.is_empty() { Chunk::Copied(Bytes::new()) } else { chunk };
+        Self { first, rest: None }
+    }
+
+    pub(crate) fn from_chunks(mut chunks: Vec<Chunk>) -> Self {
+        if chunks.len() <= 1 {
+            return Self::whole(chunks.pop().unwrap_or_else(|| Chunk::Copied(Bytes::new())));
+        }
+        let first = chunks.remove(0);
+        Self { first, rest: Some(Box::new(Rest { chunks, joined: OnceLock::new() })) }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        let rest = self.rest.as_ref().map_or(0, |rest| rest.chunks.iter().map(Chunk::len).sum());
+        self.first.len() + rest
+    }
+
+    /// True for a message of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// True if the message lies in one piece, so that `Deref` copies nothing.
+    pub fn is_contiguous(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// The pieces of the message, in order. Copies nothing.
+    pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let rest = self.rest.iter().flat_map(|rest| rest.chunks.iter());
+        std::iter::once(&self.first).chain(rest).map(Chunk::as_slice)
+    }
+
+    /// The message as [`Bytes`]: without a copy if it lies in one piece.
+    pub fn into_bytes(self) -> Bytes {
+        match self.rest {
+            None => self.first.into_bytes(),
+            Some(_) => Bytes::copy_from_slice(&self),
+        }
+    }
+
+    /// A copy that holds no receive memory.
+    pub fn into_owned(self) -> Vec<u8> {
+        self.first.count_copied(self.len());
+        self.chunks().collect::<Vec<_>>().concat()
+    }
+
+    pub(crate) fn into_chunks(self) -> impl Iterator<Item = Chunk> {
+        let rest = self.rest.map(|rest| rest.chunks).unwrap_or_default();
+        std::iter::once(self.first).chain(rest)
+    }
+
+    fn joined<'message>(&'message self, rest: &'message Rest) -> &'message [u8] {
+        rest.joined.get_or_init(|| {
+            self.first.count_copied(self.len());
+            self.chunks().collect::<Vec<_>>().concat().into()
+        })
+    }
+}
+
+impl Deref for Message {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match &self.rest {
+            None => self.first.as_slice(),
+            Some(rest) => self.joined(rest),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Message {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Buf for Message {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.first.as_slice()
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.len(), "advance beyond the message");
+        loop {
+            let step = count.min(self.first.len());
+            self.first.advance(step);
+            count -= step;
+            if !self.first.is_empty() {
+                break;
+            }
+            let Some(rest) = &mut self.rest else { break };
+            self.first = rest.chunks.remove(0);
+            if rest.chunks.is_empty() {
+                self.rest = None;
+            }
+        }
+        if let Some(rest) = &mut self.rest {
+            rest.joined = OnceLock::new();
+        }
+    }
+}
+
+impl Clone for Message {
+    fn clone(&self) -> Self {
+        Self { first: self.first.clone(), rest: self.rest.clone() }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("len", &self.len())
+            .field("contiguous", &self.is_contiguous())
+            .finish()
+    }
+}
+
+impl PartialEq<[u8]> for Message {
+    fn eq(&self, other: &[u8]) -> bool {
+        **self == *other
+    }
+}
+
+impl<const N: usize> PartialEq<[u8; N]> for Message {
+    fn eq(&self, other: &[u8; N]) -> bool {
+        **self == other[..]
+    }
+}
+
+/// A message borrowed from a [`Batch`](crate::Batch): no reference count, no copy.
+#[derive(Clone, Copy)]
+pub struct Frame<'batch> {
+    bytes: &'batch [u8],
+    /// What `bytes` lie in, for [`Frame::retain`].
+    chunk: &'batch Chunk,
+    rest: &'batch [Chunk],
+}
+
+impl<'batch> Frame<'batch> {
+    #[inline]
+    pub(crate) fn new(chunk: &'batch Chunk, bytes: &'batch [u8]) -> Self {
+        Self { bytes, chunk, rest: &[] }
+    }
+
+    pub(crate) fn of(message: &'batch Message) -> Self {
+        let rest = message.rest.as_ref().map_or(&[][..], |rest| &rest.chunks);
+        Self { bytes: message.first.as_slice(), chunk: &message.first, rest }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.rest.iter().map(Chunk::len).sum::<usize>()
+    }
+
+    /// True for a message of no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes, if they lie in one piece, as nearly all do.
+    #[inline]
+    pub fn as_slice(&self) -> Option<&'batch [u8]> {
+        if self.rest.is_empty() { Some(self.bytes) } else { None }
+    }
+
+    /// The bytes as one slice: borrowed if they lie in one piece, else joined by a copy.
+    #[inline]
+    pub fn bytes(&self) -> Cow<'batch, [u8]> {
+        match self.as_slice() {
+            Some(bytes) => Cow::Borrowed(bytes),
+            None => Cow::Owned(self.to_vec()),
+        }
+    }
+
+    /// The pieces of the message, in order. Copies nothing.
+    #[inline]
+    pub fn chunks(&self) -> impl Iterator<Item = &'batch [u8]> + use<'batch> {
+        std::iter::once(self.bytes).chain(self.rest.iter().map(Chunk::as_slice))
+    }
+
+    /// A copy of the bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.chunk.count_copied(self.len());
+        self.chunks().collect::<Vec<_>>().concat()
+    }
+
+    /// A [`Message`] of the same bytes that outlives the batch. Copies nothing.
+    pub fn retain(&self) -> Message {
+        let base = self.chunk.as_slice().as_ptr().addr();
+        let start = self.bytes.as_ptr().addr() - base;
+        let first = self.chunk.slice(start..start + self.bytes.len());
+        if self.rest.is_empty() {
+            return Message::whole(first);
+        }
+        let mut chunks = vec![first];
+        chunks.extend(self.rest.iter().cloned());
+        Message::from_chunks(chunks)
+    }
+}
+
+impl fmt::Debug for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Whole messages in the framing in which they arrived, to be passed on without looking inside.
+/// See [`Receiver::recv_run`](crate::Receiver::recv_run).
+#[derive(Debug)]
+pub struct Run {
+    pub(crate) kind: RunKind,
+    pub(crate) profile: ringpost_frame::Profile,
+    pub(crate) messages: u64,
+    /// Length of the longest message, bytes.
+    pub(crate) longest: usize,
+}
+
+#[derive(Debug)]
+pub(crate) enum RunKind {
+    /// Headers and bodies as they were received.
+    Framed(Chunk),
+    /// One message that lay in pieces, without its header.
+    Single(Message),
+}
+
+impl Run {
+    /// Number of messages.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Bytes, with headers if they are part of it.
+    pub fn len(&self) -> usize {
+        match &self.kind {
+            RunKind::Framed(chunk) => chunk.len(),
+            RunKind::Single(message) => message.len(),
+        }
+    }
+
+    /// True if there is nothing in it; does not happen to a run that was received.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copied(bytes: &'static [u8]) -> Chunk {
+        Chunk::Copied(Bytes::from_static(bytes))
+    }
+
+    fn pieces() -> Message {
+        Message::from_chunks(vec![copied(b"ab"), copied(b"cde"), copied(b"f")])
+    }
+
+    #[test]
+    fn pieces_read_like_a_whole() {
+        let message = pieces();
+        assert!(!message.is_contiguous());
+        assert_eq!(message.len(), 6);
+        assert_eq!(message, *b"abcdef");
+        assert_eq!(message.chunks().count(), 3);
+        assert_eq!(message.clone().into_bytes(), &b"abcdef"[..]);
+        assert_eq!(message.into_owned(), b"abcdef");
+    }
+
+    #[test]
+    fn buf_walks_the_pieces() {
+        let mut message = pieces();
+        assert_eq!(message[..3], *b"abc");
+        assert_eq!(message.get_u8(), b'a');
+        assert_eq!(message, *b"bcdef");
+        message.advance(3);
+        assert_eq!(message.chunk(), b"e");
+        assert_eq!(message, *b"ef");
+        message.advance(2);
+        assert!(message.is_empty());
+        assert!(!message.has_remaining());
+    }
+
+    #[test]
+    fn frames_can_be_retained() {
+        let message = pieces();
+        let frame = Frame::of(&message);
+        assert_eq!(frame.as_slice(), None);
+        assert_eq!(frame.bytes(), &b"abcdef"[..]);
+        assert_eq!(frame.retain(), *b"abcdef");
+        let chunk = copied(b"0123456789");
+        let frame = Frame::new(&chunk, &chunk.as_slice()[3..6]);
+        assert_eq!(frame.as_slice(), Some(&b"345"[..]));
+        assert_eq!(frame.retain(), *b"345");
+    }
+}

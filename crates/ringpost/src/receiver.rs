@@ -1,0 +1,432 @@
+//! The receiving half of a connection: finds messages in received bytes and lends them in place.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use ringpost_frame::{
+    Decoder, FrameHeader, FrameKind, PING_BYTES_MAX, ProtocolError, Step, StreamEnd, control_frame,
+};
+use ringpost_reactor::{Chunk, Inbound};
+
+use crate::error::{Closed, RecvError};
+use crate::link::{Half, Link};
+use crate::message::{Frame, Message, Run, RunKind};
+
+/// The receiving half of a connection.
+///
+/// Messages arrive in order. `Ok(None)` is the clean end: the peer said that it was finished (or, with
+/// a plain profile, closed between two messages). Anything else that ends the stream is an error, so that a
+/// crashed peer is never taken for a finished one.
+///
+/// Control frames (PING, GOAWAY, unknown kinds that may be skipped) are dealt with on the way.
+pub struct Receiver {
+    link: Rc<Link>,
+    decoder: Option<Decoder>,
+    /// What is being decoded, from `cursor` on.
+    current: Option<Chunk>,
+    cursor: usize,
+    /// The frame that began in earlier chunks.
+    partial: Option<Partial>,
+    /// A message that lay in pieces, lent by the batch.
+    assembled: Option<Message>,
+    end: Option<Result<(), RecvError>>,
+}
+
+struct Partial {
+    kind: FrameKind,
+    chunks: Vec<Chunk>,
+}
+
+/// What the decoder found next.
+enum Next {
+    /// A whole message in the current chunk; the cursor is behind it.
+    Whole(Range<usize>),
+    /// A message that lay in pieces.
+    Assembled(Message),
+    /// Nothing complete in what has arrived.
+    Nothing,
+}
+
+impl Receiver {
+    pub(crate) fn new(link: Rc<Link>) -> Self {
+        Self {
+            decoder: link.decoder(),
+            link,
+            current: None,
+            cursor: 0,
+            partial: None,
+            assembled: None,
+            end: None,
+        }
+    }
+
+    /// Waits for the next message.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`], repeated on every later call.
+    pub async fn recv(&mut self) -> Result<Option<Message>, RecvError> {
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    /// Polls for the next message, as [`Receiver::recv`].
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Message>, RecvError>> {
+        loop {
+            match self.next() {
+                Ok(Next::Whole(range)) => {
+                    if let Some(message) = self.take_whole(range) {
+                        return Poll::Ready(Ok(Some(message)));
+                    }
+                }
+                Ok(Next::Assembled(message)) => return Poll::Ready(Ok(Some(message))),
+                Ok(Next::Nothing) => match self.poll_more(context) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(false)) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                },
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Waits until messages are there, and lends all that have arrived. `None` is the clean end. A batch
+    /// may turn out empty: then only control frames or part of a message had arrived.
+    ///
+    /// The frames of a batch are borrowed: no reference count and no copy each. What the batch was not
+    /// asked for stays for the next call.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`], after the messages before it have been lent; repeated on every later call.
+    pub async fn recv_batch(&mut self) -> Result<Option<Batch<'_>>, RecvError> {
+        if poll_fn(|context| self.poll_input(context)).await? {
+            Ok(Some(Batch { receiver: self }))
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Waits for messages and takes as many as lie together, in their framing, to be passed on by
+    /// [`Sender::send_run`](crate::Sender::send_run) without a copy. `None` is the clean end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvError`], repeated on every later call.
+    pub async fn recv_run(&mut self) -> Result<Option<Run>, RecvError> {
+        poll_fn(|context| self.poll_run(context)).await
+    }
+
+    fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Run>, RecvError>> {
+        loop {
+            if let Some(run) = self.whole_run() {
+                return Poll::Ready(Ok(Some(run)));
+            }
+            match self.next() {
+                Ok(Next::Whole(range)) => {
+                    let Some(message) = self.take_whole(range) else { continue };
+                    return Poll::Ready(Ok(Some(self.single(message))));
+                }
+                Ok(Next::Assembled(message)) => {
+                    return Poll::Ready(Ok(Some(self.single(message))));
+                }
+                Ok(Next::Nothing) => match self.poll_more(context) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(false)) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                },
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// True once the peer has asked for an end of the connection (GOAWAY): finish what is open, then
+    /// [`shutdown`](crate::Sender::shutdown).
+    pub fn peer_is_going_away(&self) -> bool {
+        self.link.peer_going_away.get()
+    }
+
+    fn single(&self, message: Message) -> Run {
+        let profile = self.link.options.profile;
+        let longest = message.len();
+        Run { kind: RunKind::Single(message), profile, messages: 1, longest }
+    }
+
+    /// The plain whole messages at the cursor, with their headers.
+    fn whole_run(&mut self) -> Option<Run> {
+        let decoder = self.decoder.as_mut()?;
+        let current = self.current.as_ref()?;
+        let input = current.as_slice().get(self.cursor..)?;
+        let mut len = 0;
+        let mut messages = 0;
+        let mut longest = 0;
+        while let Some(body) = decoder.whole_message(&input[len..]) {
+            longest = longest.max(body.len());
+            len += body.end;
+            messages += 1;
+        }
+        if messages == 0 {
+            return None;
+        }
+        decoder.advance_position(len as u64);
+        let chunk = current.slice(self.cursor..self.cursor + len);
+        self.advance(len);
+        let profile = self.link.options.profile;
+        Some(Run { kind: RunKind::Framed(chunk), profile, messages, longest })
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.cursor += bytes;
+        if self.current.as_ref().is_some_and(|current| self.cursor >= current.len()) {
+            self.current = None;
+            self.cursor = 0;
+        }
+    }
+
+    /// The message at `range` of the current chunk; the chunk itself if it ends with it.
+    fn take_whole(&mut self, range: Range<usize>) -> Option<Message> {
+        let current = self.current.as_ref()?;
+        if range.end < current.len() {
+            return Some(Message::whole(current.slice(range)));
+        }
+        self.cursor = 0;
+        let mut chunk = self.current.take()?;
+        chunk.advance(range.start);
+        Some(Message::whole(chunk))
+    }
+
+    /// Decodes at the cursor. Waits for nothing.
+    #[inline]
+    fn next(&mut self) -> Result<Next, RecvError> {
+        if let (Some(decoder), Some(current)) = (&mut self.decoder, &self.current)
+            && let Some(input) = current.as_slice().get(self.cursor..)
+            && let Some(body) = decoder.whole_message(input)
+        {
+            decoder.advance_position(body.end as u64);
+            let start = self.cursor;
+            // May reach the end of the chunk: whoever uses the range lets go of the chunk.
+            self.cursor += body.end;
+            return Ok(Next::Whole(start + body.start..start + body.end));
+        }
+        self.next_slow()
+    }
+
+    fn next_slow(&mut self) -> Result<Next, RecvError> {
+        loop {
+            let (Some(decoder), Some(current)) = (&mut self.decoder, &self.current) else {
+                return Ok(Next::Nothing);
+            };
+            let input = current.as_slice().get(self.cursor..).unwrap_or_default();
+            if input.is_empty() {
+                self.current = None;
+                self.cursor = 0;
+                return Ok(Next::Nothing);
+            }
+            let step = match decoder.step(input) {
+                Ok(step) => step,
+                Err(error) => return Err(self.protocol_error(error)),
+            };
+            let start = self.cursor;
+            self.cursor += step.consumed();
+            match step {
+                Step::NeedMore { .. } => {}
+                Step::Frame { header, body } => {
+                    let range = start + body.start..start + body.end;
+                    if header.kind == FrameKind::Message {
+                        return Ok(Next::Whole(range));
+                    }
+                    let body = current.slice(range);
+                    self.control(header.kind, &Message::whole(body))?;
+                }
+                Step::Begin { header: FrameHeader { kind, .. }, .. } => {
+                    self.partial = Some(Partial { kind, chunks: Vec::new() });
+                }
+                Step::Body { consumed, last } => {
+                    let piece = current.slice(start..start + consumed);
+                    let Some(partial) = &mut self.partial else { continue };
+                    if !matches!(partial.kind, FrameKind::Unknown(_)) {
+                        let rest = match partial.chunks.last_mut() {
+                            Some(chunk) => chunk.try_extend(piece),
+                            None => Err(piece),
+                        };
+                        partial.chunks.extend(rest.err());
+                    }
+                    if last && let Some(Partial { kind, chunks }) = self.partial.take() {
+                        let message = Message::from_chunks(chunks);
+                        if kind == FrameKind::Message {
+                            return Ok(Next::Assembled(message));
+                        }
+                        self.control(kind, &message)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn control(&mut self, kind: FrameKind, body: &[u8]) -> Result<(), RecvError> {
+        match kind {
+            FrameKind::Ping => {
+                // A peer that does not take its answers gets none: the queue stays bounded.
+                let room = self.link.stream.has_room().unwrap_or(false);
+                if room
+                    && !self.link.finished.get()
+                    && body.len() <= PING_BYTES_MAX as usize
+                    && let Ok(pong) = control_frame(FrameKind::Pong, body)
+                {
+                    self.link.stream.append(pong.as_bytes(), &[]);
+                }
+            }
+            FrameKind::GoAway => self.link.peer_going_away.set(true),
+            FrameKind::Reject => {
+                let reason = String::from_utf8_lossy(body).into_owned();
+                let closed = Closed::Rejected { reason };
+                self.link.close(closed.clone());
+                return Err(self.end_with(closed.into()));
+            }
+            // The decoder keeps what FIN means; the others have no effect.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn protocol_error(&mut self, source: ProtocolError) -> RecvError {
+        let position = self.decoder.as_ref().map_or(0, Decoder::position_bytes);
+        self.link.reject(&source.to_string());
+        self.link.close(Closed::Protocol(source));
+        self.end_with(RecvError::Protocol { position, source })
+    }
+
+    fn end_with(&mut self, error: RecvError) -> RecvError {
+        self.current = None;
+        self.cursor = 0;
+        self.partial = None;
+        self.end = Some(Err(error.clone()));
+        error
+    }
+
+    /// Waits until there is undecoded input. False at the clean end.
+    fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
+        // Let go of what the last batch lent.
+        self.assembled = None;
+        if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
+            return Poll::Ready(Ok(true));
+        }
+        self.current = None;
+        self.poll_more(context)
+    }
+
+    /// Waits for another chunk and makes it the current one. False at the clean end.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
+        match &self.end {
+            Some(Ok(())) => return Poll::Ready(Ok(false)),
+            Some(Err(error)) => return Poll::Ready(Err(error.clone())),
+            None => {}
+        }
+        if self.decoder.is_none() {
+            match self.link.poll_open(Half::Receiver, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(closed)) => {
+                    return Poll::Ready(Err(self.end_with(closed.into())));
+                }
+                Poll::Ready(Ok(())) => self.decoder = self.link.decoder(),
+            }
+        }
+        if let Some(chunk) = self.link.take_leftover() {
+            return self.begin(chunk);
+        }
+        match self.link.stream.poll_receive(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(Inbound::Chunk(chunk))) => self.begin(chunk),
+            Poll::Ready(Ok(_)) => Poll::Ready(self.at_end_of_file()),
+            Poll::Ready(Err(error)) => {
+                // After a clean end of the messages, how the socket goes is of no concern.
+                if self.decoder.as_ref().is_some_and(Decoder::is_finished) {
+                    self.end = Some(Ok(()));
+                    return Poll::Ready(Ok(false));
+                }
+                let closed = self.link.explain(error);
+                Poll::Ready(Err(self.end_with(closed.into())))
+            }
+        }
+    }
+
+    fn begin(&mut self, chunk: Chunk) -> Poll<Result<bool, RecvError>> {
+        self.cursor = 0;
+        self.current = Some(chunk);
+        Poll::Ready(Ok(true))
+    }
+
+    fn at_end_of_file(&mut self) -> Result<bool, RecvError> {
+        let end = self.decoder.as_ref().map_or(Ok(StreamEnd::Aborted), Decoder::end);
+        let error = match end {
+            Ok(StreamEnd::Clean) => {
+                self.end = Some(Ok(()));
+                return Ok(false);
+            }
+            Ok(StreamEnd::Truncated) => RecvError::Truncated,
+            Ok(_) => Closed::Aborted.into(),
+            Err(source) => RecvError::Protocol {
+                position: self.decoder.as_ref().map_or(0, Decoder::position_bytes),
+                source,
+            },
+        };
+        Err(self.end_with(error))
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+/// Messages that have arrived, lent in place. See [`Receiver::recv_batch`].
+#[derive(Debug)]
+pub struct Batch<'receiver> {
+    receiver: &'receiver mut Receiver,
+}
+
+impl Batch<'_> {
+    /// The next message, without waiting; `None` when all that have arrived were lent. An error in the
+    /// stream shows up in the next [`Receiver::recv_batch`].
+    #[expect(clippy::should_implement_trait, reason = "items borrow from the batch")]
+    #[inline]
+    pub fn next(&mut self) -> Option<Frame<'_>> {
+        let receiver = &mut *self.receiver;
+        loop {
+            match receiver.next() {
+                Ok(Next::Whole(range)) => {
+                    let chunk = receiver.current.as_ref()?;
+                    return Some(Frame::new(chunk, chunk.as_slice().get(range)?));
+                }
+                Ok(Next::Assembled(message)) => {
+                    return Some(Frame::of(receiver.assembled.insert(message)));
+                }
+                Ok(Next::Nothing) => {
+                    let chunk = receiver.link.stream.try_receive()?;
+                    receiver.current = Some(chunk);
+                    receiver.cursor = 0;
+                }
+                // Kept for the next call of `recv_batch`.
+                Err(_) => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The sending half of a connection.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use ringpost_frame::{ControlFrame, Profile, message_header};
+use ringpost_reactor::{Chunk, Payload};
+
+use crate::error::SendError;
+use crate::link::{Half, Link};
+use crate::message::{Message, Run, RunKind};
+
+/// The sending half of a connection.
+///
+/// A message is *accepted* when a send returns `Ok`: it is queued, bounded by
+/// [`outbound_bytes_max`](crate::RuntimeBuilder::outbound_bytes_max), and leaves with everything else
+/// that is queued at the end of the runtime's turn, in one system call. [`Sender::flush`] waits until
+/// the kernel has it.
+///
+/// Dropping both halves closes the connection; what was accepted still leaves in the background, at
+/// most [`linger`](crate::RuntimeBuilder::linger) long. Without [`Sender::shutdown`] the peer
+/// sees that as an abort.
+pub struct Sender {
+    link: Rc<Link>,
+    native: bool,
+}
+
+impl Sender {
+    pub(crate) fn new(link: Rc<Link>) -> Self {
+        let native = matches!(link.options.profile, Profile::Native);
+        Self { link, native }
+    }
+
+    /// Accepts a copy of `body` if there is room. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Full`] without room, [`SendError::NotReady`] for more than 1024 bytes before the
+    /// peer's greeting is there, [`SendError::TooLarge`] over the limit; otherwise the end of the
+    /// connection. Nothing has been accepted then.
+    #[inline]
+    pub fn try_send(&mut self, body: &[u8]) -> Result<(), SendError> {
+        if body.len() > self.link.message_bytes_max.get() || self.link.finished.get() {
+            return Err(self.refusal(body.len()));
+        }
+        let appended = if self.native {
+            #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
+            let header = message_header(body.len() as u32).to_le_bytes();
+            self.link.stream.try_append(&header, body)
+        } else {
+            let (header, len) = self.header(body.len())?;
+            self.link.stream.try_append(&header[..len], body)
+        };
+        match appended {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.full()),
+            Err(error) => Err(self.link.explain(error).into()),
+        }
+    }
+
+    /// Accepts a copy of `body`, waiting for room.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, nothing has been accepted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send`], without `Full` and `NotReady`.
+    #[inline]
+    pub async fn send(&mut self, body: &[u8]) -> Result<(), SendError> {
+        match self.try_send(body) {
+            Err(SendError::Full { .. } | SendError::NotReady) => {
+                self.room(body.len()).await?;
+                self.try_send(body)
+            }
+            result => result,
+        }
+    }
+
+    /// Accepts a message of `len` bytes that `fill` writes in place, waiting for room. The bytes are
+    /// zero at first.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, `fill` has not been called and nothing has been
+    /// accepted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send`].
+    pub async fn send_with(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), SendError> {
+        self.room(len).await?;
+        let (header, header_len) = self.header(len)?;
+        self.link.stream.append_with(&header[..header_len], len, fill);
+        Ok(())
+    }
+
+    /// Accepts `body`, waiting for room. From
+    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on it is not copied: the
+    /// kernel reads it where it lies.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, nothing has been accepted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send`].
+    pub async fn send_bytes(&mut self, body: Bytes) -> Result<(), SendError> {
+        if body.len() < self.link.options.gather_bytes_min {
+            return self.send(&body).await;
+        }
+        self.room(body.len()).await?;
+        let (header, len) = self.header(body.len())?;
+        self.link.stream.append_shared(&header[..len], Payload::Bytes(body));
+        Ok(())
+    }
+
+    /// Passes a received message on, waiting for room; copies nothing from
+    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, nothing has been accepted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send`].
+    pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
+        let len = message.len();
+        self.room(len).await?;
+        let (header, header_len) = self.header(len)?;
+        self.append_message(&header[..header_len], message);
+        Ok(())
+    }
+
+    /// Passes received frames on as they are, waiting for room: however many messages the run holds,
+    /// none is copied or looked at. Both connections must use the same profile.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, nothing has been accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::OtherProfile`]; [`SendError::TooLarge`] if the longest message of the run is over
+    /// this connection's limit (nothing of the run has been accepted then); else as [`Sender::send`].
+    pub async fn send_run(&mut self, run: Run) -> Result<(), SendError> {
+        if run.profile != self.link.options.profile {
+            return Err(SendError::OtherProfile);
+        }
+        self.room(run.longest).await?;
+        match run.kind {
+            RunKind::Framed(chunk) => {
+                if chunk.len() < self.link.options.gather_bytes_min {
+                    self.link.stream.append(&[], chunk.as_slice());
+                    chunk.count_copied(chunk.len());
+                } else {
+                    self.link.stream.append_shared(&[], payload(chunk));
+                }
+            }
+            RunKind::Single(message) => {
+                let (header, len) = self.header(message.len())?;
+                self.append_message(&header[..len], message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the kernel has everything accepted so far: it is then delivered even if this
+    /// process is killed, as long as the peer lives and reads.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and repeated at will.
+    ///
+    /// # Errors
+    ///
+    /// The end of the connection: something accepted can't be delivered.
+    pub async fn flush(&mut self) -> Result<(), SendError> {
+        let link = &self.link;
+        poll_fn(|context| link.stream.poll_flushed(context))
+            .await
+            .map_err(|error| link.explain(error).into())
+    }
+
+    /// Says that no more messages follow (FIN), and waits until the kernel has everything. The peer
+    /// receives all of it and then a clean end. Receiving goes on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Repeat it if it was dropped before it was ready; FIN is sent once.
+    ///
+    /// # Errors
+    ///
+    /// The end of the connection: something accepted can't be delivered.
+    pub async fn shutdown(&mut self) -> Result<(), SendError> {
+        if !self.link.finished.replace(true) && self.native {
+            self.link.stream.append(ControlFrame::fin().as_bytes(), &[]);
+        }
+        self.flush().await?;
+        self.link.stream.shutdown_write();
+        Ok(())
+    }
+
+    /// Asks the peer to end the connection when it suits it (GOAWAY); what it still sends is taken.
+    /// Only the native profile can say so. See [`Receiver::peer_is_going_away`](crate::Receiver::peer_is_going_away).
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Finished`] after a shutdown, [`SendError::OtherProfile`] if the profile has no such
+    /// frame, or the end of the connection.
+    pub fn go_away(&mut self) -> Result<(), SendError> {
+        self.link.closed()?;
+        if !self.native {
+            return Err(SendError::OtherProfile);
+        }
+        if self.link.finished.get() {
+            return Err(SendError::Finished);
+        }
+        self.link.stream.append(ControlFrame::go_away(u64::MAX).as_bytes(), &[]);
+        Ok(())
+    }
+
+    /// Bytes accepted and not yet handed to the kernel.
+    pub fn queued_bytes(&self) -> usize {
+        self.link.stream.outbound_bytes()
+    }
+
+    /// The longest message that may be sent now, bytes. Grows once the peer's greeting is there.
+    pub fn message_bytes_max(&self) -> usize {
+        self.link.message_bytes_max.get()
+    }
+
+    fn append_message(&self, header: &[u8], message: Message) {
+        let gather = message.len() >= self.link.options.gather_bytes_min;
+        let mut header = header;
+        for chunk in message.into_chunks() {
+            if gather {
+                self.link.stream.append_shared(header, payload(chunk));
+            } else {
+                chunk.count_copied(chunk.len());
+                self.link.stream.append(header, chunk.as_slice());
+            }
+            header = &[];
+        }
+    }
+
+    /// Waits until a message of `len` bytes may be accepted.
+    async fn room(&self, len: usize) -> Result<(), SendError> {
+        poll_fn(|context| self.poll_room(len, context)).await
+    }
+
+    fn poll_room(&self, len: usize, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if len > self.link.message_bytes_max.get() || self.link.finished.get() {
+            if self.link.is_open() || self.link.finished.get() {
+                return Poll::Ready(Err(self.refusal(len)));
+            }
+            match self.link.poll_open(Half::Sender, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(closed)) => return Poll::Ready(Err(closed.into())),
+                Poll::Ready(Ok(())) if len > self.link.message_bytes_max.get() => {
+                    return Poll::Ready(Err(self.refusal(len)));
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        self.link.stream.poll_room(context).map_err(|error| self.link.explain(error).into())
+    }
+
+    /// Why a message of `len` bytes can't be accepted whatever the queue.
+    #[cold]
+    fn refusal(&self, len: usize) -> SendError {
+        if let Err(closed) = self.link.closed() {
+            return closed.into();
+        }
+        if self.link.finished.get() {
+            return SendError::Finished;
+        }
+        let ours = self.link.options.frame_bytes_max as usize;
+        if !self.link.is_open() && len <= ours {
+            return SendError::NotReady;
+        }
+        let limit = if self.link.is_open() { self.link.message_bytes_max.get() } else { ours };
+        SendError::TooLarge { len, limit }
+    }
+
+    #[cold]
+    fn full(&self) -> SendError {
+        SendError::Full {
+            queued: self.link.stream.outbound_bytes(),
+            limit: self.link.outbound_bytes_max(),
+        }
+    }
+
+    fn header(&self, len: usize) -> Result<([u8; 8], usize), SendError> {
+        let mut header = [0; 8];
+        match self.link.options.profile.write_message_header(len, &mut header) {
+            Ok(size) => Ok((header, size)),
+            Err(_) => Err(self.refusal(len)),
+        }
+    }
+}
+
+fn payload(chunk: Chunk) -> Payload {
+    match chunk {
+        Chunk::Leased(lease) => Payload::Lease(lease),
+        chunk => Payload::Bytes(chunk.into_bytes()),
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("link", &self.link).finish()
+    }
+}

@@ -1,0 +1,69 @@
+//! Waiting for the clock, on the current runtime.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::executor::Inner;
+
+/// Waits for `duration`. Cancel safe.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub async fn sleep(duration: Duration) {
+    match Instant::now().checked_add(duration) {
+        Some(at) => sleep_until(at).await,
+        // Further than the clock reaches.
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until `at`. Cancel safe.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub async fn sleep_until(at: Instant) {
+    let sleep = Inner::current().reactor.sleep_until(at);
+    sleep.await;
+}
+
+/// Waits for `future`, at most `duration`; then drops it.
+///
+/// # Errors
+///
+/// [`Elapsed`] if the time is up first.
+///
+/// # Panics
+///
+/// Outside of a runtime.
+pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut sleep = pin!(sleep(duration));
+    poll_fn(|context| {
+        if let Poll::Ready(value) = future.as_mut().poll(context) {
+            return Poll::Ready(Ok(value));
+        }
+        sleep.as_mut().poll(context).map(|()| Err(Elapsed { duration }))
+    })
+    .await
+}
+
+/// The time was up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Elapsed {
+    /// How long was waited.
+    pub duration: Duration,
+}
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not done within {:?}", self.duration)
+    }
+}
+
+impl std::error::Error for Elapsed {}
