@@ -1,0 +1,146 @@
+//! The framing of the hand-written contenders: a little-endian `u32` length, then the payload.
+
+use anyhow::{Result, ensure};
+
+/// Length of the prefix.
+pub(crate) const HEADER_BYTES: usize = 4;
+
+/// The prefix of a payload of `length` bytes.
+pub(crate) fn header(length: usize) -> [u8; HEADER_BYTES] {
+    u32::try_from(length).expect("payloads are short").to_le_bytes()
+}
+
+/// Appends a frame whose payload is a copy of `payload`.
+pub(crate) fn encode(payload: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&header(payload.len()));
+    out.extend_from_slice(payload);
+}
+
+/// Appends a frame whose payload of `length` bytes is written in place.
+pub(crate) fn encode_with(length: usize, out: &mut Vec<u8>, write: impl FnOnce(&mut [u8])) {
+    out.extend_from_slice(&header(length));
+    let start = out.len();
+    out.resize(start + length, 0);
+    write(&mut out[start..]);
+}
+
+/// A receive buffer that lends the frames in it without copying them.
+///
+/// It starts again at its beginning whenever it is empty, so that the memory in use stays in the
+/// cache, and moves bytes only if a frame would not fit in what is left of the buffer.
+#[derive(Debug)]
+pub(crate) struct FrameBuffer {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameBuffer {
+    /// A buffer of `capacity` bytes, which is at least one frame.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { bytes: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Where the next bytes have to be received; never empty.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.is_empty() {
+            self.start = 0;
+            self.end = 0;
+        } else if self.frame_end() > self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Takes note of `count` bytes received into [`Self::space`].
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end += count;
+        assert!(self.end <= self.bytes.len(), "no more was received than there was space for");
+    }
+
+    /// The payload of the next frame, if all of it is there.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<&[u8]>> {
+        let received = &self.bytes[self.start..self.end];
+        let Some((header, rest)) = received.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*header) as usize;
+        let Some(payload) = rest.get(..length) else {
+            ensure!(HEADER_BYTES + length <= self.bytes.len(), "frame of {length} bytes");
+            return Ok(None);
+        };
+        self.start += HEADER_BYTES + length;
+        Ok(Some(payload))
+    }
+
+    /// Where the frame that has begun to arrive will end.
+    fn frame_end(&self) -> usize {
+        let received = &self.bytes[self.start..self.end];
+        let length = received
+            .first_chunk::<HEADER_BYTES>()
+            .map_or(1, |header| u32::from_le_bytes(*header) as usize);
+        self.start + HEADER_BYTES + length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds `stream` in pieces of `piece` bytes and returns the payloads found.
+    fn parse(stream: &[u8], piece: usize, capacity: usize) -> Result<Vec<Vec<u8>>> {
+        let mut buffer = FrameBuffer::new(capacity);
+        let mut payloads = Vec::new();
+        let mut rest = stream;
+        while !rest.is_empty() {
+            let space = buffer.space();
+            assert!(!space.is_empty());
+            let count = piece.min(space.len()).min(rest.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            buffer.filled(count);
+            rest = &rest[count..];
+            while let Some(payload) = buffer.next_frame()? {
+                payloads.push(payload.to_vec());
+            }
+        }
+        assert!(buffer.is_empty());
+        Ok(payloads)
+    }
+
+    #[test]
+    fn frames_survive_any_fragmentation() -> Result<()> {
+        let wanted: Vec<Vec<u8>> = (0..50_u8).map(|n| vec![n; usize::from(n) % 13]).collect();
+        let mut stream = Vec::new();
+        for payload in &wanted {
+            encode(payload, &mut stream);
+        }
+        for piece in 1..40 {
+            for capacity in [16, 17, 31, 64, 4096] {
+                assert_eq!(parse(&stream, piece, capacity)?, wanted, "{piece} {capacity}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_buffer_is_refused() {
+        let mut stream = Vec::new();
+        encode(&[1; 100], &mut stream);
+        assert!(parse(&stream, 8, 64).is_err());
+    }
+
+    #[test]
+    fn written_in_place_is_the_same_frame() {
+        let (mut copied, mut written) = (Vec::new(), Vec::new());
+        encode(b"abc", &mut copied);
+        encode_with(3, &mut written, |payload| payload.copy_from_slice(b"abc"));
+        assert_eq!(copied, written);
+        assert_eq!(copied, b"\x03\0\0\0abc");
+    }
+}

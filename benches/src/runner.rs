@@ -1,0 +1,167 @@
+//! Takes all samples of a plan, then writes the report.
+
+use std::{env, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    cli::Options,
+    contenders::Contender,
+    interrupt::Interrupt,
+    machine::Machine,
+    meter::Timing,
+    plan::{Plan, Round},
+    probe::Probe,
+    report::{self, Report},
+    results::Line,
+    sample::Sampler,
+    summary::Summary,
+    syscalls, targets,
+};
+
+/// Measures what the options ask for.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let plan = Plan::new(options)?;
+    let interrupt = Interrupt::install()?;
+    let (tracepoint, counting) = match syscalls::tracepoint() {
+        Ok(number) => (Some(number), "perf counter on raw_syscalls:sys_enter".to_owned()),
+        Err(error) => (None, format!("not counted ({error:#})")),
+    };
+    let mut run = Run {
+        sampler: Sampler {
+            timing: Timing::measuring(plan.measured),
+            tracepoint,
+            interrupt: interrupt.clone(),
+            probe: Probe::new(),
+        },
+        retries_left: plan.retries,
+        lines: Vec::new(),
+        failures: Vec::new(),
+        progress: progress(plan.samples()),
+    };
+    let mut interrupted = false;
+    for round in &plan.rounds {
+        run.round(round, plan.retries_per_sample);
+        interrupted = interrupt.is_raised();
+        if interrupted {
+            break;
+        }
+    }
+    run.progress.finish_and_clear();
+    run.mark_far();
+
+    let summary = Summary::new(&run.lines);
+    let report = Report {
+        machine: Machine::inspect(),
+        command: command(),
+        timing: run.sampler.timing,
+        repetitions: options.repetitions,
+        counting,
+        probe_best_ns: run.sampler.probe.best_ns(),
+        targets: targets::check(&summary),
+        failures: run.failures,
+        summary,
+    };
+    report::print(&report);
+    let directory = directory()?;
+    let json = options.json.clone().unwrap_or_else(|| directory.join("results.jsonl"));
+    report::write_lines(&json, &run.lines)?;
+    let page = directory.join("report.html");
+    report::write_page(&page, &report)?;
+    println!("\n{}\n{}", json.display(), page.display());
+    if interrupted {
+        bail!("interrupted; the report covers what was measured until then");
+    }
+    if !report.failures.is_empty() {
+        bail!("{} samples failed", report.failures.len());
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Run {
+    sampler: Sampler,
+    retries_left: usize,
+    lines: Vec<Line>,
+    failures: Vec<String>,
+    progress: ProgressBar,
+}
+
+impl Run {
+    /// Takes the samples of a workload, contender after contender, then again.
+    fn round(&mut self, round: &Round, retries_per_sample: usize) {
+        for repetition in 0..round.repetitions {
+            for contender in &round.contenders {
+                let result = self.sample(round, *contender, repetition, retries_per_sample);
+                if self.sampler.interrupt.is_raised() {
+                    return;
+                }
+                if let Err(error) = result {
+                    self.failures.push(format!(
+                        "{} in {}: {error:#}",
+                        contender.name(),
+                        round.workload.scenario.name()
+                    ));
+                }
+                self.progress.inc(1);
+            }
+        }
+    }
+
+    fn sample(
+        &mut self,
+        round: &Round,
+        contender: &dyn Contender,
+        repetition: usize,
+        retries: usize,
+    ) -> Result<()> {
+        let name = contender.name();
+        let workload = &round.workload;
+        self.progress.set_message(format!("{} {name}", workload.scenario.name()));
+        let mut attempts = 0;
+        let sample = loop {
+            attempts += 1;
+            let sample = self.sampler.take(name, workload)?;
+            let again = self.sampler.probe.is_far(sample.probes_ns)
+                && attempts <= retries
+                && self.retries_left > 0;
+            if !again {
+                break sample;
+            }
+            self.retries_left -= 1;
+        };
+        let line = Line::new(workload, name, repetition, attempts, sample.probes_ns, sample.report);
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// Marks the samples that were far, now that the best probe of the whole run is known.
+    fn mark_far(&mut self) {
+        for line in &mut self.lines {
+            line.far = self.sampler.probe.is_far([line.probe_before_ns, line.probe_after_ns]);
+        }
+    }
+}
+
+fn progress(samples: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (eta {eta}) {msg}")
+        .expect("the template is a constant");
+    // Drawn between samples only: a ticking thread would disturb them.
+    ProgressBar::new(samples as u64).with_style(style).with_elapsed(Duration::ZERO)
+}
+
+/// `bench` in the target directory that this program was built in.
+fn directory() -> Result<PathBuf> {
+    let program = env::current_exe().context("own path")?;
+    let target = program.ancestors().nth(2).context("the program lies in a target directory")?;
+    let directory = target.join("bench");
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("creating {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// How to do the same again.
+fn command() -> String {
+    env::args().skip(1).fold("cargo xtask bench".to_owned(), |line, word| line + " " + &word)
+}
