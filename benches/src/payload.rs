@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, ensure};
 
 /// The bytes that messages of one length consist of.
 #[derive(Debug)]
@@ -93,6 +93,31 @@ impl Inspector {
         self.expected += 1;
         Ok(reply_wanted)
     }
+
+    /// The same for a message that lies in several pieces.
+    pub(crate) fn inspect_pieces<'a>(
+        &mut self,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<bool> {
+        let mut head = [0; HEAD_BYTES];
+        let mut offset = 0;
+        for mut piece in pieces {
+            if offset < HEAD_BYTES {
+                let (front, rest) = piece.split_at(piece.len().min(HEAD_BYTES - offset));
+                head[offset..offset + front.len()].copy_from_slice(front);
+                offset += front.len();
+                piece = rest;
+            }
+            let expected = self.template.bytes.get(offset..offset + piece.len());
+            ensure!(piece.is_empty() || expected == Some(piece), "a message in pieces is corrupt");
+            offset += piece.len();
+        }
+        ensure!(offset == self.template.length(), "a message in pieces has {offset} bytes");
+        let head = u64::from_le_bytes(head);
+        ensure!(head >> 1 == self.expected, "message {} arrived out of order", head >> 1);
+        self.expected += 1;
+        Ok(head & 1 == 1)
+    }
 }
 
 #[inline]
@@ -144,6 +169,27 @@ mod tests {
             // The lowest bit is the only one with another meaning: it asks for a reply.
             assert!(if bit == 0 { matches!(answer, Ok(true)) } else { answer.is_err() }, "{bit}");
         }
+    }
+
+    #[test]
+    fn pieces_are_checked_like_a_whole() -> Result<()> {
+        let template = Template::new(64);
+        let mut payload = vec![0; 64];
+        template.fill(0, true, &mut payload);
+        for cut in 0..=64 {
+            let (front, rest) = payload.split_at(cut);
+            let mut inspector = Inspector::new(Arc::clone(&template));
+            assert!(inspector.inspect_pieces([front, rest].into_iter())?);
+            assert!(inspector.inspect_pieces([front, rest].into_iter()).is_err());
+        }
+        for bit in 1..64 * 8 {
+            payload[bit / 8] ^= 1 << (bit % 8);
+            let (front, rest) = payload.split_at(5);
+            let mut inspector = Inspector::new(Arc::clone(&template));
+            assert!(inspector.inspect_pieces([front, rest].into_iter()).is_err(), "{bit}");
+            payload[bit / 8] ^= 1 << (bit % 8);
+        }
+        Ok(())
     }
 
     #[test]

@@ -16,6 +16,7 @@
 mod blocking;
 mod epoll;
 mod handwritten;
+mod ringpost;
 mod socket;
 mod tokio;
 
@@ -56,6 +57,7 @@ pub(crate) trait Contender: Sync {
 /// All contenders, in the order in which samples are taken and shown.
 pub(crate) fn all() -> Vec<&'static dyn Contender> {
     let mut all: Vec<&'static dyn Contender> = Vec::new();
+    all.extend(ringpost::ALL.iter().map(|contender| contender as &dyn Contender));
     all.extend(epoll::ALL.iter().map(|contender| contender as &dyn Contender));
     all.extend(blocking::ALL.iter().map(|contender| contender as &dyn Contender));
     all.extend(handwritten::ALL.iter().map(|contender| contender as &dyn Contender));

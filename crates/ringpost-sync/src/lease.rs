@@ -13,7 +13,8 @@ use crate::primitive::{AtomicU32, Ordering, fence};
 ///    Everyone else holds a lease while they [`acquire`](Self::acquire) another.
 /// 2. Exactly one [`release`](Self::release) brings the count to zero and is told so.
 /// 3. Whatever was read under any lease happens-before the return of that release: each gives up
-///    its lease with `Release`, the decrements form one release sequence, and the last one acquires it.
+///    its lease with `Release`, the decrements form one release sequence, and the last one acquires
+///    it.
 pub struct LeaseCount {
     count: AtomicU32,
 }
@@ -83,7 +84,8 @@ impl LeaseCount {
         true
     }
 
-    /// How many leases are out. Exact for the owner while it is zero; otherwise it may have changed.
+    /// How many leases are out. Exact for the owner while it is zero; otherwise it may have
+    /// changed.
     #[must_use]
     #[inline]
     pub fn count(&self) -> u32 {

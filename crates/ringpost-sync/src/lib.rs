@@ -77,7 +77,8 @@
 
 #![forbid(unsafe_code)]
 // `clippy.toml` bans the concurrent types of std outside the facade. The lint sees through
-// re-exports, so it bites where the facade hands out loom's types: `cargo xtask loom` runs clippy on that build.
+// re-exports, so it bites where the facade hands out loom's types: `cargo xtask loom` runs clippy
+// on that build.
 #![cfg_attr(
     not(all(test, loom)),
     allow(

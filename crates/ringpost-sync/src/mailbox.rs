@@ -15,15 +15,16 @@ use crate::wake::WakeWord;
 ///
 /// # How it ends
 ///
-/// - [`seal`](Self::seal) ends the intake. Whatever was accepted before is still delivered: the consumer,
-///   once [`is_sealed`](Self::is_sealed) is true, pops until there is nothing left and goes.
+/// - [`seal`](Self::seal) ends the intake. Whatever was accepted before is still delivered: the
+///   consumer, once [`is_sealed`](Self::is_sealed) is true, pops until there is nothing left and
+///   goes.
 /// - [`close`](Self::close) is the consumer going. What is still queued is dropped.
 ///
-/// A push that passed the check for the seal and lost the race afterwards returns `Ok`. It notifies after it
-/// has queued its item, on the same word that `close` marks, so one of the two comes first: if it is the
-/// push, `close` finds the item; if it is `close`, the push learns of it and empties the
-/// queue itself. No item is ever stuck in a queue that nobody looks at: what waits for it (a
-/// [`oneshot`](crate::oneshot()) inside) learns of its end while handles are still alive.
+/// A push that passed the check for the seal and lost the race afterwards returns `Ok`. It notifies
+/// after it has queued its item, on the same word that `close` marks, so one of the two comes
+/// first: if it is the push, `close` finds the item; if it is `close`, the push learns of it and
+/// empties the queue itself. No item is ever stuck in a queue that nobody looks at: what waits for
+/// it (a [`oneshot`](crate::oneshot()) inside) learns of its end while handles are still alive.
 pub struct Mailbox<T, D: Doorbell> {
     queue: ArrayQueue<T>,
     // Producers write this word, the queue's indices have cache lines of their own.
@@ -132,8 +133,8 @@ impl<T, D: Doorbell> Mailbox<T, D> {
         &self.doorbell
     }
 
-    /// Drops what is queued. The queue allows several consumers, so the consumer's last pops, `close` and late
-    /// pushes may all be at it.
+    /// Drops what is queued. The queue allows several consumers, so the consumer's last pops,
+    /// `close` and late pushes may all be at it.
     #[cold]
     fn discard(&self) {
         while self.queue.pop().is_some() {}

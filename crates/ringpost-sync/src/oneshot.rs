@@ -11,9 +11,10 @@ use crate::primitive::{Arc, Mutex, MutexGuard};
 
 /// A channel for a single value between two threads or tasks.
 ///
-/// Each side holds the lock for a few instructions and never while it runs foreign code: wakers are called and
-/// values are dropped outside. A lock-free slot would save one atomic operation per
-/// side and cost this crate its `forbid(unsafe_code)`.
+/// Each side holds the lock for a few instructions. Wakers are called, and wakers and values are
+/// dropped, outside of it; only the clone of a waker happens inside, and one that panics leaves the
+/// slot whole. A lock-free slot would save one atomic operation per side and cost this crate its
+/// `forbid(unsafe_code)`.
 ///
 /// ```
 /// let (sender, receiver) = ringpost_sync::oneshot();
@@ -92,8 +93,8 @@ impl<T> fmt::Debug for OneshotSender<T> {
 ///
 /// # Cancel safety
 ///
-/// Polling takes the value only when it returns it. Dropping the receiver drops a value that was sent,
-/// and makes a later [`send`](OneshotSender::send) fail.
+/// Polling takes the value only when it returns it. Dropping the receiver drops a value that was
+/// sent, and makes a later [`send`](OneshotSender::send) fail.
 #[must_use = "futures do nothing unless polled"]
 pub struct OneshotReceiver<T> {
     slot: Arc<Slot<T>>,
@@ -169,12 +170,13 @@ mod blocking {
     impl<T> OneshotReceiver<T> {
         /// Blocks this thread until the value is there, at most for `timeout` if there is one.
         ///
-        /// For threads without a runtime. Never call it on the thread of the reactor that is to send.
+        /// For threads without a runtime. Never call it on the thread of the reactor that is to
+        /// send.
         ///
         /// # Errors
         ///
-        /// [`BlockingRecvError::Canceled`] if the sender is gone, [`BlockingRecvError::TimedOut`] if
-        /// the time is up. A value that is sent later goes back to its sender.
+        /// [`BlockingRecvError::Canceled`] if the sender is gone, [`BlockingRecvError::TimedOut`]
+        /// if the time is up. A value that is sent later goes back to its sender.
         pub fn blocking_recv(mut self, timeout: Option<Duration>) -> Result<T, BlockingRecvError> {
             let start = Instant::now();
             let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -244,7 +246,7 @@ enum State<T> {
 }
 
 impl<T> Slot<T> {
-    /// Nothing panics under the lock, so a poisoned one is whole.
+    /// The slot is whole at every point under the lock that can panic, so poison says nothing.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

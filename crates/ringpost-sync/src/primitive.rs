@@ -6,12 +6,12 @@
 //! # What the models do not cover
 //!
 //! Loom sees its own types only, so under loom crossbeam's `ArrayQueue` is replaced by a model of
-//! it with the same interface. The model promises *less* than crossbeam does: a pop
-//! is sure to find an item only if the push happens-before it, and a push is sure to find room only
-//! if the pop that made it happens-before it. (Crossbeam adds `SeqCst` fences that make "empty" and
-//! "full" linearizable; no protocol here relies on that.) Crossbeam's own implementation, its
-//! unsafe slots and its cache padding are thus not checked here; it is covered by its own tests and by
-//! this crate's stress tests.
+//! it with the same interface. The model promises *less* than crossbeam does: a pop is sure to find
+//! an item only if the push happens-before it, and a push is sure to find room only if the pop that
+//! made it happens-before it. (Crossbeam adds `SeqCst` fences that make "empty" and "full"
+//! linearizable; no protocol here relies on that.) Crossbeam's own implementation, its unsafe slots
+//! and its cache padding are thus not checked here; it is covered by its own tests and by this
+//! crate's stress tests.
 
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")]
 

@@ -8,16 +8,17 @@ use crate::wake::WakeWord;
 
 /// Brings blocks, whose last lease was dropped on any thread, back to their owner.
 ///
-/// Normally the owner looks here once a turn and nobody is woken. Only an owner that has run out
-/// of blocks and is about to sleep asks to be woken, with [`declare_starved`](Self::declare_starved).
+/// Normally the owner looks here once a turn and nobody is woken. Only an owner that has run out of
+/// blocks and is about to sleep asks to be woken, with [`declare_starved`](Self::declare_starved).
 ///
 /// # Invariants
 ///
 /// 1. A block is in the queue at most once (whoever returns it gave up the last lease,
-///    [`LeaseCount`](crate::LeaseCount)), and the queue has room for every block: a return can't fail.
-/// 2. "Something was returned" and "the owner starves" live in one [`WakeWord`], as notified and parked: a
-///    return comes before the declaration, which then refuses, or after it, and then the return is
-///    told to wake the owner.
+///    [`LeaseCount`](crate::LeaseCount)), and the queue has room for every block: a return can't
+///    fail.
+/// 2. "Something was returned" and "the owner starves" live in one [`WakeWord`], as notified and
+///    parked: a return comes before the declaration, which then refuses, or after it, and then the
+///    return is told to wake the owner.
 ///
 /// The queue outlives the owner as long as leases do. What is returned then stays in it.
 pub struct ReturnQueue {

@@ -6,7 +6,8 @@ use crate::doorbell::Doorbell;
 use crate::lease::LeaseCount;
 use crate::mailbox::Mailbox;
 
-/// Counts the live handles of a reactor. The last one to go seals the mailbox and wakes the reactor.
+/// Counts the live handles of a reactor. The last one to go seals the mailbox and wakes the
+/// reactor.
 ///
 /// A reactor that can make handles at any time holds one itself, and gives it up when it
 /// wants to run only as long as others hold one.

@@ -22,8 +22,8 @@ use crate::primitive::{AtomicU32, Ordering};
 ///
 /// # Invariants
 ///
-/// 1. *One word, read-modify-writes only.* All steps are totally ordered by the modification order of the
-///    word. A `notify` comes before a `park`, which then refuses; or after it, and then the
+/// 1. *One word, read-modify-writes only.* All steps are totally ordered by the modification order
+///    of the word. A `notify` comes before a `park`, which then refuses; or after it, and then the
 ///    producer sees the consumer parked and rings. There is no third case, and so no `SeqCst`
 ///    fence.
 /// 2. *Publication.* `notify` releases, `take` acquires. Every write to the word is a
@@ -38,11 +38,11 @@ use crate::primitive::{AtomicU32, Ordering};
 ///
 /// # Why there is no sequence number
 ///
-/// A consumer that compares counts (published, seen) needs a sequence, and then a bound against
-/// its wrap-around. This consumer compares nothing: it asks for "something since I last took",
-/// which is one bit, set and cleared by read-modify-writes. Setting it twice is the same as once
-/// and there is nothing to wrap. A producer that was slow to ring can ring in a later parked period; that is a
-/// spurious wake-up, which the loop above takes in its stride.
+/// A consumer that compares counts (published, seen) needs a sequence, and then a bound against its
+/// wrap-around. This consumer compares nothing: it asks for "something since I last took", which is
+/// one bit, set and cleared by read-modify-writes. Setting it twice is the same as once and there
+/// is nothing to wrap. A producer that was slow to ring can ring in a later parked period; that is
+/// a spurious wake-up, which the loop above takes in its stride.
 pub struct WakeWord {
     word: AtomicU32,
 }

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use async_task::{FallibleTask, Runnable};
@@ -219,7 +219,7 @@ impl<T> JoinHandle<T> {
     /// Ends the task and waits until its future has been dropped. `Some` if it had already finished.
     pub async fn cancel(mut self) -> Option<Result<T, JoinError>> {
         let task = self.task.take()?;
-        task.cancel().await.map(|result| result.map_err(JoinError::Panicked))
+        task.cancel().await.map(|result| result.map_err(panicked))
     }
 
     /// True once the task has finished or was cancelled.
@@ -234,7 +234,7 @@ impl<T> Future for JoinHandle<T> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(task) = &mut self.task else { return Poll::Ready(Err(JoinError::Cancelled)) };
         Pin::new(task).poll(context).map(|result| match result {
-            Some(result) => result.map_err(JoinError::Panicked),
+            Some(result) => result.map_err(panicked),
             None => Err(JoinError::Cancelled),
         })
     }
@@ -254,26 +254,58 @@ impl<T> fmt::Debug for JoinHandle<T> {
     }
 }
 
+fn panicked(payload: Box<dyn Any + Send>) -> JoinError {
+    JoinError::Panicked(Panic::new(payload))
+}
+
 /// Why a task has no result.
 #[non_exhaustive]
 pub enum JoinError {
-    /// It panicked; this is what it said. The runtime and its other tasks go on.
-    Panicked(Box<dyn Any + Send>),
+    /// It panicked. The runtime and its other tasks go on.
+    Panicked(Panic),
     /// It was dropped before its end.
     Cancelled,
+}
+
+/// What a task panicked with.
+pub struct Panic {
+    /// Never locked by anybody else: a mutex only makes the payload shareable.
+    payload: Mutex<Box<dyn Any + Send>>,
+    text: String,
+}
+
+impl Panic {
+    fn new(payload: Box<dyn Any + Send>) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "(no message)".into());
+        Self { payload: Mutex::new(payload), text }
+    }
+
+    /// The message, if the panic had one.
+    pub fn message(&self) -> &str {
+        &self.text
+    }
+
+    /// The payload, for [`std::panic::resume_unwind`].
+    pub fn into_payload(self) -> Box<dyn Any + Send> {
+        self.payload.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Panic").field(&self.text).finish()
+    }
 }
 
 impl fmt::Display for JoinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cancelled => f.write_str("the task was dropped before its end"),
-            Self::Panicked(payload) => {
-                let text = payload
-                    .downcast_ref::<&str>()
-                    .copied()
-                    .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-                write!(f, "the task panicked: {}", text.unwrap_or("(no message)"))
-            }
+            Self::Panicked(panic) => write!(f, "the task panicked: {}", panic.text),
         }
     }
 }

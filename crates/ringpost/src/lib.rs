@@ -70,7 +70,7 @@ mod time;
 
 pub use connection::Connection;
 pub use error::{AcceptError, Closed, ConnectError, RecvError, SendError};
-pub use executor::{JoinError, JoinHandle};
+pub use executor::{JoinError, JoinHandle, Panic};
 pub use handle::{Handle, SubmitError};
 pub use listener::{Listener, ListenerBuilder};
 pub use message::{Frame, Message, Run};

@@ -98,6 +98,29 @@ impl Sender {
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), SendError> {
         self.room(len).await?;
+        self.try_send_with(len, fill)
+    }
+
+    /// Accepts a message of `len` bytes that `fill` writes in place, if there is room. Never waits. The
+    /// bytes are zero at first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send`]; `fill` has not been called then.
+    #[inline]
+    pub fn try_send_with(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), SendError> {
+        if len > self.link.message_bytes_max.get() || self.link.finished.get() {
+            return Err(self.refusal(len));
+        }
+        match self.link.stream.has_room() {
+            Ok(true) => {}
+            Ok(false) => return Err(self.full()),
+            Err(error) => return Err(self.link.explain(error).into()),
+        }
         let (header, header_len) = self.header(len)?;
         self.link.stream.append_with(&header[..header_len], len, fill);
         Ok(())

@@ -57,9 +57,9 @@ pub(super) fn holds(model: Model) {
 
 /// Passes if an execution of the model fails when the protocol is wrong in this way.
 ///
-/// `test` is the path of the test that calls this. The model runs in a process of its own, which ends at
-/// the first panic: loom's objects do not survive the unwinding of a deadlock, and a
-/// panic while panicking would end every other test too.
+/// `test` is the path of the test that calls this. The model runs in a process of its own, which
+/// ends at the first panic: loom's objects do not survive the unwinding of a deadlock, and a panic
+/// while panicking would end every other test too.
 pub(super) fn is_caught(test: &str, mutation: Mutation, model: Model) {
     if env::var_os(CHILD_VARIABLE).is_some() {
         run_twin(mutation, model);

@@ -116,7 +116,8 @@ impl Pool {
         loop {
             self.mailbox.wake().take();
             if let Some(block) = self.returns.take() {
-                // No look at the count here: its acquire would hide an ordering that `release` lacks.
+                // No look at the count here: its acquire would hide an ordering that `release`
+                // lacks.
                 return block;
             }
             if self.returns.declare_starved() && self.mailbox.wake().park() {

@@ -1,7 +1,7 @@
 //! L4: the mailbox.
 //!
-//! What an item carries is a loom atomic, written before the push. The ledger of drops is std: it is no part
-//! of the protocol, and each loom operation multiplies the executions.
+//! What an item carries is a loom atomic, written before the push. The ledger of drops is std: it
+//! is no part of the protocol, and each loom operation multiplies the executions.
 #![expect(clippy::disallowed_types, reason = "the ledger is not a part of the model")]
 
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Loom models of the protocols, and their twins.
 //!
 //! A *model* is a small program over the real protocol; loom runs it in every interleaving and with
-//! every stale read that the memory model allows, up to a bound of preemptions. A *twin* is the same
-//! program over a protocol that is wrong in one way ([`Mutation`]), and loom must find that.
+//! every stale read that the memory model allows, up to a bound of preemptions. A *twin* is the
+//! same program over a protocol that is wrong in one way ([`Mutation`]), and loom must find that.
 //!
 //! `cargo xtask loom` runs everything in the [`models!`] table, each entry in a process of its
 //! own, and reports. Under plain `cargo test` with `--cfg loom` each entry is a test.
@@ -67,32 +67,32 @@ models! {
         unpark_forgets_pending => UnparkForgetsPending,
     }
 
-    l2: wake::two_producers, "wake word, two producers and wakes without an item: none lost, one ring per parked period" {
+    l2: wake::two_producers, "wake word, two producers: no wake-up lost, one ring per period" {
         notify_rings_always => NotifyRingsAlways,
         notify_skips_when_pending => NotifySkipsWhenPending,
         take_relaxed => TakeRelaxed,
         unpark_forgets_pending => UnparkForgetsPending,
     }
 
-    l3: wake::overlapping_periods, "wake word without a sequence: a ring that comes periods too late does no harm" {
+    l3: wake::overlapping_periods, "wake word without a sequence: a late ring does no harm" {
         park_ignores_pending => ParkIgnoresPending,
         notify_relaxed => NotifyRelaxed,
         unpark_forgets_pending => UnparkForgetsPending,
     }
 
-    l4: mailbox::push_pop_close, "mailbox: each item is popped, dropped or given back, once; none is stuck after close" {
+    l4: mailbox::push_pop_close, "mailbox: each item ends once; none is stuck after close" {
         late_push_keeps_item => LatePushKeepsItem,
         close_relaxed => CloseRelaxed,
     }
 
-    l5: oneshot::send_poll_drop, "oneshot: value delivered or dropped once, the latest waker is woken" {
+    l5: oneshot::send_poll_drop, "oneshot: value ends once, the latest waker is woken" {
         send_wakes_early => SendWakesEarly,
         drop_wakes_nobody => DropWakesNobody,
         poll_keeps_old_waker => PollKeepsOldWaker,
         poll_no_recheck => PollNoRecheck,
     }
 
-    l7: lease::return_after_last_reader, "lease: a block comes back once, after its last reader; a starved owner is woken" {
+    l7: lease::return_after_last_reader, "lease: a block comes back once, after its last reader" {
         acquire_split => LeaseAcquireSplit,
         release_split => LeaseReleaseSplit,
         release_relaxed => LeaseReleaseRelaxed,
@@ -102,11 +102,11 @@ models! {
         starved_ignores_return => StarvedIgnoresReturn,
     }
 
-    l8: lease::outlives_reactor, "lease: the pool outlives its reactor until the last lease, every block accounted for" {
+    l8: lease::outlives_reactor, "lease: the pool outlives its reactor, no block is lost" {
         release_split => LeaseReleaseSplit,
     }
 
-    l12: shutdown::last_handle, "shutdown: the loop ends after the last handle, accepted requests are served, late ones fail" {
+    l12: shutdown::last_handle, "shutdown: the loop ends, accepted requests are served" {
         seal_silent => SealSilent,
         seal_after_wake => SealAfterWake,
         sealed_relaxed => SealedRelaxed,

@@ -47,8 +47,8 @@ fn served_before_the_end() {
     assert_eq!(block_on(receiver), Err(Canceled));
 }
 
-/// A thread that submits without a counted handle races with the end: refused, served or dropped, but
-/// never left without an answer.
+/// A thread that submits without a counted handle races with the end: refused, served or dropped,
+/// but never left without an answer.
 fn late_request_is_answered() {
     let mailbox = Arc::new(Mailbox::new(2, Bell::new()));
     let handles = Shutdown::new();

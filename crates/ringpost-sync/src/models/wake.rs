@@ -1,7 +1,7 @@
 //! L1 to L3: the wake word.
 //!
-//! What producers publish is a relaxed counter: nothing but the wake word orders it, so a consumer that
-//! takes a notification without acquiring it may miss the item.
+//! What producers publish is a relaxed counter: nothing but the wake word orders it, so a consumer
+//! that takes a notification without acquiring it may miss the item.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -40,8 +40,8 @@ pub(super) fn two_producers(explorer: &Explorer) {
     }
 }
 
-/// L3. The consumer leaves a parked period for another reason while a producer that was told to ring
-/// in that period has not rung yet. Its ring falls into a later period.
+/// L3. The consumer leaves a parked period for another reason while a producer that was told to
+/// ring in that period has not rung yet. Its ring falls into a later period.
 pub(super) fn overlapping_periods(explorer: &Explorer) {
     explorer.check(|| {
         let shared = Shared::new();

@@ -1,0 +1,335 @@
+//! ringpost itself: on io_uring, on epoll, and on io_uring over TCP loopback, used the way its
+//! documentation teaches: a task per connection, batches received in place, replies queued and sent
+//! together at the end of the turn.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    net::{TcpListener, TcpStream},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::{Bytes, BytesMut};
+use ringpost::{
+    Closed, Connection, ConnectionOptions, EngineChoice, Frame, Listener, Receiver, RecvError,
+    Runtime, SendError, Sender, Spin,
+};
+
+use super::{Client, Contender, Server};
+use crate::{
+    meter::Recorder,
+    payload::Inspector,
+    scenario::Scenario,
+    traffic::{Exchange, OneWaySender},
+};
+
+#[derive(Debug)]
+pub(super) struct Ringpost {
+    name: &'static str,
+    about: &'static str,
+    engine: EngineChoice,
+    transport: Transport,
+    spin: Spin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Unix,
+    Tcp,
+}
+
+pub(super) static ALL: [Ringpost; 6] = [
+    Ringpost {
+        name: "ringpost-uring",
+        about: "ringpost on io_uring, parking",
+        engine: EngineChoice::Uring,
+        transport: Transport::Unix,
+        spin: Spin::Never,
+    },
+    Ringpost {
+        name: "ringpost-uring+spin",
+        about: "ringpost on io_uring, always spinning",
+        engine: EngineChoice::Uring,
+        transport: Transport::Unix,
+        spin: Spin::Always,
+    },
+    Ringpost {
+        name: "ringpost-epoll",
+        about: "ringpost on epoll, parking",
+        engine: EngineChoice::Epoll,
+        transport: Transport::Unix,
+        spin: Spin::Never,
+    },
+    Ringpost {
+        name: "ringpost-epoll+spin",
+        about: "ringpost on epoll, always spinning",
+        engine: EngineChoice::Epoll,
+        transport: Transport::Unix,
+        spin: Spin::Always,
+    },
+    Ringpost {
+        name: "tcp",
+        about: "ringpost on io_uring over TCP loopback, parking",
+        engine: EngineChoice::Uring,
+        transport: Transport::Tcp,
+        spin: Spin::Never,
+    },
+    Ringpost {
+        name: "tcp+spin",
+        about: "ringpost on io_uring over TCP loopback, always spinning",
+        engine: EngineChoice::Uring,
+        transport: Transport::Tcp,
+        spin: Spin::Always,
+    },
+];
+
+impl Contender for Ringpost {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn scenarios(&self) -> &'static [Scenario] {
+        match (self.transport, self.engine, self.spin) {
+            (Transport::Unix, EngineChoice::Uring, Spin::Never) => &Scenario::ALL,
+            _ => &[
+                Scenario::Pingpong,
+                Scenario::Fanin,
+                Scenario::Pipeline,
+                Scenario::Stream,
+                Scenario::Bulk,
+            ],
+        }
+    }
+
+    fn serve(&self, server: &Server) -> Result<()> {
+        self.runtime()?.block_on(async {
+            let mut listener = self.listen(server)?;
+            let mut tasks = Vec::new();
+            for _ in 0..server.workload.connections {
+                let connection = listener.accept().await.context("accept")?;
+                self.tune(&connection)?;
+                let (sender, receiver) = connection.split();
+                tasks.push(ringpost::spawn(answer(sender, receiver, server.inspector())));
+            }
+            for task in tasks {
+                task.await.context("a connection's task")??;
+            }
+            Ok(())
+        })
+    }
+
+    fn drive(&self, client: &Client) -> Result<()> {
+        self.runtime()?.block_on(async {
+            let recorder = Rc::new(RefCell::new(client.recorder()));
+            let over = Rc::new(Cell::new(false));
+            let mut tasks = Vec::new();
+            for _ in 0..client.workload.connections {
+                let (sender, receiver) = self.connect(client).await?.split();
+                if client.workload.is_one_way() {
+                    send(sender, receiver, client.sender(), client.workload.bytes).await?;
+                    return Ok(());
+                }
+                let asker = Asker {
+                    sender,
+                    receiver,
+                    exchange: client.exchange(),
+                    recorder: Rc::clone(&recorder),
+                    over: Rc::clone(&over),
+                    length: client.workload.bytes,
+                };
+                tasks.push(ringpost::spawn(asker.run(client.depth())));
+            }
+            for task in tasks {
+                task.await.context("a connection's task")??;
+            }
+            let recorder = Rc::into_inner(recorder).context("all tasks have ended")?;
+            recorder.into_inner().finish();
+            Ok(())
+        })
+    }
+}
+
+impl Ringpost {
+    fn runtime(&self) -> Result<Runtime> {
+        Ok(Runtime::builder().engine(self.engine).spin(self.spin).build()?)
+    }
+
+    fn listen(&self, server: &Server) -> Result<Listener> {
+        match self.transport {
+            Transport::Unix => {
+                let listener = Listener::bind(&server.path)?;
+                server.ready()?;
+                Ok(listener)
+            }
+            Transport::Tcp => {
+                let socket = TcpListener::bind("127.0.0.1:0").context("bind")?;
+                server.ready_at(&socket.local_addr()?.to_string())?;
+                Ok(Listener::from_socket(OwnedFd::from(socket), ConnectionOptions::new()))
+            }
+        }
+    }
+
+    async fn connect(&self, client: &Client) -> Result<Connection> {
+        match self.transport {
+            Transport::Unix => Ok(Connection::connect(client.path()).await?),
+            Transport::Tcp => {
+                let socket = TcpStream::connect(&client.address).context("connect")?;
+                let options = ConnectionOptions::new();
+                let mut connection = Connection::from_socket(OwnedFd::from(socket), options);
+                self.tune(&connection)?;
+                connection.ready().await?;
+                Ok(connection)
+            }
+        }
+    }
+
+    fn tune(&self, connection: &Connection) -> Result<()> {
+        if self.transport == Transport::Tcp {
+            rustix::net::sockopt::set_tcp_nodelay(connection, true).context("TCP_NODELAY")?;
+        }
+        Ok(())
+    }
+}
+
+/// Serves one connection. Clients close with replies on their way.
+async fn answer(
+    mut sender: Sender,
+    mut receiver: Receiver,
+    mut inspector: Inspector,
+) -> Result<()> {
+    loop {
+        let mut batch = match receiver.recv_batch().await {
+            Ok(Some(batch)) => batch,
+            Ok(None) | Err(RecvError::Closed(Closed::Aborted)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        while let Some(frame) = batch.next() {
+            if inspect(&mut inspector, &frame)? {
+                match sender.send(&frame.bytes()).await {
+                    Ok(()) => {}
+                    Err(SendError::Closed(Closed::Aborted)) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+fn inspect(inspector: &mut Inspector, frame: &Frame<'_>) -> Result<bool> {
+    match frame.as_slice() {
+        Some(payload) => inspector.inspect(payload),
+        None => inspector.inspect_pieces(frame.chunks()),
+    }
+}
+
+/// One connection with requests in flight.
+struct Asker {
+    sender: Sender,
+    receiver: Receiver,
+    exchange: Exchange,
+    recorder: Rc<RefCell<Recorder>>,
+    over: Rc<Cell<bool>>,
+    length: usize,
+}
+
+impl Asker {
+    async fn run(mut self, depth: usize) -> Result<()> {
+        let mut now = Instant::now();
+        for _ in 0..depth {
+            self.exchange_request(now).await?;
+        }
+        loop {
+            if self.over.get() || !self.recorder.borrow_mut().turn(now) {
+                self.over.set(true);
+                return Ok(());
+            }
+            let Some(mut batch) = self.receiver.recv_batch().await? else {
+                bail!("the server has closed");
+            };
+            now = Instant::now();
+            while let Some(frame) = batch.next() {
+                self.exchange.reply(now, &frame.bytes(), &mut self.recorder.borrow_mut())?;
+                let exchange = &mut self.exchange;
+                let fill = |payload: &mut [u8]| exchange.request(now, payload);
+                self.sender.send_with(self.length, fill).await?;
+            }
+        }
+    }
+
+    async fn exchange_request(&mut self, now: Instant) -> Result<()> {
+        let exchange = &mut self.exchange;
+        self.sender.send_with(self.length, |payload| exchange.request(now, payload)).await?;
+        Ok(())
+    }
+}
+
+/// Sends one way.
+async fn send(
+    mut sender: Sender,
+    mut receiver: Receiver,
+    mut traffic: OneWaySender,
+    length: usize,
+) -> Result<()> {
+    let per_look_at_the_clock = (BATCH_BYTES / length).max(1);
+    let mut large = (length >= LARGE_BYTES).then(Buffers::default);
+    while traffic.is_open() {
+        while traffic.has_time() {
+            for _ in 0..per_look_at_the_clock {
+                match &mut large {
+                    None => {
+                        sender.send_with(length, |payload| traffic.fill(payload)).await?;
+                    }
+                    Some(buffers) => {
+                        sender.send_bytes(buffers.next(length, &mut traffic)).await?;
+                    }
+                }
+            }
+        }
+        sender.send_with(length, |payload| traffic.fill_last(payload)).await?;
+        let Some(reply) = receiver.recv().await? else { bail!("the receiver has closed") };
+        traffic.acknowledged(&reply)?;
+    }
+    traffic.finish();
+    Ok(())
+}
+
+/// Buffers of large messages: sent from where they lie, and used again once the kernel has read
+/// them.
+#[derive(Debug, Default)]
+struct Buffers {
+    lent: VecDeque<Bytes>,
+}
+
+impl Buffers {
+    fn next(&mut self, length: usize, traffic: &mut OneWaySender) -> Bytes {
+        let free = self.lent.pop_front().map(Bytes::try_into_mut);
+        let bytes = match free {
+            Some(Ok(mut bytes)) => {
+                traffic.stamp(&mut bytes);
+                bytes
+            }
+            busy => {
+                if let Some(Err(busy)) = busy {
+                    self.lent.push_front(busy);
+                }
+                let mut bytes = BytesMut::zeroed(length);
+                traffic.fill(&mut bytes);
+                bytes
+            }
+        };
+        let bytes = bytes.freeze();
+        self.lent.push_back(bytes.clone());
+        bytes
+    }
+}
+
+const BATCH_BYTES: usize = 64 * 1024;
+const LARGE_BYTES: usize = 4 * 1024;
