@@ -1,0 +1,247 @@
+//! `cargo xtask fuzz`: the fuzz targets, each for a while.
+//!
+//! New inputs go to a folder below `target`, so that a run leaves the stored corpus as it is.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use xshell::{Cmd, Shell, cmd};
+
+use crate::run::{observe, root, run as run_command, shell};
+
+/// Arguments of `cargo xtask fuzz`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FuzzArgs {
+    /// How long each target runs
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Runs only this target; can be given several times
+    #[arg(long)]
+    target: Vec<String>,
+}
+
+impl FuzzArgs {
+    /// All targets, for a few seconds each.
+    pub(crate) fn smoke() -> Self {
+        Self { seconds: 10, target: Vec::new() }
+    }
+}
+
+pub(crate) fn run(arguments: &FuzzArgs) -> Result<()> {
+    match fuzz(arguments)? {
+        Outcome::Done => Ok(()),
+        Outcome::Impossible(reason) => bail!("cannot fuzz here: {reason}"),
+    }
+}
+
+/// What became of a run in which no target crashed.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// All targets ran.
+    Done,
+    /// This machine cannot do it, for this reason.
+    Impossible(String),
+}
+
+pub(crate) fn fuzz(arguments: &FuzzArgs) -> Result<Outcome> {
+    let shell = shell()?;
+    let all = targets(&root())?;
+    if all.is_empty() {
+        return Ok(Outcome::Impossible("fuzz/fuzz_targets has no targets".into()));
+    }
+    for target in &arguments.target {
+        ensure!(all.contains(target), "there is no target {target}; there are {}", all.join(", "));
+    }
+    let chosen = if arguments.target.is_empty() { &all } else { &arguments.target };
+
+    if cmd!(shell, "c++ --version").quiet().ignore_stderr().read().is_err() {
+        return Ok(Outcome::Impossible(
+            "libFuzzer takes a C++ compiler (c++), and none is here".into(),
+        ));
+    }
+    let Some(toolchain) = Toolchain::find(&shell) else {
+        let reason = "neither a nightly toolchain nor RUSTC_BOOTSTRAP=1 gives -Z options";
+        return Ok(Outcome::Impossible(reason.into()));
+    };
+    println!("fuzzing with {}", toolchain.name());
+    install(&shell)?;
+    // cargo-fuzz itself has no --locked.
+    let fetch = cmd!(shell, "cargo fetch --locked --manifest-path fuzz/Cargo.toml");
+    run_command(fetch, FETCH_TIME_MAX)?;
+    run_command(toolchain.fuzz(&shell).arg("build"), BUILD_TIME_MAX)?;
+
+    let mut crashed = Vec::new();
+    let mut table = Vec::new();
+    for target in chosen {
+        let figures = run_target(&shell, &toolchain, target, arguments.seconds)?;
+        if let Some(crash) = &figures.crash {
+            crashed.push(format!("{target}: {crash}"));
+        }
+        table.push((target, figures));
+    }
+    println!("{:<24} {:>12} {:>10} {:>10}  crash", "target", "executions", "coverage", "features");
+    for (target, figures) in &table {
+        println!(
+            "{target:<24} {:>12} {:>10} {:>10}  {}",
+            figures.executions,
+            figures.coverage,
+            figures.features,
+            figures.crash.as_deref().unwrap_or("none")
+        );
+    }
+    if !crashed.is_empty() {
+        bail!("crashing inputs:\n{}", crashed.join("\n"));
+    }
+    Ok(Outcome::Done)
+}
+
+/// The compiler that builds with instrumentation, which only unstable options do.
+#[derive(Debug)]
+enum Toolchain {
+    Nightly,
+    Bootstrap,
+}
+
+impl Toolchain {
+    fn find(shell: &Shell) -> Option<Self> {
+        let works = |command: Cmd<'_>| command.quiet().ignore_stderr().read().is_ok();
+        if works(cmd!(shell, "cargo +nightly --version"))
+            && works(cmd!(shell, "rustc +nightly --version"))
+        {
+            return Some(Self::Nightly);
+        }
+        works(cmd!(shell, "rustc -Z help").env("RUSTC_BOOTSTRAP", "1")).then_some(Self::Bootstrap)
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Nightly => "the nightly toolchain",
+            Self::Bootstrap => "the stable toolchain and RUSTC_BOOTSTRAP=1, as there is no nightly",
+        }
+    }
+
+    fn fuzz<'a>(&self, shell: &'a Shell) -> Cmd<'a> {
+        match self {
+            Self::Nightly => cmd!(shell, "cargo +nightly fuzz"),
+            Self::Bootstrap => cmd!(shell, "cargo fuzz").env("RUSTC_BOOTSTRAP", "1"),
+        }
+    }
+}
+
+/// What libFuzzer told about a run.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Figures {
+    executions: u64,
+    coverage: u64,
+    features: u64,
+    crash: Option<String>,
+}
+
+impl Figures {
+    fn line(&mut self, line: &str) {
+        if let Some((_, path)) = line.split_once("Test unit written to ") {
+            self.crash = Some(path.trim().to_owned());
+        } else if let Some(count) = line.strip_prefix("stat::number_of_executed_units:") {
+            self.executions = count.trim().parse().unwrap_or(0);
+        } else if line.starts_with('#') {
+            let mut words = line.split_whitespace();
+            while let Some(word) = words.next() {
+                let number = |word: Option<&str>| word.and_then(|word| word.parse().ok());
+                match word {
+                    "cov:" => self.coverage = number(words.next()).unwrap_or(self.coverage),
+                    "ft:" => self.features = number(words.next()).unwrap_or(self.features),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) -> Result<Figures> {
+    let found = root().join("target/fuzz-corpus").join(target);
+    std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+    let mut command = toolchain.fuzz(shell).args(["run", target]).arg(&found);
+    let stored = root().join("fuzz/corpus").join(target);
+    if stored.is_dir() {
+        command = command.arg(&stored);
+    }
+    let limit = format!("-max_total_time={seconds}");
+    command = command.args(["--", &limit, "-timeout=10", "-print_final_stats=1"]);
+
+    let mut figures = Figures::default();
+    let status = observe(command, Duration::from_secs(seconds) + RUN_TIME_EXTRA, |line| {
+        figures.line(line);
+    })?;
+    if !status.success() && figures.crash.is_none() {
+        bail!("the target {target} failed without a crashing input: {status}");
+    }
+    Ok(figures)
+}
+
+/// The names of the fuzz targets.
+fn targets(root: &Path) -> Result<Vec<String>> {
+    let folder = root.join("fuzz/fuzz_targets");
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path: PathBuf = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn install(shell: &Shell) -> Result<()> {
+    if cmd!(shell, "cargo fuzz --version").quiet().ignore_stderr().read().is_ok() {
+        return Ok(());
+    }
+    println!("cargo-fuzz is missing; installing it");
+    run_command(cmd!(shell, "cargo install cargo-fuzz --locked"), BUILD_TIME_MAX)
+}
+
+const FETCH_TIME_MAX: Duration = Duration::from_secs(3 * 60);
+
+const BUILD_TIME_MAX: Duration = Duration::from_secs(8 * 60);
+
+/// For starting, replaying the corpus and minimising a crash.
+const RUN_TIME_EXTRA: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_figures() {
+        let mut figures = Figures::default();
+        for line in [
+            "INFO: Seed: 1",
+            "#2\tINITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 30Mb",
+            "#4096\tpulse  cov: 57 ft: 61 corp: 9/20b lim: 43 exec/s: 2048 rss: 31Mb",
+            "#9000\tDONE   cov: 58 ft: 62 corp: 9/20b lim: 43 exec/s: 900 rss: 31Mb",
+            "stat::number_of_executed_units: 9000",
+        ] {
+            figures.line(line);
+        }
+        let expected = Figures { executions: 9000, coverage: 58, features: 62, crash: None };
+        assert_eq!(figures, expected);
+    }
+
+    #[test]
+    fn finds_the_crashing_input() {
+        let mut figures = Figures::default();
+        figures.line("artifact_prefix='fuzz/artifacts/a/'; Test unit written to fuzz/a/crash-1");
+        assert_eq!(figures.crash.as_deref(), Some("fuzz/a/crash-1"));
+    }
+
+    #[test]
+    fn no_folder_no_targets() {
+        assert!(targets(Path::new("/nonexistent")).expect("no error").is_empty());
+    }
+}
