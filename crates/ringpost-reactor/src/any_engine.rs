@@ -57,9 +57,8 @@ impl AnyEngine {
         };
         match choice {
             EngineChoice::Epoll => Self::epoll(config, inbox, forced),
-            EngineChoice::Uring => {
-                Self::uring(config, inbox, forced)?.map_err(|refusal| BuildError::Uring(explain(&refusal)))
-            }
+            EngineChoice::Uring => Self::uring(config, inbox, forced)?
+                .map_err(|refusal| BuildError::Uring(explain(&refusal))),
             EngineChoice::Auto => match Self::uring(config, inbox, EngineReason::Works)? {
                 Ok(built) => Ok(built),
                 Err(refusal) => {
@@ -122,7 +121,8 @@ impl AnyEngine {
 fn pool(config: &Config, block_bytes: u32, inbox: &Arc<Inbox>) -> Result<Pool, BuildError> {
     let blocks = config.pool_bytes / block_bytes as usize;
     let blocks = u16::try_from(blocks.min(1 << 15)).unwrap_or(1 << 15);
-    Pool::new(blocks, block_bytes, Arc::clone(inbox)).map_err(BuildError::resource("the receive pool"))
+    Pool::new(blocks, block_bytes, Arc::clone(inbox))
+        .map_err(BuildError::resource("the receive pool"))
 }
 
 /// Puts a refusal into words that say what to change.

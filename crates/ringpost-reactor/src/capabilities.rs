@@ -118,7 +118,9 @@ pub enum UringUnavailable {
     #[error("the kernel has no io_uring, or a seccomp profile says so (ENOSYS)")]
     NotImplemented,
     /// ENOMEM: the ring does not fit the locked-memory limit of this user.
-    #[error("no memory for the ring (ENOMEM): RLIMIT_MEMLOCK is {limit} for all of this user's rings")]
+    #[error(
+        "no memory for the ring (ENOMEM): RLIMIT_MEMLOCK is {limit} for all of this user's rings"
+    )]
     NoMemory {
         /// The limit in force, as text ("8388608 bytes" or "unlimited").
         limit: String,

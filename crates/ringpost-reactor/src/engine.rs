@@ -169,3 +169,13 @@ pub(crate) trait Engine {
     /// System calls made so far.
     fn system_calls(&self) -> u64;
 }
+
+/// Moves completions on; an exchange of the two queues in the usual case that `batch` is empty.
+#[inline]
+pub(crate) fn hand_over(completions: &mut Vec<Completion>, batch: &mut Vec<Completion>) {
+    if batch.is_empty() {
+        std::mem::swap(completions, batch);
+    } else {
+        batch.append(completions);
+    }
+}

@@ -23,7 +23,9 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
-use crate::engine::{Completion, Engine, EngineError, QueueFull, Received, Request, Token};
+use crate::engine::{
+    Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
+};
 use crate::pool::{BlockId, PoolShared};
 
 /// Requests staged at most between two `enter`s, as a submission queue would have.
@@ -83,7 +85,7 @@ pub(crate) struct Epoll {
     /// By descriptor number.
     watches: Vec<Option<Box<Watch>>>,
     events: Vec<epoll::Event>,
-    completions: VecDeque<Completion>,
+    completions: Vec<Completion>,
     system_calls: u64,
 }
 
@@ -103,13 +105,13 @@ impl Epoll {
             staged: VecDeque::new(),
             watches: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
-            completions: VecDeque::with_capacity(EVENTS_MAX),
+            completions: Vec::with_capacity(EVENTS_MAX),
             system_calls: 0,
         })
     }
 
     fn complete(&mut self, token: Token, result: i32) {
-        self.completions.push_back(Completion { token, result, more: false, received: None });
+        self.completions.push(Completion { token, result, more: false, received: None });
     }
 
     fn watch(&mut self, fd: RawFd) -> &mut Watch {
@@ -158,7 +160,13 @@ impl Epoll {
     }
 
     /// Registers interest; a refusal ends the operation that wanted it.
-    fn want(&mut self, fd: RawFd, token: Token, set: impl FnOnce(&mut Watch), clear: fn(&mut Watch)) {
+    fn want(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        set: impl FnOnce(&mut Watch),
+        clear: fn(&mut Watch),
+    ) {
         set(self.watch(fd));
         if let Err(errno) = self.update(fd) {
             if let Some(watch) = self.watch_of(fd) {
@@ -289,7 +297,7 @@ impl Epoll {
         let failed = events.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
         let readable = failed || events.contains(epoll::EventFlags::IN);
         if let Some(token) = doorbell.filter(|_| readable) {
-            self.completions.push_back(Completion { token, result: 1, more: true, received: None });
+            self.completions.push(Completion { token, result: 1, more: true, received: None });
         }
         if let Some(token) = accept.filter(|_| readable) {
             self.accept(fd, token);
@@ -347,7 +355,8 @@ impl Epoll {
             Ok(count) => {
                 let len = u32::try_from(count).unwrap_or(room);
                 let end = offset + len;
-                let last = self.pool.block_bytes() - end < BLOCK_ROOM_MIN.min(self.pool.block_bytes());
+                let last =
+                    self.pool.block_bytes() - end < BLOCK_ROOM_MIN.min(self.pool.block_bytes());
                 if last {
                     self.blocks.pop_front();
                 } else if let Some(front) = self.blocks.front_mut() {
@@ -355,7 +364,7 @@ impl Epoll {
                 }
                 let received = Some(Received { block, offset, len, last });
                 let result = count_of(len);
-                self.completions.push_back(Completion { token, result, more: true, received });
+                self.completions.push(Completion { token, result, more: true, received });
             }
         }
     }
@@ -374,12 +383,7 @@ impl Epoll {
             match rustix::net::accept_with(borrow(fd), flags) {
                 Ok(socket) => {
                     let result = socket.into_raw_fd();
-                    self.completions.push_back(Completion {
-                        token,
-                        result,
-                        more: true,
-                        received: None,
-                    });
+                    self.completions.push(Completion { token, result, more: true, received: None });
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
@@ -475,7 +479,7 @@ impl Engine for Epoll {
     }
 
     fn reap(&mut self, batch: &mut Vec<Completion>) {
-        batch.extend(self.completions.drain(..));
+        hand_over(&mut self.completions, batch);
     }
 
     fn ready(&mut self) -> bool {

@@ -40,6 +40,7 @@ pub use chunk::Chunk;
 pub use config::{BuildError, Config};
 pub use engine::EngineError;
 pub use listener::Listener;
+pub use memory::Prefix;
 pub use outbound::Payload;
 pub use pool::Lease;
 pub use reactor::{Reactor, Sleep, Wait};

@@ -78,6 +78,52 @@ impl fmt::Debug for Region {
     }
 }
 
+/// Up to eight bytes of framing in front of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    bytes: [u8; Self::BYTES_MAX],
+    /// At most `BYTES_MAX`.
+    len: u8,
+}
+
+impl Prefix {
+    /// Most bytes of a prefix.
+    pub const BYTES_MAX: usize = 8;
+
+    /// No framing.
+    pub const NONE: Self = Self { bytes: [0; Self::BYTES_MAX], len: 0 };
+
+    /// The eight bytes of `word`, little-endian.
+    #[inline]
+    pub const fn word(word: u64) -> Self {
+        Self { bytes: word.to_le_bytes(), len: 8 }
+    }
+
+    /// The first `len` bytes of `bytes`; all of them if there are fewer.
+    #[inline]
+    pub const fn new(bytes: [u8; Self::BYTES_MAX], len: usize) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "at most eight")]
+        let len = if len < Self::BYTES_MAX { len as u8 } else { 8 };
+        Self { bytes, len }
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len as usize]
+    }
+
+    /// Number of bytes.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// True if there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// Capacity of a small outbound block, bytes. One page: most request/reply turns fit.
 pub(crate) const OUTBOUND_SMALL_BYTES: usize = 4 * 1024;
 /// Capacity of a large outbound block, bytes: what one batched send carries.
@@ -163,24 +209,29 @@ impl OutboundBlock {
         self.start += bytes;
     }
 
-    /// Appends `header` and `body`. The caller has checked [`OutboundBlock::room`].
+    /// Room that [`OutboundBlock::append`] asks for: the prefix is stored as a whole word.
     #[inline]
-    pub(crate) fn append(&mut self, header: &[u8], body: &[u8]) {
-        let total = header.len() + body.len();
-        assert!(total <= self.room(), "append beyond the block");
+    pub(crate) fn fits(&self, body_bytes: usize) -> bool {
+        body_bytes <= self.room().saturating_sub(Prefix::BYTES_MAX)
+    }
+
+    /// Appends `prefix` and `body`. The caller has checked [`OutboundBlock::fits`].
+    #[inline]
+    pub(crate) fn append(&mut self, prefix: Prefix, body: &[u8]) {
+        assert!(self.fits(body.len()), "append beyond the block");
         // SAFETY: `end <= capacity` (O1).
         let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
-        // SAFETY: `header.len() + body.len()` bytes from `end` on lie inside the allocation
-        // (asserted) and are ours alone (O1); the source is a distinct borrowed slice.
-        unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), target, header.len()) };
-        // SAFETY: the target stays inside the allocation, as above.
-        let body_target = unsafe { target.add(header.len()) };
-        // SAFETY: as for the header.
-        unsafe { std::ptr::copy_nonoverlapping(body.as_ptr(), body_target, body.len()) };
-        #[expect(clippy::cast_possible_truncation, reason = "total <= room, which fits u32")]
-        {
-            self.end += total as u32;
-        }
+        // SAFETY: eight bytes from `end` on lie inside the allocation (`fits`) and are ours alone
+        // (O1); the pointer is as aligned as an array of bytes needs.
+        unsafe { target.cast::<[u8; Prefix::BYTES_MAX]>().write(prefix.bytes) };
+        // SAFETY: `prefix.len <= 8`, so the target stays inside the allocation.
+        let target = unsafe { target.add(prefix.len as usize) };
+        // SAFETY: `body.len()` bytes behind the prefix lie inside the allocation (`fits`) and are ours
+        // alone (O1); the source is a distinct borrowed slice.
+        unsafe { std::ptr::copy_nonoverlapping(body.as_ptr(), target, body.len()) };
+        #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
+        let body_bytes = body.len() as u32;
+        self.end += u32::from(prefix.len) + body_bytes;
     }
 
     /// Appends `len` bytes that `fill` writes in place; they are zeroed first, so that nothing from
@@ -237,12 +288,12 @@ impl OutboundBlocks {
         Self { small: Vec::new(), large: Vec::new(), colour: 0, allocated: 0 }
     }
 
-    /// A block with room for at least `bytes`, preferably of `OUTBOUND_LARGE_BYTES` when `large`.
+    /// A block that fits `bytes` behind a prefix, preferably of `OUTBOUND_LARGE_BYTES` when `large`.
     pub(crate) fn take(&mut self, bytes: usize, large: bool) -> OutboundBlock {
         // Spread block starts over the cache sets; at most a quarter of the small block is given up.
         const COLOURS: usize = 8;
         const STEP: usize = 128;
-        let small_room = OUTBOUND_SMALL_BYTES - COLOURS * STEP;
+        let small_room = OUTBOUND_SMALL_BYTES - COLOURS * STEP - Prefix::BYTES_MAX;
         let (list, capacity) = if bytes <= small_room && !large {
             (&mut self.small, OUTBOUND_SMALL_BYTES)
         } else {
@@ -254,9 +305,9 @@ impl OutboundBlocks {
         } else {
             0
         };
-        let mut block = if bytes > OUTBOUND_LARGE_BYTES {
+        let mut block = if bytes > OUTBOUND_LARGE_BYTES - Prefix::BYTES_MAX {
             self.allocated += 1;
-            OutboundBlock::with_capacity(bytes)
+            OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX)
         } else if let Some(block) = list.pop() {
             block
         } else {
@@ -284,7 +335,7 @@ mod tests {
     fn block_appends_and_advances() {
         let mut blocks = OutboundBlocks::new();
         let mut block = blocks.take(10, false);
-        block.append(b"head", b"body");
+        block.append(Prefix::new(*b"head....", 4), b"body");
         block.append_with(3, |bytes| {
             assert_eq!(bytes, [0, 0, 0]);
             bytes[0] = b'x';
@@ -302,7 +353,7 @@ mod tests {
         let mut blocks = OutboundBlocks::new();
         for bytes in [1, 3071, 3072, 3073, 4096, 65536, 65537, 1 << 20] {
             let block = blocks.take(bytes, false);
-            assert!(block.room() >= bytes, "{bytes}");
+            assert!(block.fits(bytes), "{bytes}");
         }
     }
 }

@@ -14,14 +14,13 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::memory::{OUTBOUND_SMALL_BYTES, OutboundBlock, OutboundBlocks};
+use crate::memory::{
+    OUTBOUND_LARGE_BYTES, OUTBOUND_SMALL_BYTES, OutboundBlock, OutboundBlocks, Prefix,
+};
 use crate::pool::Lease;
 
 /// Segments that one gathered send carries; well below IOV_MAX (1024, sendmsg(2)) halves.
 const GATHER_SEGMENTS_MAX: usize = 128;
-/// Most bytes of framing in front of a gathered payload.
-pub(crate) const GATHER_HEADER_BYTES_MAX: usize = 16;
-
 /// A payload that is sent from where it lies.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -45,15 +44,15 @@ impl Payload {
 #[derive(Debug)]
 enum Segment {
     Block(OutboundBlock),
-    Shared { header: [u8; GATHER_HEADER_BYTES_MAX], header_len: u8, sent: usize, payload: Payload },
+    Shared { prefix: Prefix, sent: usize, payload: Payload },
 }
 
 impl Segment {
     fn len(&self) -> usize {
         match self {
             Self::Block(block) => block.len(),
-            Self::Shared { header_len, sent, payload, .. } => {
-                *header_len as usize + payload.as_slice().len() - sent
+            Self::Shared { prefix, sent, payload } => {
+                prefix.len() + payload.as_slice().len() - sent
             }
         }
     }
@@ -82,14 +81,13 @@ impl Gather {
                     let (data, len) = block.pending();
                     self.vector.push(part(data, len as usize));
                 }
-                Segment::Shared { header, header_len, sent, payload } => {
-                    let header = &header[..*header_len as usize];
+                Segment::Shared { prefix, sent, payload } => {
                     let payload = payload.as_slice();
-                    if *sent < header.len() {
-                        let rest = &header[*sent..];
+                    if *sent < prefix.len() {
+                        let rest = &prefix.as_slice()[*sent..];
                         self.vector.push(part(rest.as_ptr(), rest.len()));
                     }
-                    let rest = &payload[sent.saturating_sub(header.len())..];
+                    let rest = &payload[sent.saturating_sub(prefix.len())..];
                     if !rest.is_empty() {
                         self.vector.push(part(rest.as_ptr(), rest.len()));
                     }
@@ -225,10 +223,10 @@ impl Outbound {
 
     /// The fast path: appends to the open block if it has room.
     #[inline]
-    pub(crate) fn try_append(&mut self, header: &[u8], body: &[u8]) -> bool {
+    pub(crate) fn try_append(&mut self, prefix: Prefix, body: &[u8]) -> bool {
         match &mut self.tail {
-            Some(tail) if tail.room() >= header.len() + body.len() => {
-                tail.append(header, body);
+            Some(tail) if tail.fits(body.len()) => {
+                tail.append(prefix, body);
                 true
             }
             _ => false,
@@ -236,57 +234,45 @@ impl Outbound {
     }
 
     /// Appends a copy, taking new blocks as needed.
-    pub(crate) fn append(&mut self, header: &[u8], mut body: &[u8], blocks: &mut OutboundBlocks) {
-        if self.try_append(header, body) {
-            return;
-        }
-        let total = header.len() + body.len();
-        let mut header = header;
-        if let Some(tail) = &mut self.tail
-            && total > crate::memory::OUTBOUND_LARGE_BYTES
-            && tail.room() > header.len()
-        {
-            // A message that needs several blocks anyway fills this one first.
-            let (front, rest) = body.split_at(tail.room() - header.len());
-            tail.append(header, front);
-            (header, body) = (&[], rest);
-        }
-        while !(header.is_empty() && body.is_empty()) {
-            let left = header.len() + body.len();
-            self.open(left.min(crate::memory::OUTBOUND_LARGE_BYTES), blocks);
-            let Some(tail) = &mut self.tail else { return };
-            let (front, rest) = body.split_at((tail.room() - header.len()).min(body.len()));
-            tail.append(header, front);
-            (header, body) = (&[], rest);
+    pub(crate) fn append(&mut self, prefix: Prefix, body: &[u8], blocks: &mut OutboundBlocks) {
+        const BODY_MAX: usize = OUTBOUND_LARGE_BYTES - Prefix::BYTES_MAX;
+        let (mut prefix, mut body) = (prefix, body);
+        while !self.try_append(prefix, body) {
+            // A message that no block holds fills the open one and goes on in the next.
+            if body.len() > BODY_MAX
+                && let Some(tail) = &mut self.tail
+                && tail.fits(1)
+            {
+                let (front, rest) = body.split_at(tail.room() - Prefix::BYTES_MAX);
+                tail.append(prefix, front);
+                (prefix, body) = (Prefix::NONE, rest);
+            }
+            self.open(body.len().min(BODY_MAX), blocks);
         }
     }
 
-    /// Appends `header` and `len` bytes that `fill` writes in place, contiguous.
+    /// Appends `prefix` and `len` bytes that `fill` writes in place, contiguous.
+    #[inline]
     pub(crate) fn append_with(
         &mut self,
-        header: &[u8],
+        prefix: Prefix,
         len: usize,
         fill: impl FnOnce(&mut [u8]),
         blocks: &mut OutboundBlocks,
     ) {
-        let total = header.len() + len;
-        if self.tail.as_ref().is_none_or(|tail| tail.room() < total) {
-            self.open(total, blocks);
+        if self.tail.as_ref().is_none_or(|tail| !tail.fits(len)) {
+            self.open(len, blocks);
         }
         let Some(tail) = &mut self.tail else { return };
-        tail.append(header, &[]);
+        tail.append(prefix, &[]);
         tail.append_with(len, fill);
     }
 
     /// Appends a payload that is sent from where it lies.
-    pub(crate) fn append_shared(&mut self, header: &[u8], payload: Payload) {
+    pub(crate) fn append_shared(&mut self, prefix: Prefix, payload: Payload) {
         self.close();
-        let mut copy = [0; GATHER_HEADER_BYTES_MAX];
-        copy[..header.len()].copy_from_slice(header);
-        self.before_bytes += header.len() + payload.as_slice().len();
-        #[expect(clippy::cast_possible_truncation, reason = "at most GATHER_HEADER_BYTES_MAX")]
-        let header_len = header.len() as u8;
-        self.before.push(Segment::Shared { header: copy, header_len, sent: 0, payload });
+        self.before_bytes += prefix.len() + payload.as_slice().len();
+        self.before.push(Segment::Shared { prefix, sent: 0, payload });
     }
 
     /// Makes a fresh block with room for `bytes` the tail.
@@ -362,8 +348,8 @@ mod tests {
                 for segment in &gather.segments {
                     match segment {
                         Segment::Block(block) => bytes.extend_from_slice(block.as_slice()),
-                        Segment::Shared { header, header_len, sent, payload } => {
-                            let mut whole = header[..*header_len as usize].to_vec();
+                        Segment::Shared { prefix, sent, payload } => {
+                            let mut whole = prefix.as_slice().to_vec();
                             whole.extend_from_slice(payload.as_slice());
                             bytes.extend_from_slice(&whole[*sent..]);
                         }
@@ -387,17 +373,18 @@ mod tests {
             let len = [0, 1, 64, 3000, 5000, 70_000, 200_000][round % 7];
             let body = pattern(len);
             let header = [u8::try_from(round).unwrap(); 8];
+            let prefix = Prefix::new(header, 8 - round % 9);
             match round % 3 {
-                0 => outbound.append(&header, &body, &mut blocks),
-                1 => outbound.append_shared(&header, Payload::Bytes(body.clone().into())),
+                0 => outbound.append(prefix, &body, &mut blocks),
+                1 => outbound.append_shared(prefix, Payload::Bytes(body.clone().into())),
                 _ => outbound.append_with(
-                    &header,
+                    prefix,
                     len,
                     |target| target.copy_from_slice(&body),
                     &mut blocks,
                 ),
             }
-            expected.extend_from_slice(&header);
+            expected.extend_from_slice(prefix.as_slice());
             expected.extend_from_slice(&body);
             assert_eq!(outbound.len(), expected.len());
         }
@@ -422,7 +409,7 @@ mod tests {
         let mut blocks = OutboundBlocks::new();
         let mut outbound = Outbound::default();
         for _ in 0..100 {
-            outbound.append(b"12345678", &[0; 64], &mut blocks);
+            outbound.append(Prefix::word(7), &[0; 64], &mut blocks);
             let memory = outbound.take(&mut blocks).unwrap();
             assert!(matches!(memory, SendMemory::Block(_)));
             outbound.finish(memory, &mut blocks);

@@ -108,7 +108,8 @@ impl Reactor {
     /// [`BuildError`] says which resource or setting is the cause.
     pub fn new(config: Config) -> Result<Self, BuildError> {
         config.validate()?;
-        let inbox = Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
+        let inbox =
+            Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
         let (engine, pool, report) = AnyEngine::choose(&config, &inbox)?;
         tracing::debug!(engine = %report, "reactor built");
         let capabilities = report.capabilities.as_ref();

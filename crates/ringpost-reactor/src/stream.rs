@@ -27,8 +27,9 @@ use rustix::net::Shutdown;
 
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
+use crate::memory::Prefix;
 use crate::ops::{NotStarted, Owner};
-use crate::outbound::{GATHER_HEADER_BYTES_MAX, Outbound, Payload, SendMemory};
+use crate::outbound::{Outbound, Payload, SendMemory};
 use crate::reactor::{Core, Driver};
 use crate::stats::add;
 
@@ -259,13 +260,13 @@ impl Stream {
         Poll::Pending
     }
 
-    /// Accepts `header` and `body` as [`Stream::append`] does, if there is room. False if there is none.
+    /// Accepts `prefix` and `body` as [`Stream::append`] does, if there is room. False if there is none.
     ///
     /// # Errors
     ///
     /// [`StreamError`] if nothing can be sent any more.
     #[inline]
-    pub fn try_append(&self, header: &[u8], body: &[u8]) -> Result<bool, StreamError> {
+    pub fn try_append(&self, prefix: Prefix, body: &[u8]) -> Result<bool, StreamError> {
         let mut state = self.cell.state.borrow_mut();
         if let Some(error) = state.send_failure {
             return Err(error);
@@ -273,40 +274,36 @@ impl Stream {
         if state.unsent_bytes() >= self.core.config.outbound_bytes_max {
             return Ok(false);
         }
-        if !state.outbound.try_append(header, body) {
-            state.outbound.append(header, body, &mut self.core.blocks.borrow_mut());
+        if !state.outbound.try_append(prefix, body) {
+            state.outbound.append(prefix, body, &mut self.core.blocks.borrow_mut());
         }
         self.mark_dirty(&mut state);
         Ok(true)
     }
 
-    /// Accepts `header` and `body` for sending: both are copied once. The caller has seen
+    /// Accepts `prefix` and `body` for sending: both are copied once. The caller has seen
     /// [`Stream::has_room`].
     #[inline]
-    pub fn append(&self, header: &[u8], body: &[u8]) {
+    pub fn append(&self, prefix: Prefix, body: &[u8]) {
         let mut state = self.cell.state.borrow_mut();
-        if !state.outbound.try_append(header, body) {
-            state.outbound.append(header, body, &mut self.core.blocks.borrow_mut());
+        if !state.outbound.try_append(prefix, body) {
+            state.outbound.append(prefix, body, &mut self.core.blocks.borrow_mut());
         }
         self.mark_dirty(&mut state);
     }
 
-    /// Accepts `header` and `len` bytes that `fill` writes in place.
-    pub fn append_with(&self, header: &[u8], len: usize, fill: impl FnOnce(&mut [u8])) {
+    /// Accepts `prefix` and `len` bytes that `fill` writes in place.
+    #[inline]
+    pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         let mut state = self.cell.state.borrow_mut();
-        state.outbound.append_with(header, len, fill, &mut self.core.blocks.borrow_mut());
+        state.outbound.append_with(prefix, len, fill, &mut self.core.blocks.borrow_mut());
         self.mark_dirty(&mut state);
     }
 
-    /// Accepts `header` (16 bytes at most) and a payload that is sent from where it lies.
-    ///
-    /// # Panics
-    ///
-    /// If the header is longer than 16 bytes.
-    pub fn append_shared(&self, header: &[u8], payload: Payload) {
-        assert!(header.len() <= GATHER_HEADER_BYTES_MAX, "header too long to gather");
+    /// Accepts `prefix` and a payload that is sent from where it lies.
+    pub fn append_shared(&self, prefix: Prefix, payload: Payload) {
         let mut state = self.cell.state.borrow_mut();
-        state.outbound.append_shared(header, payload);
+        state.outbound.append_shared(prefix, payload);
         self.mark_dirty(&mut state);
     }
 
@@ -391,8 +388,7 @@ impl StreamCell {
             None => driver.retry.push(Rc::clone(self)),
         }
         if driver.guard_hangup && state.hangup.is_none() {
-            state.hangup =
-                driver.start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd });
+            state.hangup = driver.start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd });
         }
     }
 
@@ -612,7 +608,8 @@ impl StreamCell {
                     return;
                 }
             }
-            errno if matches!(-errno, libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {}
+            errno
+                if matches!(-errno, libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {}
             errno => {
                 state.sending_bytes = 0;
                 state.outbound.finish(memory, &mut core.blocks.borrow_mut());
@@ -684,7 +681,10 @@ impl StreamCell {
     pub(crate) fn give_up(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
         if !state.is_drained() {
-            tracing::debug!(bytes = state.unsent_bytes(), "a closed connection's bytes are dropped");
+            tracing::debug!(
+                bytes = state.unsent_bytes(),
+                "a closed connection's bytes are dropped"
+            );
             state.outbound.clear(&mut core.blocks.borrow_mut());
             state.unsent = None;
         }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use ringpost_reactor::{
-    Config, EngineChoice, Inbound, Payload, Reactor, Spin, Stream, StreamError, Wait,
+    Config, EngineChoice, Inbound, Payload, Prefix, Reactor, Spin, Stream, StreamError, Wait,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -87,7 +87,7 @@ async fn receive_exactly(stream: &Stream, bytes: usize) -> Vec<u8> {
 async fn send_all(stream: &Stream, bytes: &[u8], piece: usize) {
     for part in bytes.chunks(piece) {
         poll_fn(|context| stream.poll_room(context)).await.unwrap();
-        stream.append(&[], part);
+        stream.append(Prefix::NONE, part);
     }
     poll_fn(|context| stream.poll_flushed(context)).await.unwrap();
 }
@@ -160,13 +160,14 @@ fn forwarded_chunks_are_not_copied() {
                 poll_fn(|context| c.poll_room(context)).await.unwrap();
                 match chunk {
                     ringpost_reactor::Chunk::Leased(lease) => {
-                        c.append_shared(b"", Payload::Lease(lease));
+                        c.append_shared(Prefix::NONE, Payload::Lease(lease));
                     }
-                    chunk => c.append_shared(b"", Payload::Bytes(chunk.into_bytes())),
+                    chunk => c.append_shared(Prefix::NONE, Payload::Bytes(chunk.into_bytes())),
                 }
             }
         };
-        let work = both(send_all(&a, &data, 10_000), both(forward, receive_exactly(&d, data.len())));
+        let work =
+            both(send_all(&a, &data, 10_000), both(forward, receive_exactly(&d, data.len())));
         let (_, (_, received)) = block_on(&reactor, work);
         assert!(received == data);
         assert_eq!(reactor.stats().bytes_copied, 0);
@@ -179,7 +180,7 @@ fn end_of_file_follows_the_data() {
         let (left, right) = socket_pair();
         let left = reactor.adopt_stream(left);
         let right = reactor.adopt_stream(right);
-        left.append(b"", b"last words");
+        left.append(Prefix::NONE, b"last words");
         drop(left);
         block_on(&reactor, async {
             assert_eq!(receive_exactly(&right, 10).await, b"last words");
@@ -187,7 +188,7 @@ fn end_of_file_follows_the_data() {
             assert!(matches!(receive(&right).await, Ok(Inbound::EndOfFile)));
         });
         // Sending to the closed peer fails and is reported as such.
-        right.append(b"", b"anybody?");
+        right.append(Prefix::NONE, b"anybody?");
         let failure = block_on(&reactor, poll_fn(|context| right.poll_flushed(context)));
         assert_eq!(failure, Err(StreamError::PeerGone));
     });
@@ -200,7 +201,7 @@ fn a_dropped_stream_still_sends_what_it_accepted() {
         let left = reactor.adopt_stream(left);
         let right = reactor.adopt_stream(right);
         let data = pattern(3_000_000);
-        left.append(b"", &data);
+        left.append(Prefix::NONE, &data);
         drop(left);
         let received = block_on(&reactor, receive_exactly(&right, data.len()));
         assert!(received == data);
@@ -224,7 +225,7 @@ fn a_lagging_reader_pauses_its_sender() {
                     break;
                 }
             }
-            left.append(b"", &data);
+            left.append(Prefix::NONE, &data);
             accepted += data.len();
         }
         assert!(!left.has_room().unwrap());
@@ -259,7 +260,8 @@ fn retained_leases_never_stop_the_others() {
             held.push(chunks);
         }
         for chunks in &held {
-            let whole: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.as_slice()).copied().collect();
+            let whole: Vec<u8> =
+                chunks.iter().flat_map(|chunk| chunk.as_slice()).copied().collect();
             assert!(whole == data, "a held chunk changed");
         }
         let stats = reactor.stats();
@@ -275,7 +277,7 @@ fn leases_outlive_the_reactor() {
     each_engine(|reactor| {
         let (left, right) = socket_pair();
         let (left, right) = (reactor.adopt_stream(left), reactor.adopt_stream(right));
-        left.append(b"", b"kept");
+        left.append(Prefix::NONE, b"kept");
         let Inbound::Chunk(chunk) = block_on(&reactor, receive(&right)).unwrap() else { panic!() };
         drop((left, right));
         reactor.shutdown();
@@ -301,10 +303,7 @@ fn shutdown_with_a_thousand_armed_receives_leaves_nothing() {
         reactor.shutdown();
         assert_eq!(reactor.stats().operations_in_flight, 0);
         let (stream, _) = &streams[0];
-        assert!(matches!(
-            block_on_failed(stream),
-            Err(StreamError::RuntimeEnded)
-        ));
+        assert!(matches!(block_on_failed(stream), Err(StreamError::RuntimeEnded)));
         // The peers saw the end at once.
         let mut byte = [0; 1];
         assert_eq!(rustix::io::read(&streams[999].1, &mut byte), Ok(0));

@@ -3,4 +3,9 @@
 //! Not published. Functions here panic when a property does not hold; that is their result.
 #![forbid(unsafe_code)]
 
+pub mod child;
 pub mod frame_oracle;
+pub mod patience;
+pub mod pattern;
+pub mod peer;
+pub mod process;

@@ -152,8 +152,9 @@ impl Connection {
         uds::peer_credentials(self.link.stream.socket())
     }
 
-    /// Tells the peer why it is not served, and closes.
-    pub(crate) fn refuse(self, reason: &str) {
+    /// Tells the peer why it is not served, and closes. The peer finds the reason in
+    /// [`Closed::Rejected`]. A plain profile has no such frame: its peers see the end only.
+    pub fn refuse(self, reason: &str) {
         self.link.reject(reason);
     }
 

@@ -87,7 +87,8 @@ impl Inner {
     {
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
-        let guarded = Guarded { inner: Rc::downgrade(self), key: entry.key(), future: Box::pin(future) };
+        let guarded =
+            Guarded { inner: Rc::downgrade(self), key: entry.key(), future: Box::pin(future) };
         let shared = Arc::clone(&self.shared);
         let schedule = move |runnable| Shared::schedule(&shared, runnable);
         let (runnable, task) = async_task::spawn_local(guarded, schedule);

@@ -83,7 +83,7 @@ pub use ringpost_reactor::{
     BuildError, Capabilities, EngineChoice, EngineError, EngineKind, EngineReason, EngineReport,
     Spin, Stats, Support, UringUnavailable,
 };
-pub use ringpost_sync::{OneshotReceiver, OneshotSender, oneshot};
+pub use ringpost_sync::{BlockingRecvError, Canceled, OneshotReceiver, OneshotSender, oneshot};
 pub use ringpost_uds::{
     AccessPolicy, Address, AddressError, BindError, BindOptions, PeerCredentials,
 };

@@ -15,7 +15,7 @@ use ringpost_frame::{
     Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Hello, HelloError, HelloReader,
     HelloStep, Profile,
 };
-use ringpost_reactor::{Chunk, Inbound, Reactor, Sleep, Stream, StreamError};
+use ringpost_reactor::{Chunk, Inbound, Prefix, Reactor, Sleep, Stream, StreamError};
 
 use crate::error::Closed;
 use crate::options::ConnectionOptions;
@@ -59,7 +59,7 @@ impl Link {
         let native = matches!(options.profile, Profile::Native);
         let greeting = native.then(|| {
             let ours = Hello::new(options.frame_bytes_max, fastrand::u64(..));
-            stream.append(&ours.encode(), &[]);
+            stream.append(Prefix::NONE, &ours.encode());
             let limit = Duration::from_millis(options.handshake_ms_max);
             let deadline = Instant::now() + limit.min(HANDSHAKE_MAX);
             Box::new(Greeting { ours, reader: HelloReader::new(), deadline, alarms: [None, None] })
@@ -192,7 +192,7 @@ impl Link {
     /// Sends REJECT with a reason that people read, if the peer speaks the native profile.
     pub(crate) fn reject(&self, reason: &str) {
         if matches!(self.options.profile, Profile::Native) && !self.finished.replace(true) {
-            self.stream.append(ControlFrame::reject(reason).as_bytes(), &[]);
+            self.stream.append(Prefix::NONE, ControlFrame::reject(reason).as_bytes());
         }
     }
 

@@ -82,20 +82,34 @@ impl Listener {
     ///
     /// [`AcceptError`] if the socket can't accept any more.
     pub async fn accept(&mut self) -> Result<Connection, AcceptError> {
+        let socket = self.accept_socket().await?;
+        Ok(Connection::from_socket(socket, self.options))
+    }
+
+    /// As [`Listener::accept`], for a connection that another runtime is to serve: hand the socket over
+    /// with [`Handle::submit`](crate::Handle::submit) and make it a connection there with
+    /// [`Connection::from_socket`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::accept`].
+    pub async fn accept_socket(&mut self) -> Result<OwnedFd, AcceptError> {
         loop {
             let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
-            let denied = if self.policy.is_anyone() {
-                None
-            } else {
-                match uds::peer_credentials(&socket) {
-                    Ok(peer) => self.policy.check(&peer).err().map(|denied| denied.to_string()),
-                    Err(error) => Some(format!("the peer's credentials can't be read: {error}")),
-                }
+            if self.policy.is_anyone() {
+                return Ok(socket);
+            }
+            let denied = match uds::peer_credentials(&socket) {
+                Ok(peer) => self.policy.check(&peer).err().map(|denied| denied.to_string()),
+                Err(error) => Some(format!("the peer's credentials can't be read: {error}")),
             };
-            let connection = Connection::from_socket(socket, self.options);
-            let Some(reason) = denied else { return Ok(connection) };
+            let Some(reason) = denied else { return Ok(socket) };
             tracing::warn!(%reason, "connection refused by the access policy");
-            connection.refuse(&reason);
+            Connection::from_socket(socket, self.options).refuse(&reason);
         }
     }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use ringpost_frame::{
     Decoder, FrameHeader, FrameKind, PING_BYTES_MAX, ProtocolError, Step, StreamEnd, control_frame,
 };
-use ringpost_reactor::{Chunk, Inbound};
+use ringpost_reactor::{Chunk, Inbound, Prefix};
 
 use crate::error::{Closed, RecvError};
 use crate::link::{Half, Link};
@@ -77,7 +77,10 @@ impl Receiver {
     }
 
     /// Polls for the next message, as [`Receiver::recv`].
-    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Message>, RecvError>> {
+    pub fn poll_recv(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<Message>, RecvError>> {
         loop {
             match self.next() {
                 Ok(Next::Whole(range)) => {
@@ -289,7 +292,7 @@ impl Receiver {
                     && body.len() <= PING_BYTES_MAX as usize
                     && let Ok(pong) = control_frame(FrameKind::Pong, body)
                 {
-                    self.link.stream.append(pong.as_bytes(), &[]);
+                    self.link.stream.append(Prefix::NONE, pong.as_bytes());
                 }
             }
             FrameKind::GoAway => self.link.peer_going_away.set(true),

@@ -52,10 +52,8 @@ impl Runtime {
     /// Tasks that have not finished by then wait for the next `block_on` or [`Runtime::turn`].
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let _entered = self.inner.enter();
-        let main = Arc::new(Main {
-            woken: AtomicBool::new(true),
-            shared: Arc::clone(&self.inner.shared),
-        });
+        let main =
+            Arc::new(Main { woken: AtomicBool::new(true), shared: Arc::clone(&self.inner.shared) });
         let waker = Waker::from(Arc::clone(&main));
         let mut context = Context::from_waker(&waker);
         let mut future = pin!(future);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ringpost_frame::{ControlFrame, Profile, message_header};
-use ringpost_reactor::{Chunk, Payload};
+use ringpost_reactor::{Chunk, Payload, Prefix};
 
 use crate::error::SendError;
 use crate::link::{Half, Link};
@@ -46,14 +46,8 @@ impl Sender {
         if body.len() > self.link.message_bytes_max.get() || self.link.finished.get() {
             return Err(self.refusal(body.len()));
         }
-        let appended = if self.native {
-            #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
-            let header = message_header(body.len() as u32).to_le_bytes();
-            self.link.stream.try_append(&header, body)
-        } else {
-            let (header, len) = self.header(body.len())?;
-            self.link.stream.try_append(&header[..len], body)
-        };
+        let prefix = self.prefix(body.len())?;
+        let appended = self.link.stream.try_append(prefix, body);
         match appended {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.full()),
@@ -97,8 +91,14 @@ impl Sender {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), SendError> {
-        self.room(len).await?;
-        self.try_send_with(len, fill)
+        // Most sends find room; only the others make a future of it.
+        let fits = len <= self.link.message_bytes_max.get() && !self.link.finished.get();
+        if !fits || !matches!(self.link.stream.has_room(), Ok(true)) {
+            self.room(len).await?;
+        }
+        let prefix = self.prefix(len)?;
+        self.link.stream.append_with(prefix, len, fill);
+        Ok(())
     }
 
     /// Accepts a message of `len` bytes that `fill` writes in place, if there is room. Never waits. The
@@ -121,8 +121,8 @@ impl Sender {
             Ok(false) => return Err(self.full()),
             Err(error) => return Err(self.link.explain(error).into()),
         }
-        let (header, header_len) = self.header(len)?;
-        self.link.stream.append_with(&header[..header_len], len, fill);
+        let prefix = self.prefix(len)?;
+        self.link.stream.append_with(prefix, len, fill);
         Ok(())
     }
 
@@ -142,8 +142,8 @@ impl Sender {
             return self.send(&body).await;
         }
         self.room(body.len()).await?;
-        let (header, len) = self.header(body.len())?;
-        self.link.stream.append_shared(&header[..len], Payload::Bytes(body));
+        let prefix = self.prefix(body.len())?;
+        self.link.stream.append_shared(prefix, Payload::Bytes(body));
         Ok(())
     }
 
@@ -160,8 +160,8 @@ impl Sender {
     pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
         let len = message.len();
         self.room(len).await?;
-        let (header, header_len) = self.header(len)?;
-        self.append_message(&header[..header_len], message);
+        let prefix = self.prefix(len)?;
+        self.append_message(prefix, message);
         Ok(())
     }
 
@@ -184,15 +184,15 @@ impl Sender {
         match run.kind {
             RunKind::Framed(chunk) => {
                 if chunk.len() < self.link.options.gather_bytes_min {
-                    self.link.stream.append(&[], chunk.as_slice());
+                    self.link.stream.append(Prefix::NONE, chunk.as_slice());
                     chunk.count_copied(chunk.len());
                 } else {
-                    self.link.stream.append_shared(&[], payload(chunk));
+                    self.link.stream.append_shared(Prefix::NONE, payload(chunk));
                 }
             }
             RunKind::Single(message) => {
-                let (header, len) = self.header(message.len())?;
-                self.append_message(&header[..len], message);
+                let prefix = self.prefix(message.len())?;
+                self.append_message(prefix, message);
             }
         }
         Ok(())
@@ -227,7 +227,7 @@ impl Sender {
     /// The end of the connection: something accepted can't be delivered.
     pub async fn shutdown(&mut self) -> Result<(), SendError> {
         if !self.link.finished.replace(true) && self.native {
-            self.link.stream.append(ControlFrame::fin().as_bytes(), &[]);
+            self.link.stream.append(Prefix::NONE, ControlFrame::fin().as_bytes());
         }
         self.flush().await?;
         self.link.stream.shutdown_write();
@@ -249,7 +249,7 @@ impl Sender {
         if self.link.finished.get() {
             return Err(SendError::Finished);
         }
-        self.link.stream.append(ControlFrame::go_away(u64::MAX).as_bytes(), &[]);
+        self.link.stream.append(Prefix::NONE, ControlFrame::go_away(u64::MAX).as_bytes());
         Ok(())
     }
 
@@ -263,17 +263,17 @@ impl Sender {
         self.link.message_bytes_max.get()
     }
 
-    fn append_message(&self, header: &[u8], message: Message) {
+    fn append_message(&self, prefix: Prefix, message: Message) {
         let gather = message.len() >= self.link.options.gather_bytes_min;
-        let mut header = header;
+        let mut prefix = prefix;
         for chunk in message.into_chunks() {
             if gather {
-                self.link.stream.append_shared(header, payload(chunk));
+                self.link.stream.append_shared(prefix, payload(chunk));
             } else {
                 chunk.count_copied(chunk.len());
-                self.link.stream.append(header, chunk.as_slice());
+                self.link.stream.append(prefix, chunk.as_slice());
             }
-            header = &[];
+            prefix = Prefix::NONE;
         }
     }
 
@@ -324,10 +324,16 @@ impl Sender {
         }
     }
 
-    fn header(&self, len: usize) -> Result<([u8; 8], usize), SendError> {
-        let mut header = [0; 8];
+    /// What goes in front of a message of `len` bytes.
+    #[inline]
+    fn prefix(&self, len: usize) -> Result<Prefix, SendError> {
+        if self.native {
+            #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
+            return Ok(Prefix::word(message_header(len as u32)));
+        }
+        let mut header = [0; Prefix::BYTES_MAX];
         match self.link.options.profile.write_message_header(len, &mut header) {
-            Ok(size) => Ok((header, size)),
+            Ok(size) => Ok(Prefix::new(header, size)),
             Err(_) => Err(self.refusal(len)),
         }
     }

@@ -18,7 +18,6 @@ mod preflight;
 mod setup;
 mod sys;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -30,7 +29,9 @@ use io_uring::{IoUring, cqueue, opcode, types};
 use self::buffers::{BufferRing, GROUP};
 pub(crate) use self::preflight::{Refusal, preflight};
 pub(crate) use self::setup::Setup;
-use crate::engine::{Completion, Engine, EngineError, QueueFull, Received, Request, Token};
+use crate::engine::{
+    Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
+};
 use crate::pool::{BlockId, PoolShared};
 
 /// The io_uring engine. See the module documentation.
@@ -42,7 +43,7 @@ pub(crate) struct Uring {
     incremental: bool,
     /// U2; `u32::MAX` for a block that the kernel does not hold.
     written: Box<[u32]>,
-    completions: VecDeque<Completion>,
+    completions: Vec<Completion>,
     enter_fd: i32,
     enter_flags: u32,
     registered: Option<u32>,
@@ -73,7 +74,7 @@ impl Uring {
             pool,
             incremental: setup.incremental,
             written: vec![NOT_HELD; blocks].into(),
-            completions: VecDeque::with_capacity(256),
+            completions: Vec::with_capacity(256),
             enter_fd,
             enter_flags: sys::ENTER_GETEVENTS | registered_flag,
             registered,
@@ -101,12 +102,10 @@ impl Uring {
         let skip = |silent: bool| if silent { Flags::SKIP_SUCCESS } else { Flags::empty() };
         match request {
             Request::Receive { fd } => opcode::RecvMulti::new(types::Fd(fd), GROUP).build(),
-            Request::Send { fd, data, len, silent } => {
-                opcode::Send::new(types::Fd(fd), data, len)
-                    .flags(send_flags(silent))
-                    .build()
-                    .flags(skip(silent))
-            }
+            Request::Send { fd, data, len, silent } => opcode::Send::new(types::Fd(fd), data, len)
+                .flags(send_flags(silent))
+                .build()
+                .flags(skip(silent)),
             Request::SendMessage { fd, header, silent } => {
                 #[expect(clippy::cast_sign_loss, reason = "flag bits")]
                 let flags = send_flags(silent) as u32;
@@ -141,7 +140,7 @@ impl Uring {
                     Err(what) => *corrupt = Some(what),
                 }
             }
-            completions.push_back(Completion {
+            completions.push(Completion {
                 token: Token(entry.user_data()),
                 result,
                 more: cqueue::more(flags),
@@ -242,7 +241,7 @@ impl Engine for Uring {
     }
 
     fn reap(&mut self, batch: &mut Vec<Completion>) {
-        batch.extend(self.completions.drain(..));
+        hand_over(&mut self.completions, batch);
     }
 
     fn ready(&mut self) -> bool {

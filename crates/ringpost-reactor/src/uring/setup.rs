@@ -32,7 +32,8 @@ impl Setup {
     pub(crate) fn build(&self, pool: Arc<PoolShared>) -> io::Result<Uring> {
         let ring = self.ring()?;
         let blocks = pool.region().len() / pool.block_bytes() as usize;
-        let blocks = u16::try_from(blocks).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let blocks =
+            u16::try_from(blocks).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let flags = if self.incremental { BUFFER_RING_INCREMENTAL } else { 0 };
         let buffers = BufferRing::register(&ring, blocks, flags)?;
         Ok(Uring::new(ring, buffers, pool, self))

@@ -1,0 +1,190 @@
+//! A server that sends every message back.
+//!
+//! Shows a listener, receiving in batches, one runtime per thread, and an orderly end on a signal.
+//!
+//! ```text
+//! cargo run --example echo -- --path echo.sock
+//! cargo run --example echo -- --path echo.sock --threads 2 --profile le32
+//! ```
+//!
+//! **Threads.** A runtime and its connections belong to one thread. The first runtime accepts, and
+//! hands each socket to the next runtime in turn. If every runtime accepted on the same socket
+//! instead, the kernel would wake the same one first each time, and connections that last would pile
+//! up there. One acceptor also means that one place decides when accepting ends.
+//!
+//! **The end.** On SIGTERM or SIGINT the server stops accepting, and shuts the receiving direction of
+//! each connection: the kernel refuses what comes later, and all that came before is still answered. Then
+//! the peer gets a clean end. A peer that does not read its answers is given a second.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::{self, Scope};
+
+use anyhow::Result;
+use clap::Parser;
+use futures_util::future::{Either, select};
+use ringpost::{
+    Address, Batch, Connection, ConnectionOptions, Handle, Listener, OneshotSender, RuntimeBuilder,
+    SendError, Sender,
+};
+use rustix::net::Shutdown;
+
+use common::engine::EngineFlags;
+use common::profile::ProfileFlag;
+use common::stop::{self, GRACE, Stop};
+
+mod common {
+    pub(crate) mod engine;
+    pub(crate) mod profile;
+    pub(crate) mod program;
+    pub(crate) mod stop;
+}
+
+/// Sends every message back.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where to listen: a path, or @name in the abstract namespace
+    #[arg(long)]
+    path: Address,
+    #[command(flatten)]
+    profile: ProfileFlag,
+    #[command(flatten)]
+    engine: EngineFlags,
+    /// Threads to share the connections, each with a runtime of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    threads: u8,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    common::program::run("echo", || run(arguments))
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    // First of all, so that no signal finds the program unprepared.
+    let stop = stop::on_signals()?;
+    let builder = arguments.engine.runtime();
+    let runtime = builder.clone().build()?;
+    thread::scope(|scope| {
+        let mut handles = vec![runtime.handle()];
+        // Dropped at the end of this scope, which ends the threads; they are waited for then.
+        let mut ends = Vec::new();
+        for index in 1..arguments.threads {
+            let (handle, end) = start_thread(scope, format!("echo-{index}"), builder.clone())?;
+            handles.push(handle);
+            ends.push(end);
+        }
+        let options = arguments.profile.connection();
+        let engine = runtime.engine();
+        runtime.block_on(async {
+            let listener = Listener::builder().connection(options).bind(arguments.path.clone())?;
+            println!("ready: {} ({}: {})", arguments.path, engine.kind, engine.reason);
+            serve(listener, options, &handles, stop).await
+        })
+    })
+}
+
+/// Starts a thread with a runtime that runs until the returned sender is dropped.
+fn start_thread<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    builder: RuntimeBuilder,
+) -> Result<(Handle, OneshotSender<Infallible>)> {
+    let (started, start) = ringpost::oneshot();
+    let (end, ended) = ringpost::oneshot();
+    thread::Builder::new().name(name).spawn_scoped(scope, move || {
+        // Built here, because a runtime belongs to the thread that builds it.
+        let runtime = match builder.build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        if started.send(Ok(runtime.handle())).is_ok() {
+            // Tasks that arrive through the handle run meanwhile.
+            let _ = runtime.block_on(ended);
+        }
+    })?;
+    let handle = start.blocking_recv(None)??;
+    Ok((handle, end))
+}
+
+/// Accepts until the stop, and deals the connections out to the runtimes.
+async fn serve(
+    mut listener: Listener,
+    options: ConnectionOptions,
+    handles: &[Handle],
+    stop: Stop,
+) -> Result<()> {
+    // Each connection holds a clone of `open`: once the last has gone, `closed` is ready.
+    let (open, closed) = ringpost::oneshot::<Infallible>();
+    let open = Arc::new(open);
+    let mut turns = handles.iter().cycle();
+    let mut stopped = stop.clone();
+    while let Either::Left((socket, _)) =
+        select(pin!(listener.accept_socket()), &mut stopped).await
+    {
+        let Some(handle) = turns.next() else { break };
+        let socket = socket?;
+        let stop = stop.clone();
+        let open = Arc::clone(&open);
+        let submitted = handle.submit(move || {
+            ringpost::spawn(async move {
+                if let Err(error) = echo(socket, options, stop).await {
+                    tracing::debug!(%error, "connection ended");
+                }
+                drop(open);
+            });
+        });
+        if let Err(error) = submitted {
+            tracing::warn!(%error, "connection dropped");
+        }
+    }
+    drop(listener);
+    drop(open);
+    if ringpost::timeout(GRACE, closed).await.is_err() {
+        tracing::warn!("connections cut: their peers did not take their answers in time");
+    }
+    Ok(())
+}
+
+/// Serves one connection to its end.
+async fn echo(socket: OwnedFd, options: ConnectionOptions, mut stop: Stop) -> Result<()> {
+    tracing::debug!("serving a connection");
+    let mut connection = Connection::from_socket(socket, options);
+    loop {
+        let (sender, receiver) = connection.halves();
+        let Either::Left((received, _)) = select(pin!(receiver.recv_batch()), &mut stop).await
+        else {
+            break;
+        };
+        match received? {
+            Some(batch) => answer(sender, batch).await?,
+            None => return Ok(sender.shutdown().await?),
+        }
+    }
+    rustix::net::shutdown(connection.as_fd(), Shutdown::Read)?;
+    let (sender, receiver) = connection.halves();
+    // The peer was cut short: that its end is no clean one is no news.
+    while let Ok(Some(batch)) = receiver.recv_batch().await {
+        answer(sender, batch).await?;
+    }
+    Ok(sender.shutdown().await?)
+}
+
+/// Sends back all that has arrived. The answers leave together, at the end of the runtime's turn.
+async fn answer(sender: &mut Sender, mut batch: Batch<'_>) -> Result<(), SendError> {
+    while let Some(frame) = batch.next() {
+        match frame.as_slice() {
+            // One copy, into what is about to leave.
+            Some(bytes) if bytes.len() < LEND_BYTES_MIN => sender.send(bytes).await?,
+            // No copy: sent from where it was received.
+            _ => sender.send_message(frame.retain()).await?,
+        }
+    }
+    Ok(())
+}
+
+/// From this length on, keeping a message where it lies costs less than copying it.
+const LEND_BYTES_MIN: usize = 2048;
