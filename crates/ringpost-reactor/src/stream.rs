@@ -85,6 +85,9 @@ enum Receive {
 struct State {
     receive: Receive,
     end: Option<Result<(), StreamError>>,
+    /// The oldest received chunk, in place because there is seldom another.
+    first: Option<Chunk>,
+    /// The chunks behind `first`; empty while that is `None`.
     inbound: VecDeque<Chunk>,
     inbound_bytes: usize,
     reader: Option<Waker>,
@@ -127,6 +130,7 @@ impl Stream {
         let state = State {
             receive: Receive::Idle,
             end: None,
+            first: None,
             inbound: VecDeque::new(),
             inbound_bytes: 0,
             reader: None,
@@ -164,7 +168,10 @@ impl Stream {
     #[inline]
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Inbound, StreamError>> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(chunk) = state.inbound.pop_front() {
+        if let Some(chunk) = state.first.take() {
+            if !state.inbound.is_empty() {
+                state.first = state.inbound.pop_front();
+            }
             state.inbound_bytes -= chunk.len();
             let resume = state.receive == Receive::Paused
                 && state.inbound_bytes <= self.core.config.inbound_bytes_max / 2;
@@ -188,7 +195,7 @@ impl Stream {
     /// [`Stream::poll_receive`] to tell.
     #[inline]
     pub fn try_receive(&self) -> Option<Chunk> {
-        if self.cell.state.borrow().inbound.is_empty() {
+        if self.cell.state.borrow().first.is_none() {
             return None;
         }
         match self.poll_receive(&mut Context::from_waker(Waker::noop())) {
@@ -201,7 +208,7 @@ impl Stream {
     /// whoever polls that. Cancel safe.
     pub fn poll_arrival(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.cell.state.borrow_mut();
-        if !state.inbound.is_empty() || state.end.is_some() {
+        if state.first.is_some() || state.end.is_some() {
             return Poll::Ready(());
         }
         replace_waker(&mut state.watcher, context);
@@ -356,6 +363,17 @@ impl State {
         self.sending_bytes + self.outbound.len()
     }
 
+    fn push_inbound(&mut self, chunk: Chunk) {
+        let Some(first) = &mut self.first else {
+            self.first = Some(chunk);
+            return;
+        };
+        let last = self.inbound.back_mut().unwrap_or(first);
+        if let Err(chunk) = last.try_extend(chunk) {
+            self.inbound.push_back(chunk);
+        }
+    }
+
     fn is_drained(&self) -> bool {
         !self.sending && self.unsent.is_none() && self.outbound.is_empty()
             || self.send_failure.is_some()
@@ -411,13 +429,7 @@ impl StreamCell {
                     } else {
                         Chunk::Leased(lease)
                     };
-                    let rest = match state.inbound.back_mut() {
-                        Some(last) => last.try_extend(chunk),
-                        None => Err(chunk),
-                    };
-                    if let Err(chunk) = rest {
-                        state.inbound.push_back(chunk);
-                    }
+                    state.push_inbound(chunk);
                 }
             }
             if range.last {
@@ -639,7 +651,7 @@ impl StreamCell {
         state.watcher = None;
         state.writer = None;
         state.inbound_bytes = 0;
-        let inbound = std::mem::take(&mut state.inbound);
+        let inbound = (state.first.take(), std::mem::take(&mut state.inbound));
         let drained = state.is_drained();
         if drained {
             state.outbound.clear(&mut core.blocks.borrow_mut());

@@ -122,8 +122,7 @@ async fn serve(
     let open = Arc::new(open);
     let mut turns = handles.iter().cycle();
     let mut stopped = stop.clone();
-    while let Either::Left((socket, _)) =
-        select(pin!(listener.accept_socket()), &mut stopped).await
+    while let Either::Left((socket, _)) = select(pin!(listener.accept_socket()), &mut stopped).await
     {
         let Some(handle) = turns.next() else { break };
         let socket = socket?;

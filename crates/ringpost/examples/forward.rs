@@ -23,11 +23,12 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
 use futures_util::future::{Either, select, try_join};
 use ringpost::{
-    Address, Closed, Connection, ConnectionOptions, Listener, Receiver, RecvError, SendError, Sender,
+    Address, Closed, Connection, ConnectionOptions, Listener, Receiver, RecvError, SendError,
+    Sender,
 };
 
 use common::engine::EngineFlags;
@@ -127,22 +128,22 @@ async fn forward(mut client: Connection, to: Address, options: ConnectionOptions
         pass_on(upstream_receiver, client_sender, stop),
     )
     .await;
-    let Err(error) = passed else { return };
-    tracing::debug!(%error, "connection ended");
-    // Dropping a connection that was not shut down is the abort; what was accepted still leaves.
-    if !is_abort(&error) {
-        let reason = error.to_string();
-        client.refuse(&reason);
-        upstream.refuse(&reason);
+    match passed {
+        // Where a clean end was not passed on, dropping the connection is the abort. What was
+        // accepted still leaves.
+        Ok(_) | Err(End::Abort) => {}
+        Err(End::Refused { reason }) => {
+            client.refuse(&reason);
+            upstream.refuse(&reason);
+        }
     }
 }
 
 /// Passes messages on until the clean end, which it passes on too. An error ends both directions.
-async fn pass_on(from: &mut Receiver, to: &mut Sender, mut stop: Stop) -> Result<()> {
+async fn pass_on(from: &mut Receiver, to: &mut Sender, mut stop: Stop) -> Result<(), End> {
     loop {
         let Either::Left((received, _)) = select(pin!(from.recv_run()), &mut stop).await else {
-            to.flush().await?;
-            bail!(Closed::RuntimeEnded);
+            return take_gone(to.flush().await);
         };
         let Some(run) = received? else {
             return take_gone(to.shutdown().await);
@@ -156,17 +157,28 @@ async fn pass_on(from: &mut Receiver, to: &mut Sender, mut stop: Stop) -> Result
 
 /// If who should receive is gone, this direction is over; but what it had sent before is still
 /// passed on by the other direction, whose end tells how it went.
-fn take_gone(result: Result<(), SendError>) -> Result<()> {
+fn take_gone(result: Result<(), SendError>) -> Result<(), End> {
     match result {
         Ok(()) | Err(SendError::Closed(Closed::Aborted)) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(End::Refused { reason: error.to_string() }),
     }
 }
 
-/// True for ends that have no reason to tell.
-fn is_abort(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(RecvError::Truncated | RecvError::Closed(Closed::Aborted))
-    ) || matches!(error.downcast_ref(), Some(Closed::RuntimeEnded))
+/// How a connection ends, if not cleanly.
+#[derive(Debug)]
+enum End {
+    /// There is no more to say.
+    Abort,
+    /// Both sides are to know why.
+    Refused { reason: String },
+}
+
+impl From<RecvError> for End {
+    fn from(error: RecvError) -> Self {
+        match error {
+            RecvError::Truncated | RecvError::Closed(Closed::Aborted) => Self::Abort,
+            RecvError::Closed(Closed::Rejected { reason }) => Self::Refused { reason },
+            error => Self::Refused { reason: error.to_string() },
+        }
+    }
 }

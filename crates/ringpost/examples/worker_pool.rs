@@ -150,7 +150,10 @@ impl Pool {
     fn submit(&self, message: Message) -> Result<OneshotReceiver<u64>> {
         let (answer, answered) = ringpost::oneshot();
         // Full can't happen: there is a place for all that may be in flight.
-        self.jobs.try_send(Job { message, answer }).ok().context("the worker pool takes no work")?;
+        self.jobs
+            .try_send(Job { message, answer })
+            .ok()
+            .context("the worker pool takes no work")?;
         Ok(answered)
     }
 }
@@ -178,7 +181,9 @@ fn work(queue: &Mutex<Queue<Job>>) {
 
 /// FNV-1a over the pieces of a message, without joining them.
 fn checksum<'message>(pieces: impl Iterator<Item = &'message [u8]>) -> u64 {
-    pieces.flatten().fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
+    pieces
+        .flatten()
+        .fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use async_task::{FallibleTask, Runnable};
 use crossbeam::queue::SegQueue;
+use pin_project_lite::pin_project;
 use ringpost_reactor::{Inbox, Reactor};
 use slab::Slab;
 
@@ -88,7 +89,7 @@ impl Inner {
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
         let guarded =
-            Guarded { inner: Rc::downgrade(self), key: entry.key(), future: Box::pin(future) };
+            Guarded { future, entry: Entry { inner: Rc::downgrade(self), key: entry.key() } };
         let shared = Arc::clone(&self.shared);
         let schedule = move |runnable| Shared::schedule(&shared, runnable);
         let (runnable, task) = async_task::spawn_local(guarded, schedule);
@@ -173,30 +174,20 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// A task's future: catches its panic and takes itself off the list of tasks at its end.
-struct Guarded<F> {
-    inner: std::rc::Weak<Inner>,
-    key: usize,
-    future: Pin<Box<F>>,
-}
-
-impl<F> Guarded<F> {
-    fn forget(&self) {
-        if let Some(inner) = self.inner.upgrade()
-            && let Ok(mut tasks) = inner.tasks.try_borrow_mut()
-        {
-            let waker = tasks.try_remove(self.key);
-            drop(tasks);
-            drop(waker);
-        }
+pin_project! {
+    /// A task's future: catches its panic and takes itself off the list of tasks at its end.
+    struct Guarded<F> {
+        #[pin]
+        future: F,
+        entry: Entry,
     }
 }
 
 impl<F: Future> Future for Guarded<F> {
     type Output = Result<F::Output, Box<dyn Any + Send>>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let future = self.future.as_mut();
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().future;
         match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
@@ -205,9 +196,21 @@ impl<F: Future> Future for Guarded<F> {
     }
 }
 
-impl<F> Drop for Guarded<F> {
+/// A task's place on the list of tasks.
+struct Entry {
+    inner: std::rc::Weak<Inner>,
+    key: usize,
+}
+
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.forget();
+        if let Some(inner) = self.inner.upgrade()
+            && let Ok(mut tasks) = inner.tasks.try_borrow_mut()
+        {
+            let waker = tasks.try_remove(self.key);
+            drop(tasks);
+            drop(waker);
+        }
     }
 }
 

@@ -350,9 +350,9 @@ impl Receiver {
                 }
                 Poll::Ready(Ok(())) => self.decoder = self.link.decoder(),
             }
-        }
-        if let Some(chunk) = self.link.take_leftover() {
-            return self.begin(chunk);
+            if let Some(chunk) = self.link.take_leftover() {
+                return self.begin(chunk);
+            }
         }
         match self.link.stream.poll_receive(context) {
             Poll::Pending => Poll::Pending,
