@@ -7,7 +7,7 @@
 //! be taken away or added.
 //!
 //! ```text
-//! cargo run --release --package ringpost-bench --bin ring_features -- [--list] [--only 1,5] [--rounds 40]
+//! cargo run --release --package ringpost-bench --bin ring_features -- [--list] [--only 1,5] [--rounds 80]
 //! ```
 
 #[path = "../ring_features/mod.rs"]
@@ -25,10 +25,10 @@ struct Arguments {
     #[arg(long)]
     list: bool,
     /// Measure only these groups, for example `1,5`.
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(0..=9))]
     only: Vec<u8>,
     /// Rounds of each comparison.
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u32).range(3..=1000))]
     rounds: u32,
     /// Leave the placement of the two threads to the scheduler.
     #[arg(long)]

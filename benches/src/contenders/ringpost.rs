@@ -127,15 +127,20 @@ impl Contender for Ringpost {
 
     fn drive(&self, client: &Client) -> Result<()> {
         self.runtime()?.block_on(async {
+            let mut connections = Vec::new();
+            for _ in 0..client.workload.connections {
+                connections.push(self.connect(client).await?.split());
+            }
+            if client.workload.is_one_way() {
+                for (sender, receiver) in connections {
+                    send(sender, receiver, client.sender(), client.workload.bytes).await?;
+                }
+                return Ok(());
+            }
             let recorder = Rc::new(RefCell::new(client.recorder()));
             let over = Rc::new(Cell::new(false));
             let mut tasks = Vec::new();
-            for _ in 0..client.workload.connections {
-                let (sender, receiver) = self.connect(client).await?.split();
-                if client.workload.is_one_way() {
-                    send(sender, receiver, client.sender(), client.workload.bytes).await?;
-                    return Ok(());
-                }
+            for (sender, receiver) in connections {
                 let asker = Asker {
                     sender,
                     receiver,

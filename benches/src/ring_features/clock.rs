@@ -131,7 +131,11 @@ pub(super) fn quantile(values: impl IntoIterator<Item = f64>, at: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
     let place = at.clamp(0.0, 1.0) * last as f64;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= place <= last")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 <= place <= last"
+    )]
     let index = place as usize;
     let next = values[(index + 1).min(last)];
     values[index] + (next - values[index]) * place.fract()

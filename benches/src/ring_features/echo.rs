@@ -2,7 +2,7 @@
 //! counted) and on two threads.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -59,6 +59,15 @@ impl Server {
         wait: Wait::For(1),
         whole: false,
     };
+}
+
+fn send_entry(entry: opcode::Send, silent: bool) -> squeue::Entry {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+    if silent {
+        entry.flags(flags | libc::MSG_DONTWAIT).build().flags(Flags::SKIP_SUCCESS)
+    } else {
+        entry.flags(flags).build()
+    }
 }
 
 /// Where a message is received (unless in a block) and sent from.
@@ -122,10 +131,11 @@ impl Echo {
         let slot = self.slots[index][1].as_ptr();
         let fd = types::Fd(self.sockets[index].as_raw_fd());
         let entry = if self.server.fixed {
-            send_entry(types::Fixed(u32::try_from(index)?).into(), slot, self.server.silent)
+            opcode::Send::new(types::Fixed(u32::try_from(index)?), slot, MESSAGE_BYTES_U32)
         } else {
-            send_entry(fd.into(), slot, self.server.silent)
+            opcode::Send::new(fd, slot, MESSAGE_BYTES_U32)
         };
+        let entry = send_entry(entry, self.server.silent);
         if !self.server.silent {
             self.unfinished += 1;
         }
@@ -149,16 +159,11 @@ impl Echo {
             }
             let mut batch = std::mem::take(&mut self.batch);
             self.ring.reap(&mut batch);
-            if batch.is_empty() && received == messages && self.unfinished == 0 {
-                self.batch = batch;
-                return Ok(());
-            }
             for done in &batch {
                 received += self.handle(done)?;
             }
-            let replies_only = received == messages && self.unfinished == 0 && batch.is_empty();
             self.batch = batch;
-            if replies_only {
+            if received == messages && self.unfinished == 0 && self.ring.is_submitted() {
                 return Ok(());
             }
         }
@@ -202,7 +207,10 @@ struct Clients(Vec<UnixStream>);
 
 impl Clients {
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.0.iter_mut().try_for_each(|client| client.write_all(message)).context("a client's send")
+        self.0
+            .iter_mut()
+            .try_for_each(|client| client.write_all(message))
+            .context("a client's send")
     }
 
     fn receive(&mut self, message: &[u8]) -> Result<()> {
@@ -230,7 +238,7 @@ const CONNECTIONS: u64 = 64;
 pub(super) fn one_thread(server: Server, batches: u64) -> Result<Runner> {
     let (mut clients, sockets) = pairs()?;
     let mut echo = Echo::new(sockets, server)?;
-    let mut message = [0; MESSAGE_BYTES];
+    let mut message = [0_u8; MESSAGE_BYTES];
     Ok(Box::new(move || {
         let mut watch = Stopwatch::thread();
         let mut enters = 0;
@@ -260,6 +268,32 @@ pub(super) fn one_thread(server: Server, batches: u64) -> Result<Runner> {
     }))
 }
 
+/// As [`one_thread`], with recv(2) and send(2) on each connection instead of a ring.
+pub(super) fn bare_calls(batches: u64) -> Result<Runner> {
+    let (mut clients, sockets) = pairs()?;
+    let mut message = [0_u8; MESSAGE_BYTES];
+    Ok(Box::new(move || {
+        let mut watch = Stopwatch::thread();
+        for batch in 0..WARM_UP + batches {
+            if batch == WARM_UP {
+                watch = Stopwatch::thread();
+            }
+            message[0] = message[0].wrapping_add(1);
+            clients.send(&message)?;
+            let mut reply = [0; MESSAGE_BYTES];
+            watch.start();
+            for socket in &sockets {
+                let received = sys::receive(socket.as_fd(), &mut reply)?;
+                ensure!(received == MESSAGE_BYTES, "received part of a message");
+                ensure!(sys::send(socket.as_fd(), &reply)? == MESSAGE_BYTES, "a short send");
+            }
+            watch.stop();
+            clients.receive(&message)?;
+        }
+        Ok(watch.sample(batches * CONNECTIONS, 0))
+    }))
+}
+
 const WARM_UP: u64 = 4;
 
 /// The server parks on a second thread and only its CPU time counts. The client sends a message on
@@ -277,7 +311,7 @@ pub(super) fn two_threads(server: Server, batches: u64, placement: &Placement) -
             Ok(watch.sample(messages, echo.ring.enters - enters))
         })
     })?;
-    let mut message = [0; MESSAGE_BYTES];
+    let mut message = [0_u8; MESSAGE_BYTES];
     Ok(Box::new(move || {
         worker.start(batches * CONNECTIONS)?;
         for _ in 0..batches {

@@ -31,62 +31,84 @@ pub(super) enum Calls {
     TwoEnters,
 }
 
+/// Both ends. The ring goes before what it uses (M1).
+struct Hop {
+    ring: Ring,
+    blocks: Blocks,
+    message: Box<[u8; MESSAGE_BYTES]>,
+    source: UnixStream,
+    target: UnixStream,
+    calls: Calls,
+}
+
 pub(super) fn hop(calls: Calls, setup: Setup, hops: u64) -> Result<Runner> {
-    let (source, target) = UnixStream::pair().context("making a socket pair")?;
-    let mut ring = Ring::new(setup)?;
-    let mut blocks = Blocks::new(&ring, Shape::PROJECT)?;
-    if matches!(calls, Calls::SendEnter | Calls::OneEnter | Calls::TwoEnters) {
-        let entry = opcode::RecvMulti::new(types::Fd(target.as_raw_fd()), GROUP).build();
-        // SAFETY: the entry points to nothing; the closure below drops the blocks after the ring (M1).
-        unsafe { ring.push(&entry.user_data(RECEIVE)) }?;
-        ring.enter(0)?;
-    }
-    let message = Box::new([7_u8; MESSAGE_BYTES]);
-    let send = opcode::Send::new(types::Fd(source.as_raw_fd()), message.as_ptr(), MESSAGE_BYTES_U32)
-        .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
-        .build()
-        .flags(Flags::SKIP_SUCCESS);
+    let mut hop = Hop::new(calls, setup)?;
     Ok(Box::new(move || {
         let mut watch = Stopwatch::thread();
-        let enters = ring.enters;
-        let mut buffer = [0; MESSAGE_BYTES];
+        let enters = hop.ring.enters;
         watch.start();
         for _ in 0..hops {
-            match calls {
-                Calls::Empty => {
-                    ring.enter(0)?;
-                    continue;
-                }
-                Calls::SendReceive | Calls::SendEnter => {
-                    ensure!(sys::send(source.as_fd(), &message[..])? == MESSAGE_BYTES, "a short send");
-                }
-                Calls::EnterReceive | Calls::OneEnter | Calls::TwoEnters => {
-                    // SAFETY: the message is boxed and moves into this closure, which keeps it
-                    // longer than the send takes: silent sends end inside the `enter` (M1).
-                    unsafe { ring.push(&send) }?;
-                }
-            }
-            match calls {
-                Calls::Empty | Calls::SendReceive => {}
-                Calls::EnterReceive | Calls::TwoEnters => ring.submit()?,
-                Calls::SendEnter | Calls::OneEnter => ring.enter(0)?,
-            }
-            match calls {
-                Calls::SendReceive | Calls::EnterReceive => {
-                    let count = sys::receive(target.as_fd(), &mut buffer)?;
-                    ensure!(count == MESSAGE_BYTES, "a short receive");
-                    continue;
-                }
-                Calls::TwoEnters => ring.enter(0)?,
-                _ => {}
-            }
-            let done = ring.next().context("`enter` has not received")?;
-            ensure!(done.user_data == RECEIVE, "a send failed");
-            blocks.take(&done, |bytes| buffer[..bytes.len()].copy_from_slice(bytes))?;
+            hop.once()?;
         }
         watch.stop();
-        Ok(watch.sample(hops, ring.enters - enters))
+        Ok(watch.sample(hops, hop.ring.enters - enters))
     }))
+}
+
+impl Hop {
+    fn new(calls: Calls, setup: Setup) -> Result<Self> {
+        let (source, target) = UnixStream::pair().context("making a socket pair")?;
+        let ring = Ring::new(setup)?;
+        let blocks = Blocks::new(&ring, Shape::PROJECT)?;
+        let message = Box::new([7; MESSAGE_BYTES]);
+        let mut hop = Self { ring, blocks, message, source, target, calls };
+        if matches!(calls, Calls::SendEnter | Calls::OneEnter | Calls::TwoEnters) {
+            let entry = opcode::RecvMulti::new(types::Fd(hop.target.as_raw_fd()), GROUP).build();
+            // SAFETY: the entry points to nothing; the blocks outlive the ring (M1).
+            unsafe { hop.ring.push(&entry.user_data(RECEIVE)) }?;
+            hop.ring.enter(0)?;
+        }
+        Ok(hop)
+    }
+
+    #[inline]
+    fn once(&mut self) -> Result<()> {
+        match self.calls {
+            Calls::Empty => return self.ring.enter(0),
+            Calls::SendReceive | Calls::SendEnter => {
+                let count = sys::send(self.source.as_fd(), &self.message[..])?;
+                ensure!(count == MESSAGE_BYTES, "a short send");
+            }
+            Calls::EnterReceive | Calls::OneEnter | Calls::TwoEnters => self.stage()?,
+        }
+        match self.calls {
+            Calls::Empty | Calls::SendReceive => {}
+            Calls::EnterReceive | Calls::TwoEnters => self.ring.submit()?,
+            Calls::SendEnter | Calls::OneEnter => self.ring.enter(0)?,
+        }
+        if matches!(self.calls, Calls::SendReceive | Calls::EnterReceive) {
+            let count = sys::receive(self.target.as_fd(), &mut self.message[..])?;
+            ensure!(count == MESSAGE_BYTES, "a short receive");
+            return Ok(());
+        }
+        if self.calls == Calls::TwoEnters {
+            self.ring.enter(0)?;
+        }
+        let done = self.ring.next().context("`enter` has not received")?;
+        ensure!(done.user_data == RECEIVE, "a send failed");
+        let message = &mut self.message;
+        self.blocks.take(&done, |bytes| message.copy_from_slice(bytes))
+    }
+
+    fn stage(&mut self) -> Result<()> {
+        let fd = types::Fd(self.source.as_raw_fd());
+        let entry = opcode::Send::new(fd, self.message.as_ptr(), MESSAGE_BYTES_U32)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build()
+            .flags(Flags::SKIP_SUCCESS);
+        // SAFETY: the message is boxed and outlives the ring (M1).
+        unsafe { self.ring.push(&entry) }
+    }
 }
 
 const RECEIVE: u64 = 1;

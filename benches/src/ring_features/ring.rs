@@ -150,14 +150,15 @@ impl Ring {
         self.ring.submission().taskrun()
     }
 
+    /// Whether the kernel has taken all that was staged.
+    pub(super) fn is_submitted(&self) -> bool {
+        self.staged == 0
+    }
+
     #[inline]
     pub(super) fn next(&mut self) -> Option<Done> {
         let entry = self.ring.completion().next()?;
-        Some(Done {
-            user_data: entry.user_data(),
-            result: entry.result(),
-            flags: entry.flags(),
-        })
+        Some(Done { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() })
     }
 
     /// Moves all completions to `batch`, which it empties first.
@@ -225,14 +226,12 @@ impl Shape {
     pub(super) const PROJECT: Self = Self::incremental(128, 4);
 }
 
-/// One entry of a provided-buffer ring as the kernel reads it (`struct io_uring_buf`).
-#[repr(C)]
-struct Entry {
-    address: u64,
-    len: u32,
-    block: u16,
-    tail: u16,
-}
+/// An entry of a provided-buffer ring (`struct io_uring_buf`): address, length, block, and in the
+/// first entry the ring's tail.
+const ENTRY_BYTES: usize = 16;
+const LEN_AT: usize = 8;
+const BLOCK_AT: usize = 12;
+const TAIL_AT: usize = 14;
 
 /// Receive blocks and the ring through which the kernel gets them. Declare after the [`Ring`].
 #[derive(Debug)]
@@ -252,7 +251,7 @@ impl Blocks {
     pub(super) fn new(ring: &Ring, shape: Shape) -> Result<Self> {
         ensure!(shape.kept.is_power_of_two(), "the number of blocks must be a power of two");
         let count = usize::from(shape.kept);
-        let entries = Region::new(count * size_of::<Entry>())?;
+        let entries = Region::new(count * ENTRY_BYTES)?;
         let memory = Region::new(count * shape.block_bytes as usize)?;
         let address = entries.at(0).expose_provenance() as u64;
         let flags = if shape.incremental { sys::BUFFER_RING_INCREMENTAL } else { 0 };
@@ -303,24 +302,22 @@ impl Blocks {
 
     fn provide(&mut self, block: u16) {
         let index = usize::from(self.tail & (self.shape.kept - 1));
-        let entry = self.entries.at(index * size_of::<Entry>()).cast::<Entry>();
+        let entry = index * ENTRY_BYTES;
         let start = usize::from(block) * self.shape.block_bytes as usize;
         let address = self.memory.at(start).expose_provenance() as u64;
         // SAFETY: the entry lies in the region; the kernel has consumed it, as there are as many
         // entries as blocks, and does not read it before the tail covers it.
-        unsafe { (&raw mut (*entry).address).write_volatile(address) };
+        unsafe { self.entries.at(entry).cast::<u64>().write_volatile(address) };
+        let len = self.shape.block_bytes;
         // SAFETY: as above.
-        unsafe { (&raw mut (*entry).len).write_volatile(self.shape.block_bytes) };
+        unsafe { self.entries.at(entry + LEN_AT).cast::<u32>().write_volatile(len) };
         // SAFETY: as above.
-        unsafe { (&raw mut (*entry).block).write_volatile(block) };
+        unsafe { self.entries.at(entry + BLOCK_AT).cast::<u16>().write_volatile(block) };
         self.written[usize::from(block)] = 0;
         self.order.push_back(block);
         self.tail = self.tail.wrapping_add(1);
-        let first = self.entries.at(0).cast::<Entry>();
-        // SAFETY: the tail is the reserved field of the first entry; in bounds.
-        let tail = unsafe { &raw mut (*first).tail };
-        // SAFETY: aligned, alive as long as the region, and only ever accessed atomically.
-        let tail = unsafe { AtomicU16::from_ptr(tail) };
+        // SAFETY: aligned, in bounds, alive as long as the region, and only ever accessed atomically.
+        let tail = unsafe { AtomicU16::from_ptr(self.entries.at(TAIL_AT).cast()) };
         tail.store(self.tail, Ordering::Release);
     }
 }

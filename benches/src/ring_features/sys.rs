@@ -74,7 +74,11 @@ const PAGE_BYTES: usize = 4096;
 unsafe impl Send for Region {}
 
 fn checked(result: libc::c_long) -> io::Result<u32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u32::try_from(result).unwrap_or(0)) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(u32::try_from(result).unwrap_or(0))
+    }
 }
 
 /// `io_uring_enter` without arguments. What the entries point to is the business of whoever pushed

@@ -1,6 +1,7 @@
 //! Ping-pong of 64-byte messages between two threads that do the same thing.
 
 use std::hint::spin_loop;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -31,17 +32,22 @@ pub(super) enum Turn {
     EnterAndCall,
     /// `enter` that sends and then sleeps until there is something.
     Park,
+    /// The same, with a send that posts a completion.
+    ParkLoudly,
     /// send(2); recv(2) that sleeps until there is something.
     ParkInCall,
 }
 
 impl Turn {
     fn sends_by_ring(self) -> bool {
-        matches!(self, Self::Flag | Self::Enter | Self::EnterAndCall | Self::Park)
+        matches!(
+            self,
+            Self::Flag | Self::Enter | Self::EnterAndCall | Self::Park | Self::ParkLoudly
+        )
     }
 
     fn receives_by_ring(self) -> bool {
-        matches!(self, Self::Flag | Self::CallAndFlag | Self::Enter | Self::Park)
+        matches!(self, Self::Flag | Self::CallAndFlag | Self::Enter | Self::Park | Self::ParkLoudly)
     }
 }
 
@@ -77,10 +83,12 @@ impl End {
             return Ok(());
         }
         let fd = types::Fd(self.socket.as_raw_fd());
+        let skip = if self.turn == Turn::ParkLoudly { Flags::empty() } else { Flags::SKIP_SUCCESS };
         let entry = opcode::Send::new(fd, self.message.as_ptr(), MESSAGE_BYTES_U32)
             .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build()
-            .flags(Flags::SKIP_SUCCESS);
+            .user_data(SEND)
+            .flags(skip);
         // SAFETY: the message is boxed and outlives the ring (M1).
         unsafe { self.ring.push(&entry) }?;
         match self.turn {
@@ -103,10 +111,7 @@ impl End {
                     Err(error) => return Err(error).context("recv"),
                 }
             },
-            Turn::ParkInCall => {
-                use std::io::Read;
-                self.socket.read_exact(&mut self.message[..]).context("read")
-            }
+            Turn::ParkInCall => self.socket.read_exact(&mut self.message[..]).context("read"),
             Turn::Flag | Turn::CallAndFlag => loop {
                 if let Some(done) = self.ring.next() {
                     return self.received(&done);
@@ -117,11 +122,15 @@ impl End {
                     spin_loop();
                 }
             },
-            Turn::Enter | Turn::Park => loop {
+            Turn::Enter | Turn::Park | Turn::ParkLoudly => loop {
                 if let Some(done) = self.ring.next() {
+                    if self.turn == Turn::ParkLoudly && done.user_data == SEND {
+                        ensure!(done.bytes()? == MESSAGE_BYTES, "a short send");
+                        continue;
+                    }
                     return self.received(&done);
                 }
-                self.ring.enter(u32::from(self.turn == Turn::Park))?;
+                self.ring.enter(u32::from(self.turn != Turn::Enter))?;
             },
         }
     }
@@ -135,6 +144,7 @@ impl End {
 }
 
 const RECEIVE: u64 = 1;
+const SEND: u64 = 2;
 
 /// Median round trip, and the CPU time of both threads in a round trip.
 pub(super) fn ping_pong(

@@ -41,17 +41,23 @@ struct Shared {
     event: std::os::fd::OwnedFd,
 }
 
+impl Shared {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            sleep: AtomicU64::new(0),
+            rung: AtomicU64::new(0),
+            base: Instant::now(),
+            ring: AtomicI32::new(-1),
+            word: AtomicU32::new(0),
+            event: sys::eventfd()?,
+        })
+    }
+}
+
 /// Producer's CPU time for a wake-up, consumer's CPU time for it, median time from the start of the
 /// wake-up until the consumer runs.
 pub(super) fn wake(bell: Bell, wakes: u64, placement: &Placement) -> Result<Runner> {
-    let shared = Arc::new(Shared {
-        sleep: AtomicU64::new(0),
-        rung: AtomicU64::new(0),
-        base: Instant::now(),
-        ring: AtomicI32::new(-1),
-        word: AtomicU32::new(0),
-        event: sys::eventfd()?,
-    });
+    let shared = Arc::new(Shared::new()?);
     let far = Arc::clone(&shared);
     let worker = Worker::spawn(placement, move || {
         let mut sleeper = Sleeper::new(bell, far)?;
@@ -80,6 +86,31 @@ pub(super) fn wake(bell: Bell, wakes: u64, placement: &Placement) -> Result<Runn
         let consumer = worker.finish()?;
         let sample = watch.sample(wakes, 0);
         Ok(Sample { latency: consumer.latency, other: consumer.cpu, ..sample })
+    }))
+}
+
+/// One thread rings its own ring and reaps: the mechanism without the wake-up. The futex has to be
+/// armed first, which takes an `enter` that a ring about to park makes anyway.
+pub(super) fn wake_oneself(bell: Bell, wakes: u64) -> Result<Runner> {
+    let shared = Arc::new(Shared::new()?);
+    let mut sleeper = Sleeper::new(bell, Arc::clone(&shared))?;
+    let target = sleeper.ring.as_raw_fd();
+    let mut ringer = Ringer { ring: Ring::new(Setup::PROJECT)?, shared, bell, target };
+    Ok(Box::new(move || {
+        let mut watch = Stopwatch::thread();
+        watch.start();
+        for _ in 0..wakes {
+            if bell == Bell::Futex {
+                sleeper.arm()?;
+                sleeper.ring.enter(0)?;
+            }
+            ringer.ring()?;
+            sleeper.ring.enter(0)?;
+            let done = sleeper.ring.next().context("the bell was not heard")?;
+            ensure!(done.user_data == WAKE && done.result >= 0, "woken by something else");
+        }
+        watch.stop();
+        Ok(watch.sample(wakes, 0))
     }))
 }
 
@@ -149,6 +180,17 @@ impl Sleeper {
         Ok(Self { ring, shared, bell, sleeps: 0 })
     }
 
+    /// Waits for the futex to change.
+    fn arm(&mut self) -> Result<()> {
+        let word = &self.shared.word;
+        let expected = u64::from(word.load(Ordering::Acquire));
+        let any = u64::from(u32::MAX);
+        let flags = sys::FUTEX_PRIVATE_U32;
+        let entry = opcode::FutexWait::new(word.as_ptr(), expected, any, flags).build();
+        // SAFETY: the word lives in shared memory that this value keeps alive longer than the ring.
+        unsafe { self.ring.push(&entry.user_data(WAKE)) }
+    }
+
     fn sleep(&mut self, wakes: u64) -> Result<Sample> {
         let mut watch = Stopwatch::thread();
         let mut latencies = Vec::with_capacity(usize::try_from(wakes)?);
@@ -157,14 +199,7 @@ impl Sleeper {
         for _ in 0..wakes {
             self.sleeps += 1;
             if self.bell == Bell::Futex {
-                let word = &self.shared.word;
-                let expected = u64::from(word.load(Ordering::Acquire));
-                let any = u64::from(u32::MAX);
-                let flags = sys::FUTEX_PRIVATE_U32;
-                let entry = opcode::FutexWait::new(word.as_ptr(), expected, any, flags).build();
-                // SAFETY: the word lives in shared memory that this value keeps alive longer than
-                // the ring.
-                unsafe { self.ring.push(&entry.user_data(WAKE)) }?;
+                self.arm()?;
             }
             self.shared.sleep.store(self.sleeps, Ordering::Release);
             let done = loop {
@@ -174,9 +209,11 @@ impl Sleeper {
                 }
             };
             let woken = nanoseconds(self.shared.base, Instant::now());
-            let rung = self.shared.rung.load(Ordering::Acquire);
-            latencies.push(woken.saturating_sub(rung) as f64);
-            ensure!(done.user_data == WAKE && done.result >= 0, "woken by something else");
+            let since = self.shared.rung.load(Ordering::Acquire);
+            latencies.push(woken.saturating_sub(since) as f64);
+            // EAGAIN: the futex had been rung before the ring looked at it.
+            let rung = done.result >= 0 || done.result == -libc::EAGAIN;
+            ensure!(done.user_data == WAKE && rung, "woken by something else");
             ensure!(done.more() || self.bell != Bell::EventFd, "a multishot poll has ended");
         }
         watch.stop();

@@ -212,7 +212,8 @@ impl OutboundBlock {
     /// Room that [`OutboundBlock::append`] asks for: the prefix is stored as a whole word.
     #[inline]
     pub(crate) fn fits(&self, body_bytes: usize) -> bool {
-        body_bytes <= self.room().saturating_sub(Prefix::BYTES_MAX)
+        // An empty body needs the prefix's room, too.
+        self.room().checked_sub(Prefix::BYTES_MAX).is_some_and(|room| body_bytes <= room)
     }
 
     /// Appends `prefix` and `body`. The caller has checked [`OutboundBlock::fits`].
@@ -234,21 +235,25 @@ impl OutboundBlock {
         self.end += u32::from(prefix.len) + body_bytes;
     }
 
-    /// Appends `len` bytes that `fill` writes in place; they are zeroed first, so that nothing from
-    /// an earlier message can leak when `fill` leaves some untouched.
-    pub(crate) fn append_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) {
-        assert!(len <= self.room(), "append beyond the block");
+    /// Appends `prefix` and `len` bytes that `fill` writes in place; they are zeroed first, so that
+    /// nothing from an earlier message can leak when `fill` leaves some untouched.
+    #[inline]
+    pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
+        assert!(self.fits(len), "append beyond the block");
         // SAFETY: `end <= capacity` (O1).
         let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
-        // SAFETY: `len` bytes from `end` on lie inside the allocation (asserted) and are ours.
+        // SAFETY: as in `append`.
+        unsafe { target.cast::<[u8; Prefix::BYTES_MAX]>().write(prefix.bytes) };
+        // SAFETY: as in `append`.
+        let target = unsafe { target.add(prefix.len as usize) };
+        // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`) and are ours.
         unsafe { std::ptr::write_bytes(target, 0, len) };
         // SAFETY: initialised just above, exclusively owned, alive for the call.
         let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
         fill(slice);
-        #[expect(clippy::cast_possible_truncation, reason = "len <= room, which fits u32")]
-        {
-            self.end += len as u32;
-        }
+        #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
+        let len = len as u32;
+        self.end += u32::from(prefix.len) + len;
     }
 }
 
@@ -336,7 +341,7 @@ mod tests {
         let mut blocks = OutboundBlocks::new();
         let mut block = blocks.take(10, false);
         block.append(Prefix::new(*b"head....", 4), b"body");
-        block.append_with(3, |bytes| {
+        block.append_with(Prefix::NONE, 3, |bytes| {
             assert_eq!(bytes, [0, 0, 0]);
             bytes[0] = b'x';
         });
@@ -346,6 +351,16 @@ mod tests {
         blocks.give_back(block);
         assert!(blocks.take(10, false).is_empty());
         assert_eq!(blocks.allocated, 1);
+    }
+
+    #[test]
+    fn a_full_block_fits_no_empty_body() {
+        let mut blocks = OutboundBlocks::new();
+        let mut block = blocks.take(10, false);
+        while block.fits(0) {
+            block.append(Prefix::word(7), &[]);
+        }
+        assert!(block.room() < Prefix::BYTES_MAX);
     }
 
     #[test]

@@ -251,21 +251,18 @@ impl Outbound {
         }
     }
 
-    /// Appends `prefix` and `len` bytes that `fill` writes in place, contiguous.
+    /// True if the open block has room for `len` bytes behind a prefix.
     #[inline]
-    pub(crate) fn append_with(
-        &mut self,
-        prefix: Prefix,
-        len: usize,
-        fill: impl FnOnce(&mut [u8]),
-        blocks: &mut OutboundBlocks,
-    ) {
-        if self.tail.as_ref().is_none_or(|tail| !tail.fits(len)) {
-            self.open(len, blocks);
-        }
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        self.tail.as_ref().is_some_and(|tail| tail.fits(len))
+    }
+
+    /// Appends `prefix` and `len` bytes that `fill` writes in place, contiguous. The caller has seen
+    /// that they fit, or opened a block.
+    #[inline]
+    pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         let Some(tail) = &mut self.tail else { return };
-        tail.append(prefix, &[]);
-        tail.append_with(len, fill);
+        tail.append_with(prefix, len, fill);
     }
 
     /// Appends a payload that is sent from where it lies.
@@ -276,7 +273,8 @@ impl Outbound {
     }
 
     /// Makes a fresh block with room for `bytes` the tail.
-    fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
+    #[cold]
+    pub(crate) fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
         let outgrown = self.tail.is_some();
         self.close();
         self.large |= outgrown;
@@ -377,12 +375,12 @@ mod tests {
             match round % 3 {
                 0 => outbound.append(prefix, &body, &mut blocks),
                 1 => outbound.append_shared(prefix, Payload::Bytes(body.clone().into())),
-                _ => outbound.append_with(
-                    prefix,
-                    len,
-                    |target| target.copy_from_slice(&body),
-                    &mut blocks,
-                ),
+                _ => {
+                    if !outbound.fits(len) {
+                        outbound.open(len, &mut blocks);
+                    }
+                    outbound.append_with(prefix, len, |target| target.copy_from_slice(&body));
+                }
             }
             expected.extend_from_slice(prefix.as_slice());
             expected.extend_from_slice(&body);

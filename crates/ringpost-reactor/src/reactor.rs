@@ -80,6 +80,8 @@ pub(crate) struct Core {
     inbox: Arc<Inbox>,
     report: EngineReport,
     closed: Cell<bool>,
+    /// Somebody has begun to wait for room or for a flush since this was last looked at.
+    pub(crate) writers_wait: Cell<bool>,
 }
 
 /// A reactor: engine, buffers, connections and timers of one thread. Clones share it.
@@ -148,6 +150,7 @@ impl Reactor {
             inbox,
             report,
             closed: Cell::new(false),
+            writers_wait: Cell::new(false),
         };
         Ok(Self { core: Rc::new(core) })
     }
@@ -401,6 +404,20 @@ impl Core {
             driver.engine.reap(&mut driver.batch);
             return Ok(());
         }
+        // A silent send performed by the call that parks would leave who waits for it asleep: nothing
+        // completes. With somebody waiting it is performed, and told whole, first.
+        if driver.ops.has_silent() && self.writers_wait.replace(false) {
+            driver.engine.enter(false, None)?;
+            driver.engine.reap(&mut driver.batch);
+            if !driver.batch.is_empty() {
+                return Ok(());
+            }
+            if driver.engine.staged() > 0 {
+                self.writers_wait.set(true);
+            } else if self.resolve(driver) {
+                return Ok(());
+            }
+        }
         let budget = driver.spinner.budget();
         if budget != Some(Duration::ZERO) {
             if driver.engine.staged() > 0 {
@@ -469,6 +486,8 @@ impl Core {
     fn dispatch(&self) {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
+        // Looked at before completions stage anew: the silent sends in question went before.
+        let performed = driver.engine.staged() == 0;
         let mut batch = std::mem::take(&mut driver.batch);
         let count = batch.len() as u64;
         add(&self.counters.completions, count);
@@ -478,7 +497,7 @@ impl Core {
             self.dispatch_one(driver, done);
         }
         driver.batch = batch;
-        if driver.ops.has_silent() && driver.engine.staged() == 0 {
+        if performed && driver.ops.has_silent() {
             self.resolve(driver);
         }
         if driver.pool.kernel_blocks() < driver.provide_target {
@@ -491,7 +510,7 @@ impl Core {
         self.run_clocks(driver);
     }
 
-    /// Finishes silent sends that have been performed. True if somebody is to be woken for it.
+    /// Finishes silent sends that have been performed. True if there is something to do because of it.
     fn resolve(&self, driver: &mut Driver) -> bool {
         let Driver { ops, wakers, .. } = driver;
         let before = wakers.len();
@@ -501,7 +520,7 @@ impl Core {
             stream.sent_silently(self, wakers, memory);
         });
         add(&self.counters.sends_silent, resolved);
-        wakers.len() > before
+        wakers.len() > before || !self.dirty.borrow().is_empty()
     }
 
     #[inline]

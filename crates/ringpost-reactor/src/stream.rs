@@ -228,7 +228,7 @@ impl Stream {
     #[inline]
     pub fn has_room(&self) -> Result<bool, StreamError> {
         let state = self.cell.state.borrow();
-        match state.send_failure {
+        match state.send_error() {
             Some(error) => Err(error),
             None => Ok(state.unsent_bytes() < self.core.config.outbound_bytes_max),
         }
@@ -244,6 +244,7 @@ impl Stream {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
                 replace_waker(&mut self.cell.state.borrow_mut().writer, context);
+                self.core.writers_wait.set(true);
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -257,13 +258,14 @@ impl Stream {
     /// [`StreamError`] if something accepted can't be sent any more.
     pub fn poll_flushed(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(error) = state.send_failure {
+        if let Some(error) = state.send_error() {
             return Poll::Ready(Err(error));
         }
         if state.unsent_bytes() == 0 {
             return Poll::Ready(Ok(()));
         }
         replace_waker(&mut state.writer, context);
+        self.core.writers_wait.set(true);
         Poll::Pending
     }
 
@@ -275,7 +277,7 @@ impl Stream {
     #[inline]
     pub fn try_append(&self, prefix: Prefix, body: &[u8]) -> Result<bool, StreamError> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(error) = state.send_failure {
+        if let Some(error) = state.send_error() {
             return Err(error);
         }
         if state.unsent_bytes() >= self.core.config.outbound_bytes_max {
@@ -303,7 +305,10 @@ impl Stream {
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         let mut state = self.cell.state.borrow_mut();
-        state.outbound.append_with(prefix, len, fill, &mut self.core.blocks.borrow_mut());
+        if !state.outbound.fits(len) {
+            state.outbound.open(len, &mut self.core.blocks.borrow_mut());
+        }
+        state.outbound.append_with(prefix, len, fill);
         self.mark_dirty(&mut state);
     }
 
@@ -316,10 +321,14 @@ impl Stream {
 
     /// Closes the stream as dropping it would, while the handle goes on to report the end.
     pub fn close(&self) {
+        // What was accepted still leaves, so this is no failure to send; `closing` refuses more.
+        let wakers = {
+            let mut state = self.cell.state.borrow_mut();
+            state.end.get_or_insert(Err(StreamError::PeerGone));
+            [state.reader.take(), state.watcher.take(), state.writer.take()]
+        };
         self.cell.close(&self.core);
-        let mut wakers = Vec::new();
-        self.cell.fail(libc::ECONNRESET, &mut wakers);
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Tells the peer that nothing more will be sent (`shutdown(SHUT_WR)`). Call it once flushed.
@@ -374,6 +383,12 @@ impl State {
         }
     }
 
+    /// Why nothing more is accepted for sending.
+    #[inline]
+    fn send_error(&self) -> Option<StreamError> {
+        self.send_failure.or_else(|| self.closing.then_some(StreamError::PeerGone))
+    }
+
     fn is_drained(&self) -> bool {
         !self.sending && self.unsent.is_none() && self.outbound.is_empty()
             || self.send_failure.is_some()
@@ -395,8 +410,12 @@ impl StreamCell {
         if state.end.is_some()
             || state.closing
             || matches!(state.receive, Receive::Armed(_) | Receive::Pausing(_))
-            || state.inbound_bytes >= core.config.inbound_bytes_max
         {
+            return;
+        }
+        if state.inbound_bytes >= core.config.inbound_bytes_max {
+            // The reader arms it once it has caught up, whatever it had ended for.
+            state.receive = Receive::Paused;
             return;
         }
         state.receive = Receive::Idle;

@@ -74,7 +74,7 @@ pub enum Closed {
     },
     /// The two sides can't talk.
     #[error("the greeting failed: {0}")]
-    Handshake(#[from] HelloError),
+    Handshake(Box<HelloError>),
     /// The peer's greeting did not arrive in time.
     #[error("the peer sent no greeting within {milliseconds} ms")]
     HandshakeTimeout {
@@ -83,7 +83,7 @@ pub enum Closed {
     },
     /// This side closed the connection because of what the peer sent.
     #[error("closed after a protocol error: {0}")]
-    Protocol(ProtocolError),
+    Protocol(Box<ProtocolError>),
     /// The runtime has ended.
     #[error("the runtime has ended")]
     RuntimeEnded,

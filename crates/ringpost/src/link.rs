@@ -185,8 +185,11 @@ impl Link {
 
     /// Tells the peer why it is refused.
     fn refuse(&self, error: HelloError) -> Closed {
-        self.reject(&error.to_string());
-        Closed::Handshake(error)
+        // A peer that speaks something else could not read it.
+        if !matches!(error, HelloError::BadMagic { .. }) {
+            self.reject(&error.to_string());
+        }
+        Closed::Handshake(Box::new(error))
     }
 
     /// Sends REJECT with a reason that people read, if the peer speaks the native profile.

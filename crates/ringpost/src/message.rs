@@ -176,7 +176,7 @@ pub struct Frame<'batch> {
 }
 
 impl<'batch> Frame<'batch> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(chunk: &'batch Chunk, bytes: &'batch [u8]) -> Self {
         Self { bytes, chunk, rest: &[] }
     }

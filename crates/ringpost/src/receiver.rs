@@ -28,6 +28,8 @@ pub struct Receiver {
     /// What is being decoded, from `cursor` on.
     current: Option<Chunk>,
     cursor: usize,
+    /// How much of the current chunk the decoder has been told of.
+    told: usize,
     /// The frame that began in earlier chunks.
     partial: Option<Partial>,
     /// A message that lay in pieces, lent by the batch.
@@ -57,6 +59,7 @@ impl Receiver {
             link,
             current: None,
             cursor: 0,
+            told: 0,
             partial: None,
             assembled: None,
             end: None,
@@ -173,7 +176,7 @@ impl Receiver {
 
     /// The plain whole messages at the cursor, with their headers.
     fn whole_run(&mut self) -> Option<Run> {
-        let decoder = self.decoder.as_mut()?;
+        let decoder = self.decoder.as_ref()?;
         let current = self.current.as_ref()?;
         let input = current.as_slice().get(self.cursor..)?;
         let mut len = 0;
@@ -187,19 +190,13 @@ impl Receiver {
         if messages == 0 {
             return None;
         }
-        decoder.advance_position(len as u64);
         let chunk = current.slice(self.cursor..self.cursor + len);
-        self.advance(len);
+        self.cursor += len;
+        if self.current.as_ref().is_some_and(|current| self.cursor >= current.len()) {
+            self.set_current(None);
+        }
         let profile = self.link.options.profile;
         Some(Run { kind: RunKind::Framed(chunk), profile, messages, longest })
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.cursor += bytes;
-        if self.current.as_ref().is_some_and(|current| self.cursor >= current.len()) {
-            self.current = None;
-            self.cursor = 0;
-        }
     }
 
     /// The message at `range` of the current chunk; the chunk itself if it ends with it.
@@ -208,37 +205,59 @@ impl Receiver {
         if range.end < current.len() {
             return Some(Message::whole(current.slice(range)));
         }
-        self.cursor = 0;
         let mut chunk = self.current.take()?;
+        self.set_current(None);
         chunk.advance(range.start);
         Some(Message::whole(chunk))
+    }
+
+    /// The body of the plain whole message at the cursor, if there is one; the cursor is then behind
+    /// it, possibly at the end of the chunk, which whoever uses the range lets go of.
+    #[inline(always)]
+    fn next_whole(&mut self) -> Option<Range<usize>> {
+        let decoder = self.decoder.as_ref()?;
+        let input = self.current.as_ref()?.as_slice().get(self.cursor..)?;
+        let body = decoder.whole_message(input)?;
+        let start = self.cursor;
+        self.cursor += body.end;
+        Some(start + body.start..start + body.end)
+    }
+
+    /// Tells the decoder what the fast path has taken.
+    fn tell(&mut self) {
+        if let Some(decoder) = &mut self.decoder {
+            decoder.advance_position((self.cursor - self.told) as u64);
+        }
+        self.told = self.cursor;
+    }
+
+    /// Makes `chunk` the current one, at its start.
+    fn set_current(&mut self, chunk: Option<Chunk>) {
+        self.tell();
+        self.current = chunk;
+        self.cursor = 0;
+        self.told = 0;
     }
 
     /// Decodes at the cursor. Waits for nothing.
     #[inline]
     fn next(&mut self) -> Result<Next, RecvError> {
-        if let (Some(decoder), Some(current)) = (&mut self.decoder, &self.current)
-            && let Some(input) = current.as_slice().get(self.cursor..)
-            && let Some(body) = decoder.whole_message(input)
-        {
-            decoder.advance_position(body.end as u64);
-            let start = self.cursor;
-            // May reach the end of the chunk: whoever uses the range lets go of the chunk.
-            self.cursor += body.end;
-            return Ok(Next::Whole(start + body.start..start + body.end));
+        match self.next_whole() {
+            Some(range) => Ok(Next::Whole(range)),
+            None => self.next_slow(),
         }
-        self.next_slow()
     }
 
+    #[cold]
     fn next_slow(&mut self) -> Result<Next, RecvError> {
+        self.tell();
         loop {
             let (Some(decoder), Some(current)) = (&mut self.decoder, &self.current) else {
                 return Ok(Next::Nothing);
             };
             let input = current.as_slice().get(self.cursor..).unwrap_or_default();
             if input.is_empty() {
-                self.current = None;
-                self.cursor = 0;
+                self.set_current(None);
                 return Ok(Next::Nothing);
             }
             let step = match decoder.step(input) {
@@ -247,6 +266,7 @@ impl Receiver {
             };
             let start = self.cursor;
             self.cursor += step.consumed();
+            self.told = self.cursor;
             match step {
                 Step::NeedMore { .. } => {}
                 Step::Frame { header, body } => {
@@ -297,7 +317,7 @@ impl Receiver {
             }
             FrameKind::GoAway => self.link.peer_going_away.set(true),
             FrameKind::Reject => {
-                let reason = String::from_utf8_lossy(body).into_owned();
+                let reason = readable(body);
                 let closed = Closed::Rejected { reason };
                 self.link.close(closed.clone());
                 return Err(self.end_with(closed.into()));
@@ -312,13 +332,12 @@ impl Receiver {
     fn protocol_error(&mut self, source: ProtocolError) -> RecvError {
         let position = self.decoder.as_ref().map_or(0, Decoder::position_bytes);
         self.link.reject(&source.to_string());
-        self.link.close(Closed::Protocol(source));
+        self.link.close(Closed::Protocol(Box::new(source)));
         self.end_with(RecvError::Protocol { position, source })
     }
 
     fn end_with(&mut self, error: RecvError) -> RecvError {
-        self.current = None;
-        self.cursor = 0;
+        self.set_current(None);
         self.partial = None;
         self.end = Some(Err(error.clone()));
         error
@@ -331,7 +350,7 @@ impl Receiver {
         if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
             return Poll::Ready(Ok(true));
         }
-        self.current = None;
+        self.set_current(None);
         self.poll_more(context)
     }
 
@@ -371,8 +390,7 @@ impl Receiver {
     }
 
     fn begin(&mut self, chunk: Chunk) -> Poll<Result<bool, RecvError>> {
-        self.cursor = 0;
-        self.current = Some(chunk);
+        self.set_current(Some(chunk));
         Poll::Ready(Ok(true))
     }
 
@@ -394,6 +412,19 @@ impl Receiver {
     }
 }
 
+/// A peer's text for people's eyes: it can't forge lines or steer a terminal.
+fn readable(text: &[u8]) -> String {
+    let mut readable = String::with_capacity(text.len());
+    for character in String::from_utf8_lossy(text).chars() {
+        if character.is_control() {
+            readable.extend(character.escape_default());
+        } else {
+            readable.push(character);
+        }
+    }
+    readable
+}
+
 impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver").field("link", &self.link).finish_non_exhaustive()
@@ -410,8 +441,20 @@ impl Batch<'_> {
     /// The next message, without waiting; `None` when all that have arrived were lent. An error in the
     /// stream shows up in the next [`Receiver::recv_batch`].
     #[expect(clippy::should_implement_trait, reason = "items borrow from the batch")]
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self) -> Option<Frame<'_>> {
+        match self.receiver.next_whole() {
+            Some(range) => {
+                let chunk = self.receiver.current.as_ref()?;
+                Some(Frame::new(chunk, chunk.as_slice().get(range)?))
+            }
+            None => self.next_slow(),
+        }
+    }
+
+    /// Control frames, messages in pieces, and the next chunk if it has arrived.
+    #[cold]
+    fn next_slow(&mut self) -> Option<Frame<'_>> {
         let receiver = &mut *self.receiver;
         loop {
             match receiver.next() {
@@ -424,8 +467,7 @@ impl Batch<'_> {
                 }
                 Ok(Next::Nothing) => {
                     let chunk = receiver.link.stream.try_receive()?;
-                    receiver.current = Some(chunk);
-                    receiver.cursor = 0;
+                    receiver.set_current(Some(chunk));
                 }
                 // Kept for the next call of `recv_batch`.
                 Err(_) => return None,

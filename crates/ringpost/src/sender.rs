@@ -46,7 +46,7 @@ impl Sender {
         if body.len() > self.link.message_bytes_max.get() || self.link.finished.get() {
             return Err(self.refusal(body.len()));
         }
-        let prefix = self.prefix(body.len())?;
+        let prefix = self.prefix(body.len());
         let appended = self.link.stream.try_append(prefix, body);
         match appended {
             Ok(true) => Ok(()),
@@ -66,13 +66,14 @@ impl Sender {
     /// As [`Sender::try_send`], without `Full` and `NotReady`.
     #[inline]
     pub async fn send(&mut self, body: &[u8]) -> Result<(), SendError> {
-        match self.try_send(body) {
-            Err(SendError::Full { .. } | SendError::NotReady) => {
-                self.room(body.len()).await?;
-                self.try_send(body)
-            }
-            result => result,
+        // Most sends find room; only the others make a future of it.
+        if self.has_room(body.len()) {
+            self.link.stream.append(self.prefix(body.len()), body);
+            return Ok(());
         }
+        self.room(body.len()).await?;
+        self.link.stream.append(self.prefix(body.len()), body);
+        Ok(())
     }
 
     /// Accepts a message of `len` bytes that `fill` writes in place, waiting for room. The bytes are
@@ -91,13 +92,12 @@ impl Sender {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), SendError> {
-        // Most sends find room; only the others make a future of it.
-        let fits = len <= self.link.message_bytes_max.get() && !self.link.finished.get();
-        if !fits || !matches!(self.link.stream.has_room(), Ok(true)) {
-            self.room(len).await?;
+        if self.has_room(len) {
+            self.link.stream.append_with(self.prefix(len), len, fill);
+            return Ok(());
         }
-        let prefix = self.prefix(len)?;
-        self.link.stream.append_with(prefix, len, fill);
+        self.room(len).await?;
+        self.link.stream.append_with(self.prefix(len), len, fill);
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Sender {
             Ok(false) => return Err(self.full()),
             Err(error) => return Err(self.link.explain(error).into()),
         }
-        let prefix = self.prefix(len)?;
+        let prefix = self.prefix(len);
         self.link.stream.append_with(prefix, len, fill);
         Ok(())
     }
@@ -142,7 +142,7 @@ impl Sender {
             return self.send(&body).await;
         }
         self.room(body.len()).await?;
-        let prefix = self.prefix(body.len())?;
+        let prefix = self.prefix(body.len());
         self.link.stream.append_shared(prefix, Payload::Bytes(body));
         Ok(())
     }
@@ -160,7 +160,7 @@ impl Sender {
     pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
         let len = message.len();
         self.room(len).await?;
-        let prefix = self.prefix(len)?;
+        let prefix = self.prefix(len);
         self.append_message(prefix, message);
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Sender {
                 }
             }
             RunKind::Single(message) => {
-                let prefix = self.prefix(message.len())?;
+                let prefix = self.prefix(message.len());
                 self.append_message(prefix, message);
             }
         }
@@ -277,6 +277,14 @@ impl Sender {
         }
     }
 
+    /// True if a message of `len` bytes may be accepted now.
+    #[inline]
+    fn has_room(&self, len: usize) -> bool {
+        len <= self.link.message_bytes_max.get()
+            && !self.link.finished.get()
+            && matches!(self.link.stream.has_room(), Ok(true))
+    }
+
     /// Waits until a message of `len` bytes may be accepted.
     async fn room(&self, len: usize) -> Result<(), SendError> {
         poll_fn(|context| self.poll_room(len, context)).await
@@ -324,18 +332,16 @@ impl Sender {
         }
     }
 
-    /// What goes in front of a message of `len` bytes.
+    /// What goes in front of a message of `len` bytes, which is within `message_bytes_max`.
     #[inline]
-    fn prefix(&self, len: usize) -> Result<Prefix, SendError> {
+    fn prefix(&self, len: usize) -> Prefix {
         if self.native {
             #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
-            return Ok(Prefix::word(message_header(len as u32)));
+            return Prefix::word(message_header(len as u32));
         }
         let mut header = [0; Prefix::BYTES_MAX];
-        match self.link.options.profile.write_message_header(len, &mut header) {
-            Ok(size) => Ok(Prefix::new(header, size)),
-            Err(_) => Err(self.refusal(len)),
-        }
+        let size = self.link.options.profile.write_message_header(len, &mut header);
+        Prefix::new(header, size.expect("message_bytes_max is within what the prefix can say"))
     }
 }
 

@@ -1,0 +1,19 @@
+//! Real kernel, real sockets, real processes: one module for each group of properties.
+
+mod access;
+mod backpressure;
+mod connecting;
+mod connections;
+mod descriptors;
+mod dropped_futures;
+mod ends;
+mod hostile;
+mod killed_peers;
+mod plain_profiles;
+mod pool;
+mod python;
+mod refused_uring;
+mod roles;
+mod runtime_end;
+mod sizes;
+mod threads;
