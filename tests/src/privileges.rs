@@ -36,7 +36,8 @@ pub fn allow_descriptors(count: u64) -> bool {
 /// If the kernel does not let us.
 pub fn limit_descriptors(count: u64) {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).expect("lowering is allowed");
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum })
+        .expect("lowering is allowed");
 }
 
 /// Lowers the limit on locked memory.

@@ -17,7 +17,7 @@ use ringpost_testkit::peer::RawPeer;
 use tempfile::TempDir;
 
 /// Longest run of a future.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Settings for a runtime on this engine.
 pub fn builder(engine: EngineChoice) -> RuntimeBuilder {

@@ -177,6 +177,11 @@ impl Engine for AnyEngine {
     }
 
     #[inline]
+    fn spin(&mut self, on: bool) -> bool {
+        each!(self, engine => engine.spin(on))
+    }
+
+    #[inline]
     fn provide(&mut self, block: BlockId) {
         each!(self, engine => engine.provide(block));
     }

@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! * **E1** A block in `blocks` is the engine's; bytes from `written` on have not been delivered, so
+//! * **E1** A block in `blocks` is the engine's; bytes behind what it has delivered have not been lent, so
 //!   no lease covers them.
 //! * **E2** Memory and descriptors named by a staged or pending request are owned by the caller's op
 //!   slot until its terminal completion (contract of [`Engine::push`]).
@@ -14,18 +14,16 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::net::SocketFlags;
 
-use crate::engine::{
-    Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
-};
+use crate::by_hand::{Attempt, OwnBlock, Pending, borrow, count_of};
+use crate::engine::{Completion, Engine, EngineError, QueueFull, Request, Token, hand_over};
 use crate::pool::{BlockId, PoolShared};
 
 /// Requests staged at most between two `enter`s, as a submission queue would have.
@@ -34,16 +32,6 @@ const STAGED_MAX: usize = 4096;
 const EVENTS_MAX: usize = 256;
 /// Connections accepted for one readiness event, so that a flood can't starve the rest.
 const ACCEPTS_PER_EVENT_MAX: usize = 64;
-/// A block with less room than this is finished, so that receives stay large.
-const BLOCK_ROOM_MIN: u32 = 4096;
-
-/// A request waiting for readiness.
-#[derive(Debug, Clone, Copy)]
-enum Pending {
-    Send { data: *const u8, len: u32, done: u32 },
-    SendMessage { header: *const libc::msghdr },
-}
-
 /// What is wanted of one descriptor.
 #[derive(Debug, Default)]
 struct Watch {
@@ -80,20 +68,13 @@ pub(crate) struct Epoll {
     set: OwnedFd,
     pool: Arc<PoolShared>,
     /// E1; the front is received into.
-    blocks: VecDeque<(BlockId, u32)>,
+    blocks: VecDeque<OwnBlock>,
     staged: VecDeque<(Token, Request)>,
     /// By descriptor number.
     watches: Vec<Option<Box<Watch>>>,
     events: Vec<epoll::Event>,
     completions: Vec<Completion>,
     system_calls: u64,
-}
-
-/// A descriptor that the caller's op slot keeps open (E2).
-fn borrow<'fd>(fd: RawFd) -> BorrowedFd<'fd> {
-    // SAFETY: descriptors in requests stay open until the terminal completion (E2), and the engine
-    // uses them only for requests that have not completed.
-    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 impl Epoll {
@@ -191,10 +172,10 @@ impl Epoll {
                 self.want(fd, token, |watch| watch.hangup = Some(token), |w| w.hangup = None);
             }
             Request::Send { fd, data, len, silent } => {
-                self.send(fd, token, Pending::Send { data, len, done: 0 }, silent);
+                self.send(fd, token, Pending::new(data, len), silent);
             }
             Request::SendMessage { fd, header, silent } => {
-                self.send(fd, token, Pending::SendMessage { header }, silent);
+                self.send(fd, token, Pending::gathered(header), silent);
             }
             Request::Cancel { target, fd } => self.cancel(token, target, fd),
         }
@@ -214,54 +195,8 @@ impl Epoll {
     }
 
     fn attempt(&mut self, fd: RawFd, pending: &mut Pending) -> Attempt {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        loop {
-            self.system_calls += 1;
-            match pending {
-                Pending::Send { data, len, done } => {
-                    // SAFETY: `done <= len`, so this stays within the bytes the request names.
-                    let start = unsafe { data.add(*done as usize) };
-                    // SAFETY: the bytes are alive and unchanged until the completion (E2).
-                    let rest =
-                        unsafe { std::slice::from_raw_parts(start, (*len - *done) as usize) };
-                    match rustix::net::send(borrow(fd), rest, flags) {
-                        Ok(count) => {
-                            *done += u32::try_from(count).unwrap_or(*len - *done);
-                            if done == len {
-                                return Attempt::Whole(count_of(*len));
-                            }
-                        }
-                        Err(Errno::INTR) => {}
-                        Err(Errno::AGAIN) if *done > 0 => return Attempt::Short(count_of(*done)),
-                        Err(Errno::AGAIN) => return Attempt::Short(-libc::EAGAIN),
-                        Err(_) if *done > 0 => return Attempt::Failed(count_of(*done)),
-                        Err(errno) => return Attempt::Failed(-errno.raw_os_error()),
-                    }
-                }
-                Pending::SendMessage { header } => {
-                    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                    // SAFETY: the header and what it points to are alive until the completion (E2).
-                    let result = unsafe { libc::sendmsg(fd, *header, flags) };
-                    if let Ok(count) = usize::try_from(result) {
-                        // SAFETY: as above; the vector has `msg_iovlen` entries.
-                        let total = unsafe { gathered_bytes(*header) };
-                        let count_i32 = i32::try_from(count).unwrap_or(i32::MAX);
-                        // The rest of a short gathered send is offered again by the caller, who
-                        // adjusts the vector.
-                        return if count == total {
-                            Attempt::Whole(count_i32)
-                        } else {
-                            Attempt::Failed(count_i32)
-                        };
-                    }
-                    match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
-                        libc::EINTR => {}
-                        libc::EAGAIN => return Attempt::Short(-libc::EAGAIN),
-                        errno => return Attempt::Failed(-errno),
-                    }
-                }
-            }
-        }
+        // SAFETY: what the request names is alive until its completion (E2).
+        unsafe { pending.attempt(fd, &mut self.system_calls) }
     }
 
     fn cancel(&mut self, token: Token, target: Token, fd: RawFd) {
@@ -269,8 +204,8 @@ impl Epoll {
         let mut result = -libc::ECANCELED;
         let found = self.watch_of(fd).is_some_and(|watch| {
             if let Some((_, pending)) = watch.send.take_if(|(sent, _)| *sent == target) {
-                if let Pending::Send { done: done @ 1.., .. } = pending {
-                    result = count_of(done);
+                if pending.done() > 0 {
+                    result = count_of(pending.done());
                 }
                 return true;
             }
@@ -331,39 +266,22 @@ impl Epoll {
     }
 
     fn receive(&mut self, fd: RawFd, token: Token) {
-        let Some(&(block, offset)) = self.blocks.front() else {
+        let Some(front) = self.blocks.front_mut() else {
             self.end_receive(fd, token, -libc::ENOBUFS);
             return;
         };
-        let room = self.pool.block_bytes() - offset;
-        let start = self.pool.offset_of(block) + offset as usize;
-        // SAFETY: bytes of the front block from `offset` on belong to the engine alone (E1).
-        let target: &mut [MaybeUninit<u8>] =
-            unsafe { self.pool.region().writable(start, room as usize) };
-        let outcome = loop {
-            self.system_calls += 1;
-            match rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT) {
-                Err(Errno::INTR) => {}
-                Ok((_, count)) => break Ok(count),
-                Err(errno) => break Err(errno),
-            }
-        };
+        // SAFETY: bytes of the front block behind what was delivered belong to the engine alone (E1).
+        let outcome = unsafe { front.receive(fd, &self.pool, &mut self.system_calls) };
         match outcome {
             Err(Errno::AGAIN) => {}
             Err(errno) => self.end_receive(fd, token, -errno.raw_os_error()),
-            Ok(0) => self.end_receive(fd, token, 0),
-            Ok(count) => {
-                let len = u32::try_from(count).unwrap_or(room);
-                let end = offset + len;
-                let last =
-                    self.pool.block_bytes() - end < BLOCK_ROOM_MIN.min(self.pool.block_bytes());
-                if last {
+            Ok(None) => self.end_receive(fd, token, 0),
+            Ok(Some(received)) => {
+                if received.last {
                     self.blocks.pop_front();
-                } else if let Some(front) = self.blocks.front_mut() {
-                    front.1 = end;
                 }
-                let received = Some(Received { block, offset, len, last });
-                let result = count_of(len);
+                let result = count_of(received.len);
+                let received = Some(received);
                 self.completions.push(Completion { token, result, more: true, received });
             }
         }
@@ -421,32 +339,6 @@ impl Epoll {
     }
 }
 
-enum Attempt {
-    /// Everything was taken: the total.
-    Whole(i32),
-    /// Some or nothing was taken and the socket is full: the count or -EAGAIN.
-    Short(i32),
-    /// It can't go on by itself: the count so far, or a negated error.
-    Failed(i32),
-}
-
-fn count_of(count: u32) -> i32 {
-    i32::try_from(count).unwrap_or(i32::MAX)
-}
-
-/// Bytes named by a message header.
-///
-/// # Safety
-///
-/// The header and its I/O vector are valid.
-unsafe fn gathered_bytes(header: *const libc::msghdr) -> usize {
-    // SAFETY: valid by contract.
-    let header = unsafe { &*header };
-    // SAFETY: the vector has `msg_iovlen` entries.
-    let vector = unsafe { std::slice::from_raw_parts(header.msg_iov, header.msg_iovlen) };
-    vector.iter().map(|part| part.iov_len).sum()
-}
-
 impl Engine for Epoll {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
         if self.staged.len() >= STAGED_MAX {
@@ -492,12 +384,16 @@ impl Engine for Epoll {
         !self.completions.is_empty()
     }
 
+    fn spin(&mut self, _on: bool) -> bool {
+        false
+    }
+
     fn provide(&mut self, block: BlockId) {
-        self.blocks.push_back((block, 0));
+        self.blocks.push_back(OwnBlock::new(block));
     }
 
     fn surrender_blocks(&mut self) -> Vec<BlockId> {
-        self.blocks.drain(..).map(|(block, _)| block).collect()
+        self.blocks.drain(..).map(|block| block.id()).collect()
     }
 
     fn system_calls(&self) -> u64 {

@@ -15,6 +15,7 @@
 //! does is tried at start-up, see [`Capabilities`].
 
 mod any_engine;
+mod by_hand;
 mod capabilities;
 mod chunk;
 mod config;

@@ -26,14 +26,15 @@ use crate::listener::{Listener, ListenerCell};
 use crate::memory::OutboundBlocks;
 use crate::ops::{Ops, Owner};
 use crate::pool::Pool;
-use crate::spin::Spinner;
+use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
 use crate::stream::{Stream, StreamCell};
 use crate::timers::{TimerId, Timers};
 use crate::wake::Inbox;
 
-/// Completions of one turn that raise the number of blocks kept with the kernel no further.
-const PROVIDE_INITIAL_BLOCKS: usize = 4;
+/// Shared blocks kept with the kernel at first: 256 KiB, because it fills all of them in turn and they are
+/// to stay in the cache (ARCHITECTURE.md, measured decisions).
+const PROVIDE_INITIAL_BLOCKS: usize = 2;
 /// Longest wait for operations to end when a reactor shuts down.
 const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Iterations of a spin between two looks at the clock.
@@ -139,6 +140,9 @@ impl Reactor {
             doorbell: None,
             failed: None,
         };
+        if config.spin == Spin::Always {
+            driver.spin(true);
+        }
         driver.provide();
         driver.arm_doorbell(&inbox);
         let core = Core {
@@ -293,6 +297,14 @@ impl Driver {
         any
     }
 
+    /// Tells the engine whether the loop spins.
+    fn spin(&mut self, on: bool) {
+        if self.engine.spin(on) {
+            self.provide_target = (self.provide_target + 1).min(self.pool.blocks());
+            self.provide();
+        }
+    }
+
     /// A receive found no block: keep more of them with the kernel from now on.
     pub(crate) fn starve(&mut self, stream: Rc<StreamCell>) {
         self.provide_target = (self.provide_target * 2).min(self.pool.blocks());
@@ -420,6 +432,9 @@ impl Core {
         }
         let budget = driver.spinner.budget();
         if budget != Some(Duration::ZERO) {
+            if driver.spinner.is_steady() {
+                driver.spin(true);
+            }
             if driver.engine.staged() > 0 {
                 driver.engine.enter(false, None)?;
                 driver.engine.reap(&mut driver.batch);
@@ -438,12 +453,12 @@ impl Core {
                     driver.engine.enter(false, None)?;
                     driver.engine.reap(&mut driver.batch);
                     if !driver.batch.is_empty() {
-                        driver.spinner.found(start.elapsed());
+                        driver.spinner.found(start);
                         return Ok(());
                     }
                 }
                 if word.is_notified() {
-                    driver.spinner.found(start.elapsed());
+                    driver.spinner.found(start);
                     return Ok(());
                 }
                 std::hint::spin_loop();

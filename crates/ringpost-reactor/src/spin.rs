@@ -32,6 +32,10 @@ impl Default for Spin {
     }
 }
 
+/// Spins in a row that must have found work before the engine is told of it: taking receives out of the
+/// ring and back costs about as much as a few of them.
+const STEADY_STREAK: u32 = 32;
+
 /// How often the load is looked at, at most.
 const LOAD_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -40,14 +44,15 @@ pub(crate) struct Spinner {
     policy: Spin,
     budget: Duration,
     load: Load,
-    /// Parks since a spin last paid, to forget an old success.
+    /// Spins in a row that found work.
+    streak: u32,
     pub(crate) paid: u64,
     pub(crate) unpaid: u64,
 }
 
 impl Spinner {
     pub(crate) fn new(policy: Spin) -> Self {
-        Self { policy, budget: Duration::ZERO, load: Load::new(), paid: 0, unpaid: 0 }
+        Self { policy, budget: Duration::ZERO, load: Load::new(), streak: 0, paid: 0, unpaid: 0 }
     }
 
     /// How long to spin before the next park; `None` means without end.
@@ -61,15 +66,23 @@ impl Spinner {
         }
     }
 
+    /// True once spinning has paid for so long that the engine may arrange itself for it.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.policy == Spin::Always || self.streak >= STEADY_STREAK
+    }
+
     /// True if the policy learns from how long a park lasted.
     pub(crate) fn learns(&self) -> bool {
         matches!(self.policy, Spin::Adaptive { .. })
     }
 
-    /// A spin found work after `spent`.
-    pub(crate) fn found(&mut self, spent: Duration) {
+    /// A spin that began at `start` found work.
+    #[inline]
+    pub(crate) fn found(&mut self, start: Instant) {
         self.paid += 1;
+        self.streak = self.streak.saturating_add(1);
         if let Spin::Adaptive { max } = self.policy {
+            let spent = start.elapsed();
             // Room for twice what it took, with a floor that keeps jitter from ending the streak.
             self.budget = (spent * 2).max(max / 4).max(self.budget).min(max);
         }
@@ -78,6 +91,7 @@ impl Spinner {
     /// A spin of the whole budget found nothing.
     pub(crate) fn wasted(&mut self) {
         self.unpaid += 1;
+        self.streak = 0;
         self.budget /= 2;
         if let Spin::Adaptive { max } = self.policy
             && self.budget < max / 16
@@ -152,7 +166,7 @@ mod tests {
         assert_eq!(spinner.budget(), Some(Duration::ZERO));
         spinner.parked(MAX / 2);
         assert_eq!(spinner.budget(), Some(MAX / 4));
-        spinner.found(MAX / 2);
+        spinner.found(Instant::now().checked_sub(MAX / 2).unwrap());
         assert_eq!(spinner.budget(), Some(MAX));
         for _ in 0..8 {
             spinner.wasted();
@@ -163,7 +177,7 @@ mod tests {
     #[test]
     fn fixed_policies_do_not_learn() {
         let mut never = Spinner::new(Spin::Never);
-        never.found(MAX);
+        never.found(Instant::now());
         never.parked(Duration::ZERO);
         assert_eq!(never.budget(), Some(Duration::ZERO));
         assert_eq!(Spinner::new(Spin::Always).budget(), None);

@@ -10,7 +10,7 @@
 //!
 //! A message is answered with eight bytes: its 64-bit FNV-1a checksum, little-endian.
 //!
-//! **Back-pressure.** A connection has at most [`IN_FLIGHT_MAX`] messages in the pool and stops
+//! **Back-pressure.** A connection has at most `IN_FLIGHT_MAX` messages in the pool and stops
 //! receiving until one is answered: its peer feels a busy pool, and nobody else's share shrinks. As
 //! the connections are bounded too, the queue of the pool has a place for all that can be in flight.
 //! The runtime's thread never waits for it.

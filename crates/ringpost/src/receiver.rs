@@ -374,6 +374,11 @@ impl Receiver {
             }
         }
         match self.link.stream.poll_receive(context) {
+            // FIN has come. A peer may wait for ours before it closes, so that waiting for the end of
+            // the stream might be for ever.
+            Poll::Pending if self.decoder.as_ref().is_some_and(Decoder::is_finished) => {
+                Poll::Ready(Ok(false))
+            }
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(Inbound::Chunk(chunk))) => self.begin(chunk),
             Poll::Ready(Ok(_)) => Poll::Ready(self.at_end_of_file()),

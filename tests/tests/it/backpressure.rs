@@ -4,7 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use ringpost::{
-    Closed, Connection, ConnectionOptions, EngineChoice, RecvError, SendError, sleep, spawn, timeout,
+    Closed, Connection, ConnectionOptions, EngineChoice, RecvError, SendError, sleep, spawn,
+    timeout,
 };
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::greeting;
@@ -44,7 +45,8 @@ async fn fill_up(connection: &mut Connection, start: u64) -> u64 {
 fn expect_full(connection: &mut Connection) {
     let queued = connection.halves().0.queued_bytes();
     let full = SendError::Full { queued, limit: BOUND };
-    let text = format!("the outbound queue is full: {queued} bytes wait, the bound is {BOUND} bytes");
+    let text =
+        format!("the outbound queue is full: {queued} bytes wait, the bound is {BOUND} bytes");
     assert_eq!(full.to_string(), text);
     assert_eq!(connection.try_send(b"one more"), Err(full.clone()));
     let (sender, _) = connection.halves();

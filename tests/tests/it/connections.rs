@@ -98,7 +98,11 @@ fn ten_thousand_idle(engine: EngineChoice) {
         warm.tell("start");
         drop(serve_once(&mut listener, WARM).await);
         warm.tell("close");
-        assert_eq!(blocking(move || warm.hear()).await, "closed");
+        let warm = blocking(move || {
+            assert_eq!(warm.hear(), "closed");
+            warm
+        })
+        .await;
         until("descriptors are back", || process::descriptors() == before).await;
 
         let base = process::anonymous_bytes();
@@ -118,7 +122,7 @@ fn ten_thousand_idle(engine: EngineChoice) {
         .await;
         drop(connections);
         until("descriptors are back", || process::descriptors() == before).await;
-        drop(clients);
+        drop((warm, clients));
         assert_eq!(ringpost::stats().completions_stale, 0);
     });
 }

@@ -202,8 +202,8 @@ fn every_bad_frame(engine: EngineChoice) {
         let client = move |mut peer: RawPeer| {
             peer.greet();
             peer.send(&message(b"before"));
-            // In two parts, so that the receiver sees the cut.
-            let (first, second) = bytes.split_at(bytes.len() / 2);
+            // In two parts, so that the receiver sees the cut; not right behind FIN, which is an end.
+            let (first, second) = bytes.split_at(if after_fin { 0 } else { bytes.len() / 2 });
             peer.send(first);
             thread::sleep(Duration::from_millis(1));
             peer.try_send(second);

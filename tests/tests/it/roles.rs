@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ringpost::{Connection, ConnectionOptions, EngineChoice};
 use ringpost_testkit::child::{self, Child, say, told};
-use ringpost_testkit::peer::{RawPeer, greeting, message};
 use ringpost_testkit::pattern;
+use ringpost_testkit::peer::{RawPeer, greeting, message};
 use ringpost_tests::privileges::{allow_descriptors, become_user};
 use ringpost_tests::rig;
 

@@ -1,1 +1,268 @@
-//! To come.
+//! Runtimes that end with everything under way, and several at once.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ringpost::{
+    AcceptError, Closed, Connection, ConnectionOptions, EngineChoice, Listener, Message, RecvError,
+    SendError, spawn,
+};
+use ringpost_testkit::{pattern, process};
+use ringpost_tests::privileges::allow_descriptors;
+use ringpost_tests::rig::{
+    adopt, ask, block_on, builder, echo, pair, place, raw, run, runtime, sockets, until,
+};
+use ringpost_tests::{on_both_engines, on_both_engines_alone};
+
+on_both_engines!(
+    messages_outlive_it,
+    connections_outlive_it,
+    accepted_bytes_leave_first,
+    two_in_one_thread,
+    two_in_two_threads,
+    one_inside_the_other,
+    the_same_again
+);
+on_both_engines_alone!(a_thousand_in_flight, again_and_again);
+
+fn a_thousand_in_flight(engine: EngineChoice) {
+    const COUNT: usize = 1000;
+    assert!(allow_descriptors(4 * COUNT as u64), "descriptors");
+    // Some before, so that the allocator, which gives little back, has grown.
+    for _ in 0..3 {
+        in_flight(engine, COUNT);
+    }
+    let before = (process::descriptors(), process::anonymous_bytes());
+    for _ in 0..3 {
+        in_flight(engine, COUNT);
+    }
+    assert_eq!(process::descriptors(), before.0);
+    let grown = process::anonymous_bytes().saturating_sub(before.1);
+    assert!(grown < 4 << 20, "{grown} bytes stay");
+}
+
+/// Ends a runtime with that many receives and sends in flight.
+fn in_flight(engine: EngineChoice, count: usize) {
+    let runtime = builder(engine).outbound_bytes_max(64 << 10).build().expect("a runtime");
+    let witness = Rc::new(());
+    let mut peers = Vec::new();
+    run(&runtime, async {
+        for _ in 0..count {
+            let (ours, theirs) = sockets();
+            let connection = adopt(ours, ConnectionOptions::new().bytes());
+            let (mut sender, mut receiver) = connection.split();
+            let held = Rc::clone(&witness);
+            spawn(async move {
+                let _held = held;
+                let _ = receiver.recv().await;
+            });
+            let held = Rc::clone(&witness);
+            spawn(async move {
+                let _held = held;
+                // More than a socket takes, so that a send stays in flight.
+                while sender.send(&[7; 50_000]).await.is_ok() {}
+            });
+            peers.push(theirs);
+        }
+        let in_flight = || ringpost::stats().operations_in_flight >= 2 * count as u64;
+        until("a receive and a send of each are in flight", in_flight).await;
+    });
+    let start = Instant::now();
+    drop(runtime);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert_eq!(Rc::strong_count(&witness), 1, "all tasks are dropped");
+    // The peers see the end.
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut &peers[0], &mut bytes).expect("an end");
+    assert!(bytes.iter().all(|byte| *byte == 7));
+}
+
+fn again_and_again(engine: EngineChoice) {
+    for round in 0..30 {
+        if round == 3 {
+            RESTING.with(|resting| *resting.borrow_mut() = process::descriptors());
+        }
+        block_on(engine, async {
+            let (mut client, server) = pair(ConnectionOptions::new());
+            spawn(echo(server));
+            ask(&mut client, round, 3000).await;
+        });
+    }
+    let resting = RESTING.with(|resting| *resting.borrow());
+    assert_eq!(process::descriptors(), resting);
+}
+
+thread_local! {
+    static RESTING: RefCell<usize> = const { RefCell::new(0) };
+}
+
+fn messages_outlive_it(engine: EngineChoice) {
+    const LENS: [usize; 4] = [0, 10, 3000, 200_000];
+    let messages: Vec<Message> = block_on(engine, async {
+        let (mut left, mut right) = pair(ConnectionOptions::new());
+        let mut messages = Vec::new();
+        for (sequence, len) in (0..).zip(LENS) {
+            let payload = pattern::payload(sequence, len);
+            let (sender, _) = left.halves();
+            let (sent, received) = both(sender.send(&payload), right.recv()).await;
+            sent.expect("open");
+            messages.push(received.expect("open").expect("no end"));
+        }
+        messages
+    });
+    let copies = messages.clone();
+    let check = |messages: &[Message]| {
+        for ((sequence, len), message) in (0..).zip(LENS).zip(messages) {
+            pattern::check(sequence, len, message);
+        }
+    };
+    check(&messages);
+    thread::spawn(move || {
+        check(&messages);
+        let bytes: Vec<_> = messages.into_iter().map(Message::into_bytes).collect();
+        assert_eq!(bytes[1], pattern::payload(1, 10));
+    })
+    .join()
+    .expect("dropped elsewhere");
+    check(&copies);
+}
+
+/// Waits for both.
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut first, mut second) = (None, None);
+    std::future::poll_fn(|context| {
+        use std::task::Poll;
+        if first.is_none()
+            && let Poll::Ready(value) = a.as_mut().poll(context)
+        {
+            first = Some(value);
+        }
+        if second.is_none()
+            && let Poll::Ready(value) = b.as_mut().poll(context)
+        {
+            second = Some(value);
+        }
+        match (first.is_some(), second.is_some()) {
+            (true, true) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    (first.expect("ready"), second.expect("ready"))
+}
+
+fn connections_outlive_it(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let ended = runtime(engine);
+    let (mut left, mut right, mut listener) = run(&ended, async {
+        let listener = Listener::bind(&path).expect("bind");
+        let (mut left, mut right) = pair(ConnectionOptions::new());
+        left.send(b"before").await.expect("open");
+        right.recv().await.expect("open").expect("no end");
+        (left, right, listener)
+    });
+    drop(ended);
+    block_on(engine, async {
+        let gone = Closed::RuntimeEnded;
+        assert_eq!(right.recv().await.map(|_| ()), Err(RecvError::Closed(gone.clone())));
+        assert_eq!(right.recv_batch().await.map(|_| ()), Err(RecvError::Closed(gone.clone())));
+        assert_eq!(left.send(b"after").await, Err(SendError::Closed(gone.clone())));
+        assert_eq!(left.try_send(b"after"), Err(SendError::Closed(gone.clone())));
+        assert_eq!(left.flush().await, Err(SendError::Closed(gone)));
+        assert_eq!(listener.accept().await.map(|_| ()), Err(AcceptError::RuntimeEnded));
+    });
+    drop((left, right));
+    drop(listener);
+    assert!(!path.exists());
+}
+
+fn accepted_bytes_leave_first(engine: EngineChoice) {
+    let ended = runtime(engine);
+    let peer = run(&ended, async {
+        let (mut connection, peer) = raw();
+        connection.send(b"accepted and not flushed").await.expect("open");
+        // Kept by a task that never ends.
+        spawn(async move {
+            let _ = connection.recv().await;
+        });
+        peer
+    });
+    drop(ended);
+    let mut peer = peer;
+    peer.read_hello();
+    assert_eq!(peer.read_message(), b"accepted and not flushed");
+    peer.expect_end();
+}
+
+fn two_in_one_thread(engine: EngineChoice) {
+    let (first, second) = (runtime(engine), runtime(engine));
+    let (left, right) = sockets();
+    let (mut client, server) = (
+        first.enter(|| adopt(left, ConnectionOptions::new())),
+        second.enter(|| adopt(right, ConnectionOptions::new())),
+    );
+    second.spawn(echo(server));
+    let asking = first.spawn(async move {
+        for sequence in 0..50 {
+            ask(&mut client, sequence, 500).await;
+        }
+    });
+    let end = Instant::now() + Duration::from_secs(10);
+    while !asking.is_finished() {
+        assert!(Instant::now() < end, "it ends");
+        for runtime in [&first, &second] {
+            runtime.turn(Some(Duration::from_micros(100))).expect("the engine works");
+        }
+    }
+    run(&first, asking).expect("no panic");
+}
+
+fn two_in_two_threads(engine: EngineChoice) {
+    let (left, right) = sockets();
+    let server = thread::spawn(move || {
+        block_on(engine, async { echo(adopt(right, ConnectionOptions::new())).await });
+    });
+    block_on(engine, async {
+        let mut client = adopt(left, ConnectionOptions::new());
+        for sequence in 0..300 {
+            ask(&mut client, sequence, 700).await;
+        }
+        client.shutdown().await.expect("open");
+        assert!(client.recv().await.expect("a clean end").is_none());
+    });
+    server.join().expect("no panic");
+}
+
+/// A runtime may run within a task of another; afterwards the outer one is the current one again.
+fn one_inside_the_other(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut client, server) = pair(ConnectionOptions::new());
+        spawn(echo(server));
+        let inner = block_on(engine, async {
+            let (mut client, server) = pair(ConnectionOptions::new());
+            spawn(echo(server));
+            ask(&mut client, 1, 100).await;
+            "inner"
+        });
+        assert_eq!(inner, "inner");
+        ask(&mut client, 2, 100).await;
+        let made: Connection = pair(ConnectionOptions::new()).0;
+        drop(made);
+    });
+}
+
+/// Tasks go on in the next `block_on`.
+fn the_same_again(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let mut client = run(&runtime, async {
+        let (mut client, server) = pair(ConnectionOptions::new());
+        spawn(echo(server));
+        ask(&mut client, 1, 100).await;
+        client
+    });
+    run(&runtime, ask(&mut client, 2, 100));
+    run(&runtime, ask(&mut client, 3, 100));
+}

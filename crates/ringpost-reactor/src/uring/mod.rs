@@ -14,6 +14,7 @@
 //!   though the buffer stays theirs.
 
 mod buffers;
+mod direct;
 mod preflight;
 mod setup;
 mod sys;
@@ -25,10 +26,13 @@ use std::time::Instant;
 
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
+use rustix::io::Errno;
 
 use self::buffers::{BufferRing, GROUP};
+use self::direct::{Direct, SENDS_MAX};
 pub(crate) use self::preflight::{Refusal, preflight};
 pub(crate) use self::setup::Setup;
+use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
 };
@@ -44,6 +48,7 @@ pub(crate) struct Uring {
     /// U2; `u32::MAX` for a block that the kernel does not hold.
     written: Box<[u32]>,
     completions: Vec<Completion>,
+    direct: Direct,
     enter_fd: i32,
     enter_flags: u32,
     registered: Option<u32>,
@@ -55,6 +60,9 @@ pub(crate) struct Uring {
 }
 
 const NOT_HELD: u32 = u32::MAX;
+
+/// The token of operations that the engine starts for itself. No slot has this index.
+const INTERNAL: Token = Token(u64::MAX);
 
 impl Uring {
     /// Wraps a ring that [`Setup`] has made.
@@ -75,6 +83,7 @@ impl Uring {
             incremental: setup.incremental,
             written: vec![NOT_HELD; blocks].into(),
             completions: Vec::with_capacity(256),
+            direct: Direct::default(),
             enter_fd,
             enter_flags: sys::ENTER_GETEVENTS | registered_flag,
             registered,
@@ -129,10 +138,12 @@ impl Uring {
 
     /// Moves everything in the completion queue to the local queue.
     fn collect(&mut self) {
-        let Self { ring, completions, written, pool, incremental, corrupt, .. } = self;
+        let Self { ring, completions, written, pool, incremental, corrupt, direct, .. } = self;
         for entry in ring.completion() {
             let result = entry.result();
             let flags = entry.flags();
+            let token = Token(entry.user_data());
+            let more = cqueue::more(flags);
             let mut received = None;
             if let Some(block) = cqueue::buffer_select(flags) {
                 match account(written, pool.block_bytes(), *incremental, block, result) {
@@ -140,13 +151,117 @@ impl Uring {
                     Err(what) => *corrupt = Some(what),
                 }
             }
-            completions.push(Completion {
-                token: Token(entry.user_data()),
-                result,
-                more: cqueue::more(flags),
-                received,
-            });
+            if !more && !direct.armed.is_empty() {
+                let cancelled = result == -libc::ECANCELED && received.is_none();
+                if let Some(fd) = direct.ended(token, cancelled) {
+                    direct.held.push((token, fd));
+                    continue;
+                }
+            }
+            if token == INTERNAL {
+                continue;
+            }
+            completions.push(Completion { token, result, more, received });
         }
+    }
+
+    /// Tries the sends that were put aside by hand (U1).
+    fn send_by_hand(&mut self) {
+        while let Some((token, request)) = self.direct.sends.pop() {
+            let (fd, mut pending) = match request {
+                Request::Send { fd, data, len, .. } => (fd, Pending::new(data, len)),
+                Request::SendMessage { fd, header, .. } => (fd, Pending::gathered(header)),
+                _ => continue,
+            };
+            // SAFETY: what the request names is alive until its completion (U1).
+            let outcome = unsafe { pending.attempt(fd, &mut self.system_calls) };
+            match outcome {
+                Attempt::Whole(_) => {}
+                Attempt::Short(result) | Attempt::Failed(result) => {
+                    self.completions.push(Completion {
+                        token,
+                        result,
+                        more: false,
+                        received: None,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Tries the held receives by hand.
+    fn receive_by_hand(&mut self) {
+        let mut index = 0;
+        while let Some(&(token, fd)) = self.direct.held.get(index) {
+            index += 1;
+            let outcome = match &mut self.direct.block {
+                // SAFETY: the block was given to this engine and is not in the ring.
+                Some(block) => unsafe { block.receive(fd, &self.pool, &mut self.system_calls) },
+                None => Err(Errno::NOBUFS),
+            };
+            let ended = match outcome {
+                Err(Errno::AGAIN) => continue,
+                Err(errno) => -errno.raw_os_error(),
+                Ok(None) => 0,
+                Ok(Some(received)) => {
+                    if received.last {
+                        self.direct.block = None;
+                    }
+                    let result = count_of(received.len);
+                    let received = Some(received);
+                    self.completions.push(Completion { token, result, more: true, received });
+                    continue;
+                }
+            };
+            index -= 1;
+            self.direct.held.swap_remove(index);
+            let done = Completion { token, result: ended, more: false, received: None };
+            self.completions.push(done);
+        }
+    }
+
+    /// Arms everything held in the ring. False if the ring has no room.
+    fn arm_held(&mut self) -> bool {
+        while let Some((token, fd)) = self.direct.held.pop() {
+            let entry = self.entry(Request::Receive { fd }).user_data(token.0);
+            // SAFETY: a receive writes to provided blocks, which outlive it (pool invariant P3).
+            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+                self.direct.held.push((token, fd));
+                return false;
+            }
+            self.direct.armed.insert(token, fd);
+        }
+        true
+    }
+
+    /// Takes the receives out of the ring, to try them by hand from then on.
+    fn disarm(&mut self) {
+        let Self { ring, direct, .. } = self;
+        for &token in direct.armed.keys() {
+            if direct.leaving.contains(&token) {
+                continue;
+            }
+            let cancel = opcode::AsyncCancel::new(token.0).build().user_data(INTERNAL.0);
+            // SAFETY: a cancel points to no memory.
+            if unsafe { ring.submission().push(&cancel) }.is_ok() {
+                direct.leaving.push(token);
+            }
+        }
+    }
+
+    /// Entries pushed to the ring and not yet taken by the kernel.
+    fn in_queue(&self) -> usize {
+        // SAFETY: this thread is the only one that uses the queue (the engine is not Sync and holds
+        // no other view of it), so no second `SubmissionQueue` is alive.
+        unsafe { self.ring.submission_shared() }.len()
+    }
+
+    /// True if the ring has completions, or would have some after an enter.
+    fn ring_is_ready(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let flagged = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        flagged || !self.ring.completion().is_empty()
     }
 
     fn overflowed(&mut self) -> bool {
@@ -187,21 +302,64 @@ fn account(
 
 impl Engine for Uring {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
+        match request {
+            Request::Receive { fd } => {
+                let receives = self.direct.held.len() + self.direct.armed.len() + 1;
+                if self.direct.fits(receives) && self.direct.block.is_some() {
+                    self.direct.held.push((token, fd));
+                    return Ok(());
+                }
+                if !self.arm_held() {
+                    return Err(QueueFull);
+                }
+                self.direct.armed.insert(token, fd);
+            }
+            Request::Send { silent: true, .. } | Request::SendMessage { silent: true, .. }
+                if !self.direct.held.is_empty() && self.direct.sends.len() < SENDS_MAX =>
+            {
+                self.direct.sends.push((token, request));
+                return Ok(());
+            }
+            Request::Cancel { target, .. } => {
+                if self.direct.take_held(target) {
+                    for (token, result) in [(target, -libc::ECANCELED), (token, 0)] {
+                        let done = Completion { token, result, more: false, received: None };
+                        self.completions.push(done);
+                    }
+                    return Ok(());
+                }
+                // Whoever cancels wants to see the end, even if the receive was about to be held.
+                self.direct.leaving.retain(|leaving| *leaving != target);
+            }
+            _ => {}
+        }
         let entry = self.entry(request).user_data(token.0);
         // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
-        unsafe { self.ring.submission().push(&entry) }.map_err(|_| QueueFull)
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() && matches!(request, Request::Receive { .. }) {
+            self.direct.armed.remove(&token);
+        }
+        pushed.map_err(|_| QueueFull)
     }
 
     fn staged(&self) -> usize {
-        // SAFETY: this thread is the only one that uses the queue (the engine is not Sync and holds
-        // no other view of it), so no second `SubmissionQueue` is alive.
-        unsafe { self.ring.submission_shared() }.len()
+        self.in_queue() + self.direct.sends.len()
     }
 
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
         debug_assert_eq!(self.owner, std::process::id(), "the ring belongs to the parent process");
-        let mut staged = u32::try_from(self.staged()).unwrap_or(u32::MAX);
+        self.send_by_hand();
         let mut wait = wait && self.completions.is_empty();
+        if wait {
+            // From here on the kernel tells of what arrives. Without room in the queue this enter makes
+            // some and the next one arms the rest.
+            self.direct.on = false;
+            wait = self.arm_held();
+        }
+        let mut staged = u32::try_from(self.in_queue()).unwrap_or(u32::MAX);
+        if !wait && staged == 0 && !self.ring_is_ready() {
+            return Ok(());
+        }
         loop {
             let mut flags = self.enter_flags;
             let timeout = if wait {
@@ -245,13 +403,33 @@ impl Engine for Uring {
     }
 
     fn ready(&mut self) -> bool {
-        let queue = self.ring.submission();
-        let flagged = queue.taskrun() || queue.cq_overflow();
-        drop(queue);
-        flagged || !self.ring.completion().is_empty()
+        if !self.direct.held.is_empty() {
+            self.receive_by_hand();
+        }
+        !self.completions.is_empty() || self.ring_is_ready()
+    }
+
+    fn spin(&mut self, on: bool) -> bool {
+        if on == self.direct.on {
+            return false;
+        }
+        self.direct.on = on;
+        if !on {
+            // An unarmed receive would never be heard of; without room it stays held and is tried.
+            self.arm_held();
+            return false;
+        }
+        if self.direct.fits(self.direct.armed.len()) {
+            self.disarm();
+        }
+        self.direct.block.is_none()
     }
 
     fn provide(&mut self, block: BlockId) {
+        if self.direct.on && self.direct.block.is_none() {
+            self.direct.block = Some(OwnBlock::new(block));
+            return;
+        }
         debug_assert_eq!(self.written[block as usize], NOT_HELD);
         self.written[block as usize] = 0;
         let address = self.pool.region().at(self.pool.offset_of(block));
@@ -263,12 +441,13 @@ impl Engine for Uring {
         if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
             return Vec::new();
         }
+        let own = self.direct.block.take().map(|block| block.id());
         let held = self.written.iter_mut().enumerate().filter(|(_, count)| **count != NOT_HELD);
-        held.filter_map(|(block, count)| {
+        let held = held.filter_map(|(block, count)| {
             *count = NOT_HELD;
             BlockId::try_from(block).ok()
-        })
-        .collect()
+        });
+        held.chain(own).collect()
     }
 
     fn system_calls(&self) -> u64 {

@@ -1,0 +1,188 @@
+//! Sends and receives performed with ordinary system calls: by the epoll engine always, by the
+//! io_uring engine while it spins with few connections.
+//!
+//! # Invariants
+//!
+//! * **H1** Memory and descriptors named by a [`Pending`] are owned by the caller's op slot until the
+//!   terminal completion (contract of [`Engine::push`](crate::engine::Engine::push)).
+//! * **H2** An [`OwnBlock`] belongs to the engine that holds it; bytes behind `written` have not been
+//!   delivered, so no lease covers them.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::engine::Received;
+use crate::pool::{BlockId, PoolShared};
+
+/// A block with less room than this is finished, so that receives stay large.
+const BLOCK_ROOM_MIN: u32 = 4096;
+
+/// A descriptor that the caller's op slot keeps open (H1).
+pub(crate) fn borrow<'fd>(fd: RawFd) -> BorrowedFd<'fd> {
+    // SAFETY: descriptors in requests stay open until the terminal completion (H1), and engines use
+    // them only for requests that have not completed.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// A count as a completion reports it.
+pub(crate) fn count_of(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// What became of an attempt to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// Everything was taken: the total.
+    Whole(i32),
+    /// Some or nothing was taken and the socket is full: the count or -EAGAIN.
+    Short(i32),
+    /// It can't go on by itself: the count so far, or a negated error.
+    Failed(i32),
+}
+
+/// A send and how far it has got.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pending {
+    Plain { data: *const u8, len: u32, done: u32 },
+    Gathered { header: *const libc::msghdr },
+}
+
+impl Pending {
+    pub(crate) fn new(data: *const u8, len: u32) -> Self {
+        Self::Plain { data, len, done: 0 }
+    }
+
+    pub(crate) fn gathered(header: *const libc::msghdr) -> Self {
+        Self::Gathered { header }
+    }
+
+    /// Bytes of a plain send that were taken by earlier attempts.
+    pub(crate) fn done(&self) -> u32 {
+        match self {
+            Self::Plain { done, .. } => *done,
+            Self::Gathered { .. } => 0,
+        }
+    }
+
+    /// Sends what fits, without waiting.
+    ///
+    /// # Safety
+    ///
+    /// The memory that the request named is still alive and unchanged (H1).
+    pub(crate) unsafe fn attempt(&mut self, fd: RawFd, system_calls: &mut u64) -> Attempt {
+        loop {
+            *system_calls += 1;
+            match self {
+                Self::Plain { data, len, done } => {
+                    // SAFETY: `done <= len`, so this stays within the bytes the request names.
+                    let start = unsafe { data.add(*done as usize) };
+                    // SAFETY: alive and unchanged by contract.
+                    let rest =
+                        unsafe { std::slice::from_raw_parts(start, (*len - *done) as usize) };
+                    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                    match rustix::net::send(borrow(fd), rest, flags) {
+                        Ok(count) => {
+                            *done += u32::try_from(count).unwrap_or(*len - *done);
+                            if done == len {
+                                return Attempt::Whole(count_of(*len));
+                            }
+                        }
+                        Err(Errno::INTR) => {}
+                        Err(Errno::AGAIN) if *done > 0 => return Attempt::Short(count_of(*done)),
+                        Err(Errno::AGAIN) => return Attempt::Short(-libc::EAGAIN),
+                        Err(_) if *done > 0 => return Attempt::Failed(count_of(*done)),
+                        Err(errno) => return Attempt::Failed(-errno.raw_os_error()),
+                    }
+                }
+                Self::Gathered { header } => {
+                    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                    // SAFETY: the header and what it points to are alive by contract.
+                    let result = unsafe { libc::sendmsg(fd, *header, flags) };
+                    if let Ok(count) = usize::try_from(result) {
+                        // SAFETY: as above.
+                        let total = unsafe { gathered_bytes(*header) };
+                        let result = i32::try_from(count).unwrap_or(i32::MAX);
+                        // The rest of a short gathered send is offered again by the caller, who
+                        // adjusts the vector.
+                        return if count == total {
+                            Attempt::Whole(result)
+                        } else {
+                            Attempt::Failed(result)
+                        };
+                    }
+                    match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+                        libc::EINTR => {}
+                        libc::EAGAIN => return Attempt::Short(-libc::EAGAIN),
+                        errno => return Attempt::Failed(-errno),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes named by a message header.
+///
+/// # Safety
+///
+/// The header and its I/O vector are valid.
+unsafe fn gathered_bytes(header: *const libc::msghdr) -> usize {
+    // SAFETY: valid by contract.
+    let header = unsafe { &*header };
+    // SAFETY: the vector has `msg_iovlen` entries.
+    let vector = unsafe { std::slice::from_raw_parts(header.msg_iov, header.msg_iovlen) };
+    vector.iter().map(|part| part.iov_len).sum()
+}
+
+/// A block that an engine fills itself.
+#[derive(Debug)]
+pub(crate) struct OwnBlock {
+    block: BlockId,
+    written: u32,
+}
+
+impl OwnBlock {
+    pub(crate) fn new(block: BlockId) -> Self {
+        Self { block, written: 0 }
+    }
+
+    pub(crate) fn id(&self) -> BlockId {
+        self.block
+    }
+
+    /// Receives what is there behind what was delivered before; `None` at the end of the stream.
+    ///
+    /// # Safety
+    ///
+    /// The block belongs to the calling engine (H2).
+    pub(crate) unsafe fn receive(
+        &mut self,
+        fd: RawFd,
+        pool: &PoolShared,
+        system_calls: &mut u64,
+    ) -> Result<Option<Received>, Errno> {
+        let Self { block, written: offset } = *self;
+        let room = pool.block_bytes() - offset;
+        let start = pool.offset_of(block) + offset as usize;
+        // SAFETY: bytes of the block from `offset` on are the engine's alone (H2).
+        let target: &mut [MaybeUninit<u8>] =
+            unsafe { pool.region().writable(start, room as usize) };
+        let count = loop {
+            *system_calls += 1;
+            match rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+                Ok((_, 0)) => return Ok(None),
+                Ok((_, count)) => break count,
+            }
+        };
+        let len = u32::try_from(count).unwrap_or(room);
+        self.written = offset + len;
+        let last = pool.block_bytes() - self.written < BLOCK_ROOM_MIN.min(pool.block_bytes());
+        Ok(Some(Received { block, offset, len, last }))
+    }
+}

@@ -1,0 +1,68 @@
+//! Serving few connections by hand while spinning.
+//!
+//! A receive that the ring completes costs a wake-up callback, task work and a completion; a spinning
+//! thread needs none of them. With one connection, a round trip through the ring takes half as long
+//! again as one of recv(2) and send(2) (ARCHITECTURE.md, measured decisions). So while the owner spins
+//! and there are few receives, they are not armed in the ring but tried by hand, and so are sends.
+//!
+//! ```text
+//!   push  -> Held    spinning, room here
+//!         -> Armed   otherwise
+//!   Armed -> Leaving a cancel is under way, because the owner spins now
+//!   Leaving -> Held  the cancel has ended the receive in the ring
+//!   Held  -> Armed   the owner parks, or too many receives
+//! ```
+//!
+//! # Invariant
+//!
+//! * **D1** A receive is tried by hand only while none for its socket is in the ring: from the moment
+//!   its terminal completion was seen until it is armed again. Bytes are therefore never taken out of
+//!   order.
+
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+
+use crate::by_hand::OwnBlock;
+use crate::engine::{Request, Token};
+
+/// Receives tried by hand at most: each costs a system call in every round of a spin.
+pub(super) const HELD_MAX: usize = 2;
+/// Sends tried by hand at most in one turn; more of them leave faster in one submission.
+pub(super) const SENDS_MAX: usize = 2;
+
+#[derive(Debug, Default)]
+pub(super) struct Direct {
+    /// The owner spins.
+    pub(super) on: bool,
+    /// Receives tried by hand (D1).
+    pub(super) held: Vec<(Token, RawFd)>,
+    /// Receives in the ring.
+    pub(super) armed: HashMap<Token, RawFd>,
+    /// Receives whose cancel is under way, to be held.
+    pub(super) leaving: Vec<Token>,
+    /// Silent sends to be tried by hand in the next enter.
+    pub(super) sends: Vec<(Token, Request)>,
+    /// What held receives are received into.
+    pub(super) block: Option<OwnBlock>,
+}
+
+impl Direct {
+    /// True if all receives there are may be held.
+    pub(super) fn fits(&self, receives: usize) -> bool {
+        self.on && receives <= HELD_MAX
+    }
+
+    /// Takes a held receive out.
+    pub(super) fn take_held(&mut self, token: Token) -> bool {
+        let index = self.held.iter().position(|(held, _)| *held == token);
+        index.map(|index| self.held.swap_remove(index)).is_some()
+    }
+
+    /// Forgets a receive that has ended in the ring. Its descriptor if it is to be held now.
+    pub(super) fn ended(&mut self, token: Token, cancelled: bool) -> Option<RawFd> {
+        let fd = self.armed.remove(&token)?;
+        let leaving = self.leaving.iter().position(|leaving| *leaving == token)?;
+        self.leaving.swap_remove(leaving);
+        (cancelled && self.on).then_some(fd)
+    }
+}

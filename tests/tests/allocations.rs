@@ -1,0 +1,185 @@
+//! What a message costs in steady state: no allocation, next to no copy, few system calls.
+//!
+//! The exception is a message that straddles two receive blocks: its pieces are listed on the heap.
+//!
+//! One test, because it counts for the whole process: the allocator is replaced.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringpost::{Connection, ConnectionOptions, EngineChoice, Frame, Stats, spawn};
+use ringpost_testkit::child::skip;
+use ringpost_tests::engines::{EPOLL, URING};
+use ringpost_tests::rig::{builder, pair, run};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is handed on to the system's allocator as it is; counting touches no memory of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.realloc(block, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_message_in_steady_state() {
+    for engine in [URING, EPOLL] {
+        if let Err(error) = builder(engine).build() {
+            skip("a_message_in_steady_state", &error.to_string());
+            continue;
+        }
+        for (connections, len, messages) in
+            [(1, 64, 100_000), (64, 64, 100_000), (64, 700, 40_000), (8, 4096, 20_000)]
+        {
+            measure(engine, connections, len, messages);
+        }
+    }
+}
+
+/// Bytes of a receive block that many receives share.
+const BLOCK_BYTES: u32 = 128 << 10;
+/// Allocations for a message that straddles two of them.
+const PER_STRADDLE_MAX: f64 = 3.0;
+
+/// Counts of a stretch of echoed messages.
+struct Cost {
+    allocations: u64,
+    before: Stats,
+    after: Stats,
+}
+
+fn measure(engine: EngineChoice, connections: u64, len: usize, messages: u64) {
+    let cost = echoed(engine, connections, len, messages);
+    // Each message is received twice: by the server, and back by the client.
+    let received = (cost.after.bytes_received - cost.before.bytes_received) as f64;
+    let copied = (cost.after.bytes_copied - cost.before.bytes_copied) as f64 / received;
+    let calls = (cost.after.system_calls - cost.before.system_calls) as f64 / messages as f64;
+    println!(
+        "{engine:?}, {connections} connections, {len} bytes, {messages} messages: {} allocations, \
+         {:.3} % copied, {calls:.3} system calls a message",
+        cost.allocations,
+        copied * 100.0
+    );
+    assert!(received >= (2 * messages) as f64 * len as f64);
+    // Connections take turns in a block, so that each end of one is a straddle at most.
+    let straddles = received / f64::from(BLOCK_BYTES) + 2.0;
+    let most = PER_STRADDLE_MAX * straddles;
+    assert!(cost.allocations as f64 <= most, "{} allocations, at most {most}", cost.allocations);
+    assert!(copied < 0.01, "{copied} of all received bytes were copied");
+    if engine == URING && connections == 64 {
+        assert!(calls < 1.2, "{calls} system calls a message");
+    }
+}
+
+fn echoed(engine: EngineChoice, connections: u64, len: usize, messages: u64) -> Cost {
+    let runtime = builder(engine).build().expect("it was built before");
+    run(&runtime, async {
+        let mut clients = Vec::new();
+        for _ in 0..connections {
+            let (client, server) = pair(ConnectionOptions::new());
+            spawn(serve(server));
+            clients.push(client);
+        }
+        // Long enough for every queue and list to have grown.
+        let share = messages / connections;
+        let tasks: Vec<_> =
+            clients.into_iter().map(|client| spawn(ask(client, len, share / 2))).collect();
+        let mut clients = Vec::new();
+        for task in tasks {
+            clients.push(task.await.expect("no panic"));
+        }
+        // The tasks are made, and the gate is shut, before the count begins.
+        let gate = std::rc::Rc::new(std::cell::Cell::new(false));
+        let tasks: Vec<_> = clients
+            .into_iter()
+            .map(|client| {
+                let gate = std::rc::Rc::clone(&gate);
+                spawn(async move {
+                    while !gate.get() {
+                        ringpost::yield_now().await;
+                    }
+                    ask(client, len, share).await
+                })
+            })
+            .collect();
+        for _ in 0..10 {
+            ringpost::yield_now().await;
+        }
+        let mut finished = Vec::with_capacity(tasks.len());
+        let (start, before) = (ALLOCATIONS.load(Ordering::Relaxed), ringpost::stats());
+        gate.set(true);
+        for task in tasks {
+            finished.push(task.await.expect("no panic"));
+        }
+        let (end, after) = (ALLOCATIONS.load(Ordering::Relaxed), ringpost::stats());
+        drop(finished);
+        Cost { allocations: end - start, before, after }
+    })
+}
+
+/// Echoes until the peer goes.
+async fn serve(connection: Connection) {
+    let (mut sender, mut receiver) = connection.split();
+    while let Ok(Some(mut batch)) = receiver.recv_batch().await {
+        while let Some(frame) = batch.next() {
+            let sent = match frame.as_slice() {
+                Some(body) => sender.send(body).await,
+                // In pieces: written in place, which allocates nothing.
+                None => sender.send_with(frame.len(), |body| gather(&frame, body)).await,
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn gather(frame: &Frame<'_>, mut body: &mut [u8]) {
+    for chunk in frame.chunks() {
+        let (front, rest) = body.split_at_mut(chunk.len());
+        front.copy_from_slice(chunk);
+        body = rest;
+    }
+}
+
+/// Keeps a few messages in flight until that many have come back.
+async fn ask(mut connection: Connection, len: usize, messages: u64) -> Connection {
+    const WINDOW: u64 = 8;
+    let body = [5; 4096];
+    let (sender, receiver) = connection.halves();
+    let mut sent = WINDOW.min(messages);
+    for _ in 0..sent {
+        sender.send(&body[..len]).await.expect("the server reads");
+    }
+    let mut received = 0;
+    while received < messages {
+        let mut batch = receiver.recv_batch().await.expect("open").expect("no end");
+        while let Some(frame) = batch.next() {
+            assert_eq!(frame.len(), len);
+            received += 1;
+            if sent < messages {
+                sent += 1;
+                sender.send(&body[..len]).await.expect("the server reads");
+            }
+        }
+    }
+    connection
+}
