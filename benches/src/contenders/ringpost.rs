@@ -287,15 +287,16 @@ async fn send(
     let mut large = (length >= LARGE_BYTES).then(Buffers::default);
     while traffic.is_open() {
         while traffic.has_time() {
+            if let Some(buffers) = &mut large {
+                sender.send_bytes(buffers.next(length, &mut traffic)).await?;
+                continue;
+            }
+            let mut batch = sender.batch().await?;
             for _ in 0..per_look_at_the_clock {
-                match &mut large {
-                    None => {
-                        sender.send_with(length, |payload| traffic.fill(payload)).await?;
-                    }
-                    Some(buffers) => {
-                        sender.send_bytes(buffers.next(length, &mut traffic)).await?;
-                    }
+                if !batch.has_room() {
+                    break;
                 }
+                batch.push_with(length, |payload| traffic.fill(payload))?;
             }
         }
         sender.send_with(length, |payload| traffic.fill_last(payload)).await?;

@@ -47,5 +47,5 @@ pub use pool::Lease;
 pub use reactor::{Reactor, Sleep, Wait};
 pub use spin::Spin;
 pub use stats::Stats;
-pub use stream::{Inbound, Stream, StreamError};
+pub use stream::{Appender, Inbound, Stream, StreamError};
 pub use wake::{Bell, Inbox, Parcel};

@@ -14,7 +14,7 @@
 //!           -> the receive ends -> the last reference closes the descriptor
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -70,6 +70,10 @@ pub enum Inbound {
     /// The peer sends no more.
     EndOfFile,
 }
+
+/// What senders gather before they let the reactor turn: a larger batch costs the kernel no less for
+/// each byte, and leaves the peer idle for longer.
+const BATCH_BYTES: usize = crate::memory::OUTBOUND_LARGE_BYTES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Receive {
@@ -234,13 +238,30 @@ impl Stream {
         }
     }
 
-    /// Waits until a message may be accepted. Cancel safe.
+    /// True if a message may be accepted now and nothing is gained by letting the reactor turn first:
+    /// what [`Stream::poll_room`] waits for.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
+    pub fn has_prompt_room(&self) -> Result<bool, StreamError> {
+        let state = self.cell.state.borrow();
+        match state.send_error() {
+            Some(error) => Err(error),
+            None => Ok(state.prompt_room(self.core.config.outbound_bytes_max) > 0),
+        }
+    }
+
+    /// Waits until a message may be accepted. Once a batch of 64 KiB has gathered and nothing of this
+    /// stream is in flight, that is after the next turn, so that the peer has something to do while
+    /// more is queued. Cancel safe.
     ///
     /// # Errors
     ///
     /// [`StreamError`] if nothing can be sent any more.
     pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        match self.has_room() {
+        match self.has_prompt_room() {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
                 replace_waker(&mut self.cell.state.borrow_mut().writer, context);
@@ -312,6 +333,21 @@ impl Stream {
         self.mark_dirty(&mut state);
     }
 
+    /// Accepts many payloads in a row without looking at the queue anew for each.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    pub fn appender(&self) -> Result<Appender<'_>, StreamError> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(error) = state.send_error() {
+            return Err(error);
+        }
+        let room = state.prompt_room(self.core.config.outbound_bytes_max);
+        self.mark_dirty(&mut state);
+        Ok(Appender { state, core: &self.core, room })
+    }
+
     /// Accepts `prefix` and a payload that is sent from where it lies.
     pub fn append_shared(&self, prefix: Prefix, payload: Payload) {
         let mut state = self.cell.state.borrow_mut();
@@ -343,6 +379,58 @@ impl Stream {
             state.dirty = true;
             self.core.dirty.borrow_mut().push(Rc::clone(&self.cell));
         }
+    }
+}
+
+/// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
+pub struct Appender<'stream> {
+    state: RefMut<'stream, State>,
+    core: &'stream Core,
+    /// Bytes that may still be accepted; one payload may go beyond it.
+    room: usize,
+}
+
+impl Appender<'_> {
+    /// True if another payload may be accepted.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.room > 0
+    }
+
+    /// Accepts `prefix` and `len` bytes that `fill` writes in place. The caller has seen
+    /// [`Appender::has_room`].
+    #[inline(always)]
+    pub fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
+        if !self.state.outbound.fits(len) {
+            self.open(len);
+        }
+        self.room = self.room.saturating_sub(prefix.len() + len);
+        self.state.outbound.append_with(prefix, len, fill);
+    }
+
+    /// Accepts `prefix` and a copy of `body`. The caller has seen [`Appender::has_room`].
+    #[inline(always)]
+    pub fn append(&mut self, prefix: Prefix, body: &[u8]) {
+        self.room = self.room.saturating_sub(prefix.len() + body.len());
+        if !self.state.outbound.try_append(prefix, body) {
+            self.append_slow(prefix, body);
+        }
+    }
+
+    #[cold]
+    fn append_slow(&mut self, prefix: Prefix, body: &[u8]) {
+        self.state.outbound.append(prefix, body, &mut self.core.blocks.borrow_mut());
+    }
+
+    #[cold]
+    fn open(&mut self, len: usize) {
+        self.state.outbound.open(len, &mut self.core.blocks.borrow_mut());
+    }
+}
+
+impl fmt::Debug for Appender<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Appender").field("room", &self.room).finish_non_exhaustive()
     }
 }
 
@@ -381,6 +469,13 @@ impl State {
         if let Err(chunk) = last.try_extend(chunk) {
             self.inbound.push_back(chunk);
         }
+    }
+
+    /// Bytes to accept before senders wait, within the bound of `max`.
+    #[inline]
+    fn prompt_room(&self, max: usize) -> usize {
+        let max = if self.sending { max } else { max.min(BATCH_BYTES) };
+        max.saturating_sub(self.unsent_bytes())
     }
 
     /// Why nothing more is accepted for sending.

@@ -13,6 +13,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, RenameFlags};
 use rustix::io::Errno;
@@ -116,7 +117,7 @@ fn bind_locked(
 ) -> Result<(OwnedFd, Pin), BindError> {
     let path = directory.join(name);
     recover(directory, name, lock);
-    occupant(directory, name)?;
+    await_former_owner(directory, name, lock)?;
 
     let socket = new_socket(options, &path)?;
     // At bind, the kernel gives the file these bits minus the umask; so this can only narrow, which
@@ -194,6 +195,22 @@ fn publish(
     Err(BindError::Unstable { path: directory.join(name), attempts: ATTEMPTS_MAX })
 }
 
+/// Checks that the place is free or held by a stale socket. A former owner that was killed may have
+/// let go of the lock and not yet of its socket: the kernel takes some milliseconds to end an io_uring
+/// that receives from it, and until then the socket takes connections that nobody serves.
+fn await_former_owner(directory: &Directory, name: &OsStr, lock: &Lock) -> Result<(), BindError> {
+    let crashed = lock.has_record();
+    let give_up = Instant::now() + FORMER_OWNER_WAIT_MAX;
+    loop {
+        match occupant(directory, name) {
+            Err(BindError::AddressInUse { .. }) if crashed && Instant::now() < give_up => {
+                std::thread::sleep(FORMER_OWNER_PAUSE);
+            }
+            result => return result.map(drop),
+        }
+    }
+}
+
 /// The stale socket at `name`, if there is one; an error if it is not stale or not a socket.
 fn occupant(directory: &Directory, name: &OsStr) -> Result<Option<Pin>, BindError> {
     let path = directory.join(name);
@@ -214,6 +231,10 @@ fn occupant(directory: &Directory, name: &OsStr) -> Result<Option<Pin>, BindErro
         Err(source) => Err(BindError::Unprobed { path, source }),
     }
 }
+
+/// How long the socket of a killed owner may take to end, and the pause between looks at it.
+const FORMER_OWNER_WAIT_MAX: Duration = Duration::from_millis(250);
+const FORMER_OWNER_PAUSE: Duration = Duration::from_millis(1);
 
 fn bind_abstract(
     address: &Address,

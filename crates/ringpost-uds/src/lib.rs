@@ -15,8 +15,8 @@
 //!
 //! # What it does not do
 //!
-//! It never waits, spawns nothing, reads no clock, and never touches the process umask or the working
-//! directory, which other threads share.
+//! It spawns nothing and never touches the process umask or the working directory, which other threads
+//! share. It waits in one place: [`bind()`] gives the socket of a killed owner up to 250 ms to end.
 //!
 //! # Requirements
 //!

@@ -77,6 +77,11 @@ impl Lock {
         Record::read(&self.file).temporary
     }
 
+    /// Whether a former owner left its record, which one that ends properly takes along.
+    pub(crate) fn has_record(&self) -> bool {
+        Record::read(&self.file).pid.is_some()
+    }
+
     /// Whether the locked file is still the one at the lock's name.
     pub(crate) fn is_held(&self, directory: &Directory) -> Result<bool, Errno> {
         Ok(directory.stat(&self.name)?.is_some_and(|stat| self.file.is(&stat)))

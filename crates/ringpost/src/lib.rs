@@ -88,5 +88,5 @@ pub use ringpost_uds::{
     AccessPolicy, Address, AddressError, BindError, BindOptions, PeerCredentials,
 };
 pub use runtime::{Runtime, RuntimeBuilder, spawn, stats, yield_now};
-pub use sender::Sender;
+pub use sender::{SendBatch, Sender};
 pub use time::{Elapsed, sleep, sleep_until, timeout};

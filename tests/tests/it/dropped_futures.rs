@@ -1,5 +1,7 @@
 //! Futures that are dropped at every await point: nothing is lost, doubled or torn.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ringpost::{Connection, ConnectionOptions, EngineChoice, Listener, Receiver, Sender, spawn};
 use ringpost_testkit::{pattern, process};
@@ -62,7 +64,8 @@ fn dropped_receives(engine: EngineChoice) {
 }
 
 /// A dropped send has not been accepted, in any of the ways to send; a dropped flush may be repeated.
-async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::Rng) {
+async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::Rng) -> u32 {
+    let mut dropped = 0;
     let (mut source, mut relayed) = pair(ConnectionOptions::new());
     let mut sequence = 0;
     while sequence < count {
@@ -81,9 +84,13 @@ async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::
                 poll_at_most(polls, sender.send_message(message)).await
             }
         };
-        if let Some(sent) = sent {
-            sent.expect("the reader reads");
-            sequence += 1;
+        match sent {
+            Some(sent) => {
+                sent.expect("the reader reads");
+                sequence += 1;
+            }
+            None if polls > 0 => dropped += 1,
+            None => {}
         }
         if random.u8(..8) == 0 {
             // Whether it was ready makes no difference.
@@ -94,11 +101,16 @@ async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::
     while poll_at_most(2, sender.shutdown()).await.is_none() {
         ringpost::yield_now().await;
     }
+    dropped
 }
 
 fn dropped_sends(engine: EngineChoice) {
     const COUNT: u64 = 700;
-    let runtime = builder(engine).outbound_bytes_max(32 << 10).build().expect("a runtime");
+    let runtime = builder(engine)
+        .outbound_bytes_max(32 << 10)
+        .inbound_bytes_max(32 << 10)
+        .build()
+        .expect("a runtime");
     run(&runtime, async {
         let mut random = fastrand::Rng::with_seed(12);
         let (left, right) = pair(ConnectionOptions::new());
@@ -106,12 +118,17 @@ fn dropped_sends(engine: EngineChoice) {
         let receiving = spawn(async move {
             let (_sender, mut receiver) = right.split();
             for sequence in 0..COUNT {
+                if sequence % 8 == 0 {
+                    // Long enough for the queue to fill.
+                    ringpost::sleep(Duration::from_millis(2)).await;
+                }
                 let message = receiver.recv().await.expect("a message").expect("no end");
                 pattern::check(sequence, len(sequence), &message);
             }
             assert!(receiver.recv().await.expect("a clean end").is_none());
         });
-        send_in_pieces(&mut sender, COUNT, &mut random).await;
+        let dropped = send_in_pieces(&mut sender, COUNT, &mut random).await;
+        assert!(dropped > 50, "only {dropped} were dropped while they waited");
         receiving.await.expect("no panic");
     });
 }

@@ -1,17 +1,19 @@
 //! How connections end: cleanly, half, abruptly, and with things still under way.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::{
-    Closed, Connection, ConnectionOptions, EngineChoice, Listener, RecvError, SendError, sleep,
-    spawn,
+    Closed, Connection, ConnectionOptions, EngineChoice, Listener, RecvError, SendError, Spin,
+    sleep, spawn,
 };
 use ringpost_frame::FrameKind;
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::{frame, greeting, message};
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{ask, block_on, blocking, echo, expect_message, join, pair, place, raw};
+use ringpost_tests::rig::{
+    ask, block_on, blocking, builder, echo, expect_message, join, pair, place, raw, run,
+};
 
 use crate::roles;
 
@@ -21,6 +23,7 @@ on_both_engines!(
     no_fin_is_an_abort,
     dropped_halves_deliver,
     a_dropped_half_leaves_the_other,
+    flush_needs_nobody_else,
     flushed_and_killed,
     a_dropped_listener
 );
@@ -134,6 +137,27 @@ fn a_dropped_half_leaves_the_other(engine: EngineChoice) {
         drop(left_receiver);
         assert_eq!(right_receiver.recv().await.map(|_| ()), Err(Closed::Aborted.into()));
     });
+}
+
+/// A flush ends although nothing comes back, however the runtime waits.
+fn flush_needs_nobody_else(engine: EngineChoice) {
+    for spin in [Spin::Never, Spin::default(), Spin::Always] {
+        let runtime = builder(engine).spin(spin).build().expect("a runtime");
+        run(&runtime, async {
+            let (mut connection, mut peer) = raw();
+            peer.send(&greeting());
+            connection.ready().await.expect("greeted");
+            let start = Instant::now();
+            for round in 0..20 {
+                connection.send(&[round; 100]).await.expect("open");
+                connection.flush().await.expect("open");
+                assert_eq!(connection.halves().0.queued_bytes(), 0);
+            }
+            connection.shutdown().await.expect("open");
+            assert!(start.elapsed() < Duration::from_secs(2), "{spin:?}: {:?}", start.elapsed());
+            drop(peer);
+        });
+    }
 }
 
 /// What flush has confirmed arrives, even if the sender is killed right behind it.

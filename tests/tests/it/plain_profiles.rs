@@ -84,7 +84,7 @@ fn a_length_over_the_limit(engine: EngineChoice) {
                 theirs.write_all(&encode(prefix, len)).expect("taken");
                 let error = connection.recv().await.map(|_| ()).expect_err("too long");
                 let source = ProtocolError::FrameTooLarge { len, limit: 200_000 };
-                assert_eq!(error, RecvError::Protocol { position: 0, source: source.into() });
+                assert_eq!(error, RecvError::Protocol { position: 0, source });
                 // No REJECT here: the peer would not know it.
                 drop(connection);
                 let (end, mut bytes) = (join(thread::spawn(move || {
