@@ -1,7 +1,8 @@
 //! The seam between the reactor and whatever performs its operations.
 //!
 //! Everything above speaks [`Request`]s and [`Completion`]s; an [`Engine`] turns one into the other.
-//! Three kinds of engine fit behind it: io_uring, epoll, and a simulated kernel. The contract:
+//! Two implement it, io_uring and epoll, and nothing in it keeps a simulated kernel from being a third. The
+//! contract:
 //!
 //! * `push` stages; nothing happens before `enter`.
 //! * `enter` performs what is staged in order, and blocks only if `want` is 1 and nothing has

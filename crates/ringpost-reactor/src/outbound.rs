@@ -281,6 +281,26 @@ impl Outbound {
         self.tail = Some(blocks.take(bytes, self.large));
     }
 
+    /// A block for somebody who appends many payloads: the open one if nothing is in it.
+    pub(crate) fn lend_block(&mut self, blocks: &mut OutboundBlocks) -> OutboundBlock {
+        match self.tail.take_if(|tail| tail.is_empty()) {
+            Some(block) => block,
+            None => blocks.take(0, self.large),
+        }
+    }
+
+    /// Queues a lent block behind everything else.
+    pub(crate) fn take_back(&mut self, block: OutboundBlock, blocks: &mut OutboundBlocks) {
+        if block.is_empty() {
+            blocks.give_back(block);
+            return;
+        }
+        self.close();
+        if let Some(empty) = self.tail.replace(block) {
+            blocks.give_back(empty);
+        }
+    }
+
     /// Moves the tail behind the other segments.
     fn close(&mut self) {
         if let Some(tail) = self.tail.take_if(|tail| !tail.is_empty()) {

@@ -430,6 +430,10 @@ impl Core {
                 return Ok(());
             }
         }
+        // From here on a block that comes back on another thread wakes this one.
+        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
+            return Ok(());
+        }
         let budget = driver.spinner.budget();
         if budget != Some(Duration::ZERO) {
             if driver.spinner.is_steady() {

@@ -14,7 +14,7 @@
 //!           -> the receive ends -> the last reference closes the descriptor
 //! ```
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,7 +27,7 @@ use rustix::net::Shutdown;
 
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
-use crate::memory::Prefix;
+use crate::memory::{OutboundBlock, Prefix};
 use crate::ops::{NotStarted, Owner};
 use crate::outbound::{Outbound, Payload, SendMemory};
 use crate::reactor::{Core, Driver};
@@ -71,9 +71,9 @@ pub enum Inbound {
     EndOfFile,
 }
 
-/// What senders gather before they let the reactor turn: a larger batch costs the kernel no less for
-/// each byte, and leaves the peer idle for longer.
-const BATCH_BYTES: usize = crate::memory::OUTBOUND_LARGE_BYTES;
+/// What senders gather before they let the reactor turn. As much as a default socket buffer takes at
+/// once: less wakes the peer more often, more does not fit and has to wait for room.
+const BATCH_BYTES: usize = 2 * crate::memory::OUTBOUND_LARGE_BYTES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Receive {
@@ -253,7 +253,7 @@ impl Stream {
         }
     }
 
-    /// Waits until a message may be accepted. Once a batch of 64 KiB has gathered and nothing of this
+    /// Waits until a message may be accepted. Once a batch of 128 KiB has gathered and nothing of this
     /// stream is in flight, that is after the next turn, so that the peer has something to do while
     /// more is queued. Cancel safe.
     ///
@@ -344,8 +344,8 @@ impl Stream {
             return Err(error);
         }
         let room = state.prompt_room(self.core.config.outbound_bytes_max);
-        self.mark_dirty(&mut state);
-        Ok(Appender { state, core: &self.core, room })
+        let block = state.outbound.lend_block(&mut self.core.blocks.borrow_mut());
+        Ok(Appender { stream: self, block: Some(block), room })
     }
 
     /// Accepts `prefix` and a payload that is sent from where it lies.
@@ -383,9 +383,13 @@ impl Stream {
 }
 
 /// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
+///
+/// It holds a block of its own and joins it to the queue when it is dropped, so that meanwhile the
+/// stream can be used. (Leaking it loses what was appended to the block.)
 pub struct Appender<'stream> {
-    state: RefMut<'stream, State>,
-    core: &'stream Core,
+    stream: &'stream Stream,
+    /// Only `None` within `drop`.
+    block: Option<OutboundBlock>,
     /// Bytes that may still be accepted; one payload may go beyond it.
     room: usize,
 }
@@ -401,30 +405,55 @@ impl Appender<'_> {
     /// [`Appender::has_room`].
     #[inline(always)]
     pub fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        if !self.state.outbound.fits(len) {
-            self.open(len);
+        if !self.fits(len) {
+            self.exchange(len);
         }
         self.room = self.room.saturating_sub(prefix.len() + len);
-        self.state.outbound.append_with(prefix, len, fill);
+        if let Some(block) = &mut self.block {
+            block.append_with(prefix, len, fill);
+        }
     }
 
     /// Accepts `prefix` and a copy of `body`. The caller has seen [`Appender::has_room`].
     #[inline(always)]
     pub fn append(&mut self, prefix: Prefix, body: &[u8]) {
+        if !self.fits(body.len()) {
+            self.exchange(body.len());
+        }
         self.room = self.room.saturating_sub(prefix.len() + body.len());
-        if !self.state.outbound.try_append(prefix, body) {
-            self.append_slow(prefix, body);
+        if let Some(block) = &mut self.block {
+            block.append(prefix, body);
         }
     }
 
-    #[cold]
-    fn append_slow(&mut self, prefix: Prefix, body: &[u8]) {
-        self.state.outbound.append(prefix, body, &mut self.core.blocks.borrow_mut());
+    #[inline(always)]
+    fn fits(&self, len: usize) -> bool {
+        self.block.as_ref().is_some_and(|block| block.fits(len))
     }
 
+    /// Queues the block and takes one with room for `len` bytes.
     #[cold]
-    fn open(&mut self, len: usize) {
-        self.state.outbound.open(len, &mut self.core.blocks.borrow_mut());
+    fn exchange(&mut self, len: usize) {
+        let Stream { cell, core } = self.stream;
+        let mut state = cell.state.borrow_mut();
+        let mut blocks = core.blocks.borrow_mut();
+        if let Some(block) = self.block.take() {
+            state.outbound.take_back(block, &mut blocks);
+        }
+        self.block = Some(blocks.take(len, true));
+    }
+}
+
+impl Drop for Appender<'_> {
+    fn drop(&mut self) {
+        let Stream { cell, core } = self.stream;
+        let mut state = cell.state.borrow_mut();
+        if let Some(block) = self.block.take() {
+            state.outbound.take_back(block, &mut core.blocks.borrow_mut());
+        }
+        if !state.outbound.is_empty() {
+            self.stream.mark_dirty(&mut state);
+        }
     }
 }
 

@@ -68,6 +68,10 @@ mod runtime;
 mod sender;
 mod time;
 
+#[doc = include_str!("../../../README.md")]
+#[cfg(doctest)]
+struct Readme;
+
 pub use connection::Connection;
 pub use error::{AcceptError, Closed, ConnectError, RecvError, SendError};
 pub use executor::{JoinError, JoinHandle, Panic};

@@ -44,6 +44,8 @@ pub(crate) struct Link {
     pub(crate) finished: Cell<bool>,
     /// The peer has asked for an end.
     pub(crate) peer_going_away: Cell<bool>,
+    /// The last PONG was queued although the queue was full.
+    pub(crate) pong_beyond_bound: Cell<bool>,
 }
 
 struct Greeting {
@@ -83,6 +85,7 @@ impl Link {
             agreement: Cell::new(None),
             finished: Cell::new(false),
             peer_going_away: Cell::new(false),
+            pong_beyond_bound: Cell::new(false),
         })
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ringpost_frame::{
-    Decoder, FrameHeader, FrameKind, PING_BYTES_MAX, ProtocolError, Step, StreamEnd, control_frame,
+    Decoder, FrameHeader, FrameKind, ProtocolError, Step, StreamEnd, control_frame,
 };
 use ringpost_reactor::{Chunk, Inbound, Prefix};
 
@@ -305,13 +305,15 @@ impl Receiver {
     fn control(&mut self, kind: FrameKind, body: &[u8]) -> Result<(), RecvError> {
         match kind {
             FrameKind::Ping => {
-                // A peer that does not take its answers gets none: the queue stays bounded.
+                // A peer has at most one PING unanswered (SPEC.md, section 4), so one answer may go
+                // beyond the bound of the queue; one that breaks the rule gets no more than that.
                 let room = self.link.stream.has_room().unwrap_or(false);
-                if room
+                let answer = room || !self.link.pong_beyond_bound.get();
+                if answer
                     && !self.link.finished.get()
-                    && body.len() <= PING_BYTES_MAX as usize
                     && let Ok(pong) = control_frame(FrameKind::Pong, body)
                 {
+                    self.link.pong_beyond_bound.set(!room);
                     self.link.stream.append(Prefix::NONE, pong.as_bytes());
                 }
             }

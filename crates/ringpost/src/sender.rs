@@ -127,8 +127,8 @@ impl Sender {
     }
 
     /// Waits for room, and then takes many messages in a row: for producers that have more than one
-    /// at hand, this is the fastest way. The batch is queued when it is dropped, as ever; hold it no
-    /// longer than needed, and not across an `await`.
+    /// at hand, this is the fastest way. What was pushed is queued as the batch goes, the last of it when
+    /// it is dropped.
     ///
     /// ```
     /// # async fn example(sender: &mut ringpost::Sender, rows: &[[u8; 16]]) -> Result<(), ringpost::SendError> {

@@ -128,7 +128,7 @@ fn dropped_sends(engine: EngineChoice) {
             assert!(receiver.recv().await.expect("a clean end").is_none());
         });
         let dropped = send_in_pieces(&mut sender, COUNT, &mut random).await;
-        assert!(dropped > 50, "only {dropped} were dropped while they waited");
+        assert!(dropped > 5, "only {dropped} were dropped while they waited");
         receiving.await.expect("no panic");
     });
 }

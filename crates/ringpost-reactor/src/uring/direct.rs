@@ -58,11 +58,12 @@ impl Direct {
         index.map(|index| self.held.swap_remove(index)).is_some()
     }
 
-    /// Forgets a receive that has ended in the ring. Its descriptor if it is to be held now.
+    /// Forgets a receive that has ended in the ring. Its descriptor if it is to be held now: also if the
+    /// owner has stopped spinning meanwhile, because then the next park arms it again.
     pub(super) fn ended(&mut self, token: Token, cancelled: bool) -> Option<RawFd> {
         let fd = self.armed.remove(&token)?;
         let leaving = self.leaving.iter().position(|leaving| *leaving == token)?;
         self.leaving.swap_remove(leaving);
-        (cancelled && self.on).then_some(fd)
+        cancelled.then_some(fd)
     }
 }

@@ -191,13 +191,17 @@ impl Uring {
 
     /// Tries the held receives by hand.
     fn receive_by_hand(&mut self) {
+        // Without a block between two turns the pool has none: the receives wait for one as others do.
+        let starved = self.direct.block.is_none();
         let mut index = 0;
         while let Some(&(token, fd)) = self.direct.held.get(index) {
             index += 1;
             let outcome = match &mut self.direct.block {
                 // SAFETY: the block was given to this engine and is not in the ring.
                 Some(block) => unsafe { block.receive(fd, &self.pool, &mut self.system_calls) },
-                None => Err(Errno::NOBUFS),
+                None if starved => Err(Errno::NOBUFS),
+                // Filled in this round; the next turn brings another.
+                None => return,
             };
             let ended = match outcome {
                 Err(Errno::AGAIN) => continue,

@@ -1,20 +1,18 @@
 //! The echo server: what it sends back, how it starts, and how it ends.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use ringpost::{RecvError, SendError};
-use ringpost_testkit::patience::eventually;
 use ringpost_testkit::pattern;
 use rustix::process::Signal;
 
 use crate::clients::{
     block_on, connect, exchange, length_prefixed, plain, read_to_end, talk, write_until_stuck,
 };
-use crate::program::{LIMIT, Program, Server, engines};
+use crate::program::{Program, Server, engines};
 
 const CONNECTIONS: u64 = 50;
 
