@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use ringpost::{
-    Closed, Connection, ConnectionOptions, EngineChoice, Frame, Listener, Receiver, RecvError,
-    Runtime, SendError, Sender, Spin,
+    Batch, Closed, Connection, ConnectionOptions, EngineChoice, Frame, Listener, Receiver,
+    RecvError, Runtime, SendBatch, SendError, Sender, Spin,
 };
 
 use super::{Client, Contender, Server};
@@ -210,21 +210,40 @@ async fn answer(
     mut inspector: Inspector,
 ) -> Result<()> {
     loop {
-        let mut batch = match receiver.recv_batch().await {
+        let mut arrived = match receiver.recv_batch().await {
             Ok(Some(batch)) => batch,
             Ok(None) | Err(RecvError::Closed(Closed::Aborted)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        while let Some(frame) = batch.next() {
-            if inspect(&mut inspector, &frame)? {
-                match sender.send(&frame.bytes()).await {
-                    Ok(()) => {}
-                    Err(SendError::Closed(Closed::Aborted)) => return Ok(()),
-                    Err(error) => return Err(error.into()),
+        let mut more = true;
+        while more {
+            let mut replies = match sender.batch().await {
+                Ok(batch) => batch,
+                Err(SendError::Closed(Closed::Aborted)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            more = reply(&mut arrived, &mut replies, &mut inspector)?;
+        }
+    }
+}
+
+/// Checks what has arrived and queues the replies; true if the queue became full first.
+fn reply(
+    arrived: &mut Batch<'_>,
+    replies: &mut SendBatch<'_>,
+    inspector: &mut Inspector,
+) -> Result<bool> {
+    while let Some(frames) = arrived.next_run() {
+        for frame in frames {
+            if inspect(inspector, &frame)? {
+                replies.push(&frame.bytes())?;
+                if !replies.has_room() {
+                    return Ok(true);
                 }
             }
         }
     }
+    Ok(false)
 }
 
 #[inline]
@@ -256,15 +275,19 @@ impl Asker {
                 self.over.set(true);
                 return Ok(());
             }
-            let Some(mut batch) = self.receiver.recv_batch().await? else {
+            let Some(mut arrived) = self.receiver.recv_batch().await? else {
                 bail!("the server has closed");
             };
             now = Instant::now();
-            while let Some(frame) = batch.next() {
-                self.exchange.reply(now, &frame.bytes(), &mut self.recorder.borrow_mut())?;
-                let exchange = &mut self.exchange;
-                let fill = |payload: &mut [u8]| exchange.request(now, payload);
-                self.sender.send_with(self.length, fill).await?;
+            let mut recorder = self.recorder.borrow_mut();
+            // What is in flight at once fits the queue.
+            let mut requests = self.sender.try_batch()?;
+            while let Some(frames) = arrived.next_run() {
+                for frame in frames {
+                    self.exchange.reply(now, &frame.bytes(), &mut recorder)?;
+                    let exchange = &mut self.exchange;
+                    requests.push_with(self.length, |payload| exchange.request(now, payload))?;
+                }
             }
         }
     }

@@ -70,7 +70,7 @@ impl AnyEngine {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "a refusal is no error when there is a fallback")]
+    /// A refusal is no error when there is a fallback, hence two results.
     fn uring(
         config: &Config,
         inbox: &Arc<Inbox>,
@@ -138,7 +138,7 @@ fn explain(refusal: &Refusal) -> UringUnavailable {
         Refusal::Errno(libc::ENOSYS) => UringUnavailable::NotImplemented,
         Refusal::Errno(libc::ENOMEM) => {
             let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-            let limit = limit.map_or("unlimited".into(), |bytes| format!("{bytes} bytes"));
+            let limit = limit.map_or_else(|| "unlimited".into(), |bytes| format!("{bytes} bytes"));
             UringUnavailable::NoMemory { limit }
         }
         Refusal::Errno(libc::EINVAL) => UringUnavailable::TooOld,

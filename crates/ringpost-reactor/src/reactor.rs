@@ -467,7 +467,7 @@ impl Core {
                 }
                 std::hint::spin_loop();
                 spins = spins.wrapping_add(1);
-                if spins % SPINS_PER_CLOCK == 0 {
+                if spins.is_multiple_of(SPINS_PER_CLOCK) {
                     let now = Instant::now();
                     if due(now) {
                         return Ok(());

@@ -199,9 +199,7 @@ impl Stream {
     /// [`Stream::poll_receive`] to tell.
     #[inline]
     pub fn try_receive(&self) -> Option<Chunk> {
-        if self.cell.state.borrow().first.is_none() {
-            return None;
-        }
+        self.cell.state.borrow().first.as_ref()?;
         match self.poll_receive(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Inbound::Chunk(chunk))) => Some(chunk),
             _ => None,
@@ -619,7 +617,7 @@ impl StreamCell {
             }
             errno => {
                 state.receive = Receive::Ended;
-                state.end.get_or_insert(Err(StreamError::from_errno(errno)));
+                state.end.get_or_insert_with(|| Err(StreamError::from_errno(errno)));
             }
         }
     }

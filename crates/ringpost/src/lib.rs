@@ -79,7 +79,7 @@ pub use handle::{Handle, SubmitError};
 pub use listener::{Listener, ListenerBuilder};
 pub use message::{Frame, Message, Run};
 pub use options::ConnectionOptions;
-pub use receiver::{Batch, Receiver};
+pub use receiver::{Batch, Frames, Receiver};
 pub use ringpost_frame::{
     Agreement, ByteOrder, HelloError, LengthPrefix, PrefixWidth, Profile, ProtocolError,
 };

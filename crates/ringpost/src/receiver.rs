@@ -459,18 +459,53 @@ impl Batch<'_> {
         }
     }
 
+    /// The next messages that lie together, without waiting; `None` when all that have arrived were
+    /// lent. The fastest way through many small messages:
+    ///
+    /// ```
+    /// # async fn example(receiver: &mut ringpost::Receiver) -> Result<(), ringpost::RecvError> {
+    /// # let mut sum = 0;
+    /// while let Some(mut batch) = receiver.recv_batch().await? {
+    ///     while let Some(frames) = batch.next_run() {
+    ///         for frame in frames {
+    ///             sum += frame.len();
+    ///         }
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn next_run(&mut self) -> Option<Frames<'_>> {
+        // One message the general way: it brings the next chunk, and deals with what is no message.
+        let range = match self.receiver.next_whole() {
+            Some(range) => range,
+            None => match self.advance_slow()? {
+                Found::Whole(range) => range,
+                Found::Assembled => {
+                    let message = self.receiver.assembled.as_ref()?;
+                    let first = Some(Frame::of(message));
+                    return Some(Frames { first, source: None });
+                }
+            },
+        };
+        let Receiver { decoder, current, cursor, .. } = &mut *self.receiver;
+        let (Some(decoder), Some(chunk)) = (decoder, current) else { return None };
+        let first = Frame::new(chunk, chunk.as_slice().get(range)?);
+        let rest = chunk.as_slice().get(*cursor..)?;
+        Some(Frames { first: Some(first), source: Some(Source { decoder, chunk, rest, cursor }) })
+    }
+
     /// Control frames, messages in pieces, and the next chunk if it has arrived.
     #[cold]
-    fn next_slow(&mut self) -> Option<Frame<'_>> {
+    fn advance_slow(&mut self) -> Option<Found> {
         let receiver = &mut *self.receiver;
         loop {
             match receiver.next() {
-                Ok(Next::Whole(range)) => {
-                    let chunk = receiver.current.as_ref()?;
-                    return Some(Frame::new(chunk, chunk.as_slice().get(range)?));
-                }
+                Ok(Next::Whole(range)) => return Some(Found::Whole(range)),
                 Ok(Next::Assembled(message)) => {
-                    return Some(Frame::of(receiver.assembled.insert(message)));
+                    receiver.assembled = Some(message);
+                    return Some(Found::Assembled);
                 }
                 Ok(Next::Nothing) => {
                     let chunk = receiver.link.stream.try_receive()?;
@@ -480,5 +515,64 @@ impl Batch<'_> {
                 Err(_) => return None,
             }
         }
+    }
+
+    #[cold]
+    fn next_slow(&mut self) -> Option<Frame<'_>> {
+        match self.advance_slow()? {
+            Found::Whole(range) => {
+                let chunk = self.receiver.current.as_ref()?;
+                Some(Frame::new(chunk, chunk.as_slice().get(range)?))
+            }
+            Found::Assembled => self.receiver.assembled.as_ref().map(Frame::of),
+        }
+    }
+}
+
+/// What lies at the front of a batch.
+enum Found {
+    /// A message in the current chunk.
+    Whole(Range<usize>),
+    /// A message that lay in pieces, now in `assembled`.
+    Assembled,
+}
+
+/// Messages that lie together. See [`Batch::next_run`]. What it is not asked for stays in the batch.
+#[derive(Debug)]
+pub struct Frames<'batch> {
+    first: Option<Frame<'batch>>,
+    source: Option<Source<'batch>>,
+}
+
+/// Where more whole messages may follow.
+#[derive(Debug)]
+struct Source<'batch> {
+    decoder: &'batch Decoder,
+    chunk: &'batch Chunk,
+    rest: &'batch [u8],
+    /// The receiver's cursor, moved along at the end.
+    cursor: &'batch mut usize,
+}
+
+impl<'batch> Iterator for Frames<'batch> {
+    type Item = Frame<'batch>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Frame<'batch>> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let source = self.source.as_mut()?;
+        let range = source.decoder.whole_message(source.rest)?;
+        let (taken, rest) = source.rest.split_at_checked(range.end)?;
+        source.rest = rest;
+        Some(Frame::new(source.chunk, taken.get(range.start..)?))
+    }
+}
+
+impl Drop for Source<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.cursor = self.chunk.len() - self.rest.len();
     }
 }

@@ -154,6 +154,18 @@ impl Sender {
         if !self.has_room(0) {
             self.room(0).await?;
         }
+        self.try_batch()
+    }
+
+    /// Takes messages in a row as [`Sender::batch`], without waiting: there may be no room.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Finished`] after a shutdown, or the end of the connection.
+    pub fn try_batch(&mut self) -> Result<SendBatch<'_>, SendError> {
+        if self.link.finished.get() {
+            return Err(self.refusal(0));
+        }
         let appender = self.link.stream.appender().map_err(|error| self.link.explain(error))?;
         Ok(SendBatch {
             appender,

@@ -318,7 +318,8 @@ fn a_flood_of_pings(engine: EngineChoice) {
             let message = connection.recv().await.expect("a message").expect("no end");
             assert_eq!(message, *b"still here");
             let queued = connection.halves().0.queued_bytes();
-            assert!(queued <= BOUND + 72, "{queued} bytes are queued");
+            // The last that fits may go beyond the bound, and one answer more.
+            assert!(queued <= BOUND + 2 * 72, "{queued} bytes are queued");
         }
         bystander.check().await;
         drop(join(client).await);

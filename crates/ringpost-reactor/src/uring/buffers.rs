@@ -63,13 +63,19 @@ impl BufferRing {
     pub(super) fn add(&mut self, block: BlockId, address: NonNull<u8>, len: u32) {
         let entry = self.entry(self.tail).as_ptr();
         let address = address.as_ptr().expose_provenance() as u64;
-        // SAFETY: `entry` points to an entry inside the region that the kernel does not read before
-        // the tail covers it (B1, B2).
-        unsafe { (&raw mut (*entry).address).write_volatile(address) };
+        // SAFETY: `entry` points to an entry inside the region (B1); no reference is formed.
+        let address_field = unsafe { &raw mut (*entry).address };
         // SAFETY: as above.
-        unsafe { (&raw mut (*entry).len).write_volatile(len) };
+        let len_field = unsafe { &raw mut (*entry).len };
         // SAFETY: as above.
-        unsafe { (&raw mut (*entry).block).write_volatile(block) };
+        let block_field = unsafe { &raw mut (*entry).block };
+        // SAFETY: valid and aligned, and the kernel does not read the entry before the tail covers it
+        // (B2).
+        unsafe { address_field.write_volatile(address) };
+        // SAFETY: as above.
+        unsafe { len_field.write_volatile(len) };
+        // SAFETY: as above.
+        unsafe { block_field.write_volatile(block) };
         self.tail = self.tail.wrapping_add(1);
         self.publish();
     }

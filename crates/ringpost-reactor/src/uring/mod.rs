@@ -116,21 +116,18 @@ impl Uring {
                 .build()
                 .flags(skip(silent)),
             Request::SendMessage { fd, header, silent } => {
-                #[expect(clippy::cast_sign_loss, reason = "flag bits")]
-                let flags = send_flags(silent) as u32;
+                let flags = send_flags(silent).cast_unsigned();
                 opcode::SendMsg::new(types::Fd(fd), header).flags(flags).build().flags(skip(silent))
             }
             Request::Accept { fd } => opcode::AcceptMulti::new(types::Fd(fd))
                 .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
                 .build(),
-            #[expect(clippy::cast_sign_loss, reason = "flag bits")]
             Request::Doorbell { fd } => {
-                let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+                let events = (libc::EPOLLIN | libc::EPOLLET).cast_unsigned();
                 opcode::PollAdd::new(types::Fd(fd), events).multi(true).build()
             }
-            #[expect(clippy::cast_sign_loss, reason = "flag bits")]
             Request::Hangup { fd } => {
-                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLRDHUP as u32).build()
+                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLRDHUP.cast_unsigned()).build()
             }
             Request::Cancel { target, .. } => opcode::AsyncCancel::new(target.0).build(),
         }
