@@ -281,11 +281,21 @@ impl Outbound {
         self.tail = Some(blocks.take(bytes, self.large));
     }
 
-    /// A block for somebody who appends many payloads: the open one if nothing is in it.
-    pub(crate) fn lend_block(&mut self, blocks: &mut OutboundBlocks) -> OutboundBlock {
-        match self.tail.take_if(|tail| tail.is_empty()) {
+    /// A block with room for `len` bytes for somebody who appends many payloads: the open one if it
+    /// has room. The `full` one that was lent before is queued first.
+    pub(crate) fn lend(
+        &mut self,
+        full: Option<OutboundBlock>,
+        len: usize,
+        blocks: &mut OutboundBlocks,
+    ) -> OutboundBlock {
+        self.large |= full.is_some();
+        if let Some(full) = full {
+            self.take_back(full, blocks);
+        }
+        match self.tail.take_if(|tail| tail.fits(len)) {
             Some(block) => block,
-            None => blocks.take(0, self.large),
+            None => blocks.take(len, self.large),
         }
     }
 

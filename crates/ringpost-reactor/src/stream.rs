@@ -336,14 +336,14 @@ impl Stream {
     /// # Errors
     ///
     /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
     pub fn appender(&self) -> Result<Appender<'_>, StreamError> {
-        let mut state = self.cell.state.borrow_mut();
+        let state = self.cell.state.borrow();
         if let Some(error) = state.send_error() {
             return Err(error);
         }
         let room = state.prompt_room(self.core.config.outbound_bytes_max);
-        let block = state.outbound.lend_block(&mut self.core.blocks.borrow_mut());
-        Ok(Appender { stream: self, block: Some(block), room })
+        Ok(Appender { stream: self, block: None, room })
     }
 
     /// Accepts `prefix` and a payload that is sent from where it lies.
@@ -382,11 +382,11 @@ impl Stream {
 
 /// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
 ///
-/// It holds a block of its own and joins it to the queue when it is dropped, so that meanwhile the
-/// stream can be used. (Leaking it loses what was appended to the block.)
+/// It takes a block out of the queue and puts it back when it is dropped, so that meanwhile the stream
+/// can be used. (Leaking it loses what is in that block.)
 pub struct Appender<'stream> {
     stream: &'stream Stream,
-    /// Only `None` within `drop`.
+    /// Taken at the first payload.
     block: Option<OutboundBlock>,
     /// Bytes that may still be accepted; one payload may go beyond it.
     room: usize,
@@ -429,28 +429,27 @@ impl Appender<'_> {
         self.block.as_ref().is_some_and(|block| block.fits(len))
     }
 
-    /// Queues the block and takes one with room for `len` bytes.
-    #[cold]
+    /// Takes a block with room for `len` bytes, and queues the one there was.
+    #[inline(never)]
     fn exchange(&mut self, len: usize) {
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
-        if let Some(block) = self.block.take() {
-            state.outbound.take_back(block, &mut blocks);
-        }
-        self.block = Some(blocks.take(len, true));
+        let full = self.block.take();
+        self.block = Some(state.outbound.lend(full, len, &mut blocks));
     }
 }
 
 impl Drop for Appender<'_> {
+    #[inline]
     fn drop(&mut self) {
-        let Stream { cell, core } = self.stream;
-        let mut state = cell.state.borrow_mut();
         if let Some(block) = self.block.take() {
+            let Stream { cell, core } = self.stream;
+            let mut state = cell.state.borrow_mut();
             state.outbound.take_back(block, &mut core.blocks.borrow_mut());
-        }
-        if !state.outbound.is_empty() {
-            self.stream.mark_dirty(&mut state);
+            if !state.outbound.is_empty() {
+                self.stream.mark_dirty(&mut state);
+            }
         }
     }
 }

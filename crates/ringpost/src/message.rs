@@ -21,7 +21,57 @@ pub struct Message {
     rest: Option<Box<Rest>>,
 }
 
-#[derive(Clone)]
+/// The pieces of a message as they arrive. Kept after use, so that a message in pieces allocates
+/// nothing but the first time.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    rest: Option<Box<Rest>>,
+}
+
+impl Pieces {
+    /// True if it holds no memory to list pieces in.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// Adds the next piece.
+    pub(crate) fn push(&mut self, piece: Chunk) {
+        let chunks = &mut self.rest.get_or_insert_default().chunks;
+        let apart = match chunks.last_mut() {
+            Some(last) => last.try_extend(piece),
+            None => Err(piece),
+        };
+        chunks.extend(apart.err());
+    }
+
+    /// The message that the pieces make up.
+    pub(crate) fn take(&mut self) -> Message {
+        let Some(mut rest) = self.rest.take() else {
+            return Message::whole(Chunk::Copied(Bytes::new()));
+        };
+        match rest.chunks.len() {
+            0 => Message::whole(Chunk::Copied(Bytes::new())),
+            1 => {
+                let only = rest.chunks.swap_remove(0);
+                self.rest = Some(rest);
+                Message::whole(only)
+            }
+            _ => {
+                let first = rest.chunks.remove(0);
+                Message { first, rest: Some(rest) }
+            }
+        }
+    }
+
+    /// Drops the pieces.
+    pub(crate) fn clear(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.chunks.clear();
+        }
+    }
+}
+
+#[derive(Clone, Default)]
 struct Rest {
     chunks: Vec<Chunk>,
     joined: OnceLock<Box<[u8]>>,
@@ -34,12 +84,12 @@ impl Message {
         Self { first, rest: None }
     }
 
-    pub(crate) fn from_chunks(mut chunks: Vec<Chunk>) -> Self {
-        if chunks.len() <= 1 {
-            return Self::whole(chunks.pop().unwrap_or_else(|| Chunk::Copied(Bytes::new())));
-        }
-        let first = chunks.remove(0);
-        Self { first, rest: Some(Box::new(Rest { chunks, joined: OnceLock::new() })) }
+    /// Lets go of the chunks and keeps the memory that listed them.
+    pub(crate) fn recycle(self) -> Option<Pieces> {
+        let mut rest = self.rest?;
+        rest.chunks.clear();
+        rest.joined = OnceLock::new();
+        Some(Pieces { rest: Some(rest) })
     }
 
     /// Length in bytes.
@@ -233,9 +283,10 @@ impl<'batch> Frame<'batch> {
         if self.rest.is_empty() {
             return Message::whole(first);
         }
-        let mut chunks = vec![first];
-        chunks.extend(self.rest.iter().cloned());
-        Message::from_chunks(chunks)
+        let mut pieces = Pieces::default();
+        pieces.push(first);
+        self.rest.iter().for_each(|piece| pieces.push(piece.clone()));
+        pieces.take()
     }
 }
 
@@ -293,7 +344,11 @@ mod tests {
     }
 
     fn pieces() -> Message {
-        Message::from_chunks(vec![copied(b"ab"), copied(b"cde"), copied(b"f")])
+        let mut pieces = Pieces::default();
+        for piece in [&b"ab"[..], b"cde", b"f"] {
+            pieces.push(copied(piece));
+        }
+        pieces.take()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ringpost_reactor::{Chunk, Inbound, Prefix};
 
 use crate::error::{Closed, RecvError};
 use crate::link::{Half, Link};
-use crate::message::{Frame, Message, Run, RunKind};
+use crate::message::{Frame, Message, Pieces, Run, RunKind};
 
 /// The receiving half of a connection.
 ///
@@ -30,16 +30,15 @@ pub struct Receiver {
     cursor: usize,
     /// How much of the current chunk the decoder has been told of.
     told: usize,
-    /// The frame that began in earlier chunks.
-    partial: Option<Partial>,
+    /// The kind of the frame that began in earlier chunks.
+    partial: Option<FrameKind>,
+    /// What has arrived of it.
+    pieces: Pieces,
+    /// For the next one, while `pieces` or the message lent last is in use.
+    spare: Pieces,
     /// A message that lay in pieces, lent by the batch.
     assembled: Option<Message>,
     end: Option<Result<(), RecvError>>,
-}
-
-struct Partial {
-    kind: FrameKind,
-    chunks: Vec<Chunk>,
 }
 
 /// What the decoder found next.
@@ -61,6 +60,8 @@ impl Receiver {
             cursor: 0,
             told: 0,
             partial: None,
+            pieces: Pieces::default(),
+            spare: Pieces::default(),
             assembled: None,
             end: None,
         }
@@ -278,20 +279,20 @@ impl Receiver {
                     self.control(header.kind, &Message::whole(body))?;
                 }
                 Step::Begin { header: FrameHeader { kind, .. }, .. } => {
-                    self.partial = Some(Partial { kind, chunks: Vec::new() });
+                    self.partial = Some(kind);
+                    if self.pieces.is_unused() {
+                        std::mem::swap(&mut self.pieces, &mut self.spare);
+                    }
                 }
                 Step::Body { consumed, last } => {
                     let piece = current.slice(start..start + consumed);
-                    let Some(partial) = &mut self.partial else { continue };
-                    if !matches!(partial.kind, FrameKind::Unknown(_)) {
-                        let rest = match partial.chunks.last_mut() {
-                            Some(chunk) => chunk.try_extend(piece),
-                            None => Err(piece),
-                        };
-                        partial.chunks.extend(rest.err());
+                    let Some(kind) = self.partial else { continue };
+                    if !matches!(kind, FrameKind::Unknown(_)) {
+                        self.pieces.push(piece);
                     }
-                    if last && let Some(Partial { kind, chunks }) = self.partial.take() {
-                        let message = Message::from_chunks(chunks);
+                    if last {
+                        self.partial = None;
+                        let message = self.pieces.take();
                         if kind == FrameKind::Message {
                             return Ok(Next::Assembled(message));
                         }
@@ -341,14 +342,23 @@ impl Receiver {
     fn end_with(&mut self, error: RecvError) -> RecvError {
         self.set_current(None);
         self.partial = None;
+        self.pieces.clear();
         self.end = Some(Err(error.clone()));
         error
     }
 
+    /// Lets go of the message in pieces that was lent last, and keeps its list for the next one.
+    fn let_go(&mut self) {
+        if let Some(message) = self.assembled.take()
+            && let Some(pieces) = message.recycle()
+        {
+            self.spare = pieces;
+        }
+    }
+
     /// Waits until there is undecoded input. False at the clean end.
     fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
-        // Let go of what the last batch lent.
-        self.assembled = None;
+        self.let_go();
         if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
             return Poll::Ready(Ok(true));
         }
@@ -504,6 +514,7 @@ impl Batch<'_> {
             match receiver.next() {
                 Ok(Next::Whole(range)) => return Some(Found::Whole(range)),
                 Ok(Next::Assembled(message)) => {
+                    receiver.let_go();
                     receiver.assembled = Some(message);
                     return Some(Found::Assembled);
                 }

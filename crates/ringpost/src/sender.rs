@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use ringpost_frame::{ControlFrame, Profile, message_header};
@@ -44,7 +44,7 @@ impl Sender {
     #[inline]
     pub fn try_send(&mut self, body: &[u8]) -> Result<(), SendError> {
         if body.len() > self.link.message_bytes_max.get() || self.link.finished.get() {
-            return Err(self.refusal(body.len()));
+            self.look_for_greeting(body.len())?;
         }
         let prefix = self.prefix(body.len());
         let appended = self.link.stream.try_append(prefix, body);
@@ -114,7 +114,7 @@ impl Sender {
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), SendError> {
         if len > self.link.message_bytes_max.get() || self.link.finished.get() {
-            return Err(self.refusal(len));
+            self.look_for_greeting(len)?;
         }
         match self.link.stream.has_room() {
             Ok(true) => {}
@@ -353,6 +353,21 @@ impl Sender {
             }
         }
         self.link.stream.poll_room(context).map_err(|error| self.link.explain(error).into())
+    }
+
+    /// Takes the peer's greeting if it has arrived, for a message that is longer than what may be sent
+    /// before it. An error if that does not help.
+    #[cold]
+    fn look_for_greeting(&self, len: usize) -> Result<(), SendError> {
+        if !self.link.is_open() && !self.link.finished.get() {
+            // Whoever waits for the greeting in this half holds `&mut self`, so no waker is lost.
+            let mut context = Context::from_waker(Waker::noop());
+            let _ = self.link.poll_open(Half::Sender, &mut context);
+            if len <= self.link.message_bytes_max.get() {
+                return Ok(());
+            }
+        }
+        Err(self.refusal(len))
     }
 
     /// Why a message of `len` bytes can't be accepted whatever the queue.
