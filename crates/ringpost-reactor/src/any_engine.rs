@@ -109,6 +109,14 @@ impl AnyEngine {
         Ok((Self::Epoll(Box::new(engine)), pool, report))
     }
 
+    /// True if `ready` makes system calls.
+    pub(crate) fn is_direct(&self) -> bool {
+        match self {
+            Self::Uring(engine) => engine.is_direct(),
+            Self::Epoll(_) => true,
+        }
+    }
+
     /// True if many receives share a block, so that few blocks with the engine are enough.
     pub(crate) fn shares_blocks(&self) -> bool {
         match self {

@@ -465,7 +465,10 @@ impl Core {
                     driver.spinner.found(start);
                     return Ok(());
                 }
-                std::hint::spin_loop();
+                if !driver.engine.is_direct() {
+                    // Served by hand, every round is a system call and pause enough.
+                    std::hint::spin_loop();
+                }
                 spins = spins.wrapping_add(1);
                 if spins.is_multiple_of(SPINS_PER_CLOCK) {
                     let now = Instant::now();

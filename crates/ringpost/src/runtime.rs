@@ -58,7 +58,8 @@ impl Runtime {
         let mut context = Context::from_waker(&waker);
         let mut future = pin!(future);
         loop {
-            if main.woken.swap(false, Ordering::AcqRel)
+            if main.woken.load(Ordering::Relaxed)
+                && main.woken.swap(false, Ordering::AcqRel)
                 && let Poll::Ready(value) = future.as_mut().poll(&mut context)
             {
                 return value;

@@ -55,7 +55,7 @@ fn all_echo(engine: EngineChoice, count: usize, messages: u64) {
     });
     wait.recv().expect("the server is up");
     block_on(engine, async {
-        let mut connections = Vec::new();
+        let mut connections = Vec::with_capacity(count);
         for _ in 0..count {
             connections.push(Connection::connect(&path).await.expect("connect"));
         }

@@ -98,6 +98,11 @@ impl Uring {
         self.incremental
     }
 
+    /// True while receives are tried by hand.
+    pub(crate) fn is_direct(&self) -> bool {
+        !self.direct.held.is_empty()
+    }
+
     pub(crate) fn is_registered(&self) -> bool {
         self.registered.is_some()
     }
