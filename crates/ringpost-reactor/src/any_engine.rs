@@ -185,8 +185,13 @@ impl Engine for AnyEngine {
     }
 
     #[inline]
-    fn spin(&mut self, on: bool) -> bool {
-        each!(self, engine => engine.spin(on))
+    fn spin(&mut self, on: bool) {
+        each!(self, engine => engine.spin(on));
+    }
+
+    #[inline]
+    fn extra_blocks(&self) -> usize {
+        each!(self, engine => engine.extra_blocks())
     }
 
     #[inline]

@@ -154,6 +154,11 @@ impl OwnBlock {
         self.block
     }
 
+    /// Bytes delivered from it.
+    pub(crate) fn written(&self) -> u32 {
+        self.written
+    }
+
     /// Receives what is there behind what was delivered before; `None` at the end of the stream.
     ///
     /// # Safety

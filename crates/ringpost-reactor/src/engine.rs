@@ -162,9 +162,12 @@ pub(crate) trait Engine {
     fn ready(&mut self) -> bool;
 
     /// Says whether the caller spins: it then calls `ready` in a loop, and the engine may serve few
-    /// connections by hand instead of waiting for the kernel to tell of them. True if the engine
-    /// wants one block more for that. An `enter` that waits ends it.
-    fn spin(&mut self, on: bool) -> bool;
+    /// connections by hand instead of waiting for the kernel to tell of them. An `enter` that waits
+    /// ends it.
+    fn spin(&mut self, on: bool);
+
+    /// Blocks the engine wants besides those for the kernel to fill.
+    fn extra_blocks(&self) -> usize;
 
     /// Hands a block of the pool to the engine to receive into.
     fn provide(&mut self, block: BlockId);

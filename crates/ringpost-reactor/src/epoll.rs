@@ -384,8 +384,10 @@ impl Engine for Epoll {
         !self.completions.is_empty()
     }
 
-    fn spin(&mut self, _on: bool) -> bool {
-        false
+    fn spin(&mut self, _on: bool) {}
+
+    fn extra_blocks(&self) -> usize {
+        0
     }
 
     fn provide(&mut self, block: BlockId) {

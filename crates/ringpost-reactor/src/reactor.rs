@@ -141,7 +141,7 @@ impl Reactor {
             failed: None,
         };
         if config.spin == Spin::Always {
-            driver.spin(true);
+            driver.engine.spin(true);
         }
         driver.provide();
         driver.arm_doorbell(&inbox);
@@ -286,23 +286,19 @@ impl Driver {
         self.doorbell = self.start(|| Owner::Doorbell, Request::Doorbell { fd: inbox.bell_fd() });
     }
 
+    fn wants_blocks(&self) -> bool {
+        self.pool.kernel_blocks() < self.provide_target + self.engine.extra_blocks()
+    }
+
     /// Keeps enough blocks with the engine. True if any was added.
     fn provide(&mut self) -> bool {
         let mut any = false;
-        while self.pool.kernel_blocks() < self.provide_target {
+        while self.wants_blocks() {
             let Some(block) = self.pool.take_free() else { break };
             self.engine.provide(block);
             any = true;
         }
         any
-    }
-
-    /// Tells the engine whether the loop spins.
-    fn spin(&mut self, on: bool) {
-        if self.engine.spin(on) {
-            self.provide_target = (self.provide_target + 1).min(self.pool.blocks());
-            self.provide();
-        }
     }
 
     /// A receive found no block: keep more of them with the kernel from now on.
@@ -437,7 +433,8 @@ impl Core {
         let budget = driver.spinner.budget();
         if budget != Some(Duration::ZERO) {
             if driver.spinner.is_steady() {
-                driver.spin(true);
+                driver.engine.spin(true);
+                driver.provide();
             }
             if driver.engine.staged() > 0 {
                 driver.engine.enter(false, None)?;
@@ -522,7 +519,7 @@ impl Core {
         if performed && driver.ops.has_silent() {
             self.resolve(driver);
         }
-        if driver.pool.kernel_blocks() < driver.provide_target {
+        if driver.wants_blocks() {
             driver.pool.collect_returns();
             driver.provide();
         }

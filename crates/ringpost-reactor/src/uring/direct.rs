@@ -47,9 +47,9 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    /// True if all receives there are may be held.
-    pub(super) fn fits(&self, receives: usize) -> bool {
-        self.on && receives <= HELD_MAX
+    /// True if all receives there are, and `more`, may be held.
+    pub(super) fn fits(&self, more: usize) -> bool {
+        self.on && self.held.len() + self.armed.len() + more <= HELD_MAX
     }
 
     /// Takes a held receive out.

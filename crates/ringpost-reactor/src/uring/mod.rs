@@ -226,7 +226,8 @@ impl Uring {
         }
     }
 
-    /// Arms everything held in the ring. False if the ring has no room.
+    /// Arms everything held in the ring, and gives the ring what is left of the block for it. False if
+    /// the ring has no room.
     fn arm_held(&mut self) -> bool {
         while let Some((token, fd)) = self.direct.held.pop() {
             let entry = self.entry(Request::Receive { fd }).user_data(token.0);
@@ -237,7 +238,19 @@ impl Uring {
             }
             self.direct.armed.insert(token, fd);
         }
+        if let Some(own) = self.direct.block.take() {
+            self.add_to_ring(own.id(), own.written());
+        }
         true
+    }
+
+    /// Hands the kernel the bytes of `block` from `offset` on.
+    fn add_to_ring(&mut self, block: BlockId, offset: u32) {
+        debug_assert_eq!(self.written[block as usize], NOT_HELD);
+        self.written[block as usize] = offset;
+        let start = self.pool.offset_of(block) + offset as usize;
+        let len = self.pool.block_bytes() - offset;
+        self.buffers.add(block, self.pool.region().at(start), len);
     }
 
     /// Takes the receives out of the ring, to try them by hand from then on.
@@ -310,8 +323,7 @@ impl Engine for Uring {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
         match request {
             Request::Receive { fd } => {
-                let receives = self.direct.held.len() + self.direct.armed.len() + 1;
-                if self.direct.fits(receives) && self.direct.block.is_some() {
+                if self.direct.fits(1) && self.direct.block.is_some() {
                     self.direct.held.push((token, fd));
                     return Ok(());
                 }
@@ -415,31 +427,28 @@ impl Engine for Uring {
         !self.completions.is_empty() || self.ring_is_ready()
     }
 
-    fn spin(&mut self, on: bool) -> bool {
-        if on == self.direct.on {
-            return false;
-        }
-        self.direct.on = on;
-        if !on {
+    fn spin(&mut self, on: bool) {
+        // A block that is left half used goes to the ring, which takes such blocks only if it shares
+        // them.
+        self.direct.on = on && self.incremental;
+        if !self.direct.on {
             // An unarmed receive would never be heard of; without room it stays held and is tried.
             self.arm_held();
-            return false;
-        }
-        if self.direct.fits(self.direct.armed.len()) {
+        } else if !self.direct.armed.is_empty() && self.direct.fits(0) {
             self.disarm();
         }
-        self.direct.block.is_none()
+    }
+
+    fn extra_blocks(&self) -> usize {
+        usize::from(self.direct.fits(0))
     }
 
     fn provide(&mut self, block: BlockId) {
-        if self.direct.on && self.direct.block.is_none() {
+        if self.direct.fits(0) && self.direct.block.is_none() {
             self.direct.block = Some(OwnBlock::new(block));
             return;
         }
-        debug_assert_eq!(self.written[block as usize], NOT_HELD);
-        self.written[block as usize] = 0;
-        let address = self.pool.region().at(self.pool.offset_of(block));
-        self.buffers.add(block, address, self.pool.block_bytes());
+        self.add_to_ring(block, 0);
     }
 
     fn surrender_blocks(&mut self) -> Vec<BlockId> {
