@@ -16,4 +16,5 @@ mod refused_uring;
 mod roles;
 mod runtime_end;
 mod sizes;
+mod spinning;
 mod threads;
