@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use xshell::{Shell, cmd};
 
-use crate::run::{Deadline, observe, root, shell};
+use crate::run::{Deadline, observe, root, run as run_command, shell};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -38,8 +38,11 @@ pub(crate) fn test(arguments: &TestArgs) -> Result<Counts> {
     let shell = shell()?;
     let deadline = Deadline::after(TIME_MAX);
     let mut counts = Counts::default();
+    // Tests start the examples as programs. With targets named, `cargo test` makes them tests only.
+    let examples = cmd!(shell, "cargo build --locked --workspace --examples");
+    run_command(examples, deadline.left())?;
     // `--all-targets` would leave out the documentation tests, hence two calls.
-    for targets in [&["--lib", "--bins", "--tests", "--examples"][..], &["--doc"]] {
+    for targets in [&["--lib", "--bins", "--tests"][..], &["--doc"]] {
         if arguments.no_run && targets == ["--doc"] {
             continue;
         }
