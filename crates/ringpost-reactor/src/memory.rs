@@ -124,10 +124,36 @@ impl Prefix {
     }
 }
 
-/// Capacity of a small outbound block, bytes. One page: most request/reply turns fit.
-pub(crate) const OUTBOUND_SMALL_BYTES: usize = 4 * 1024;
-/// Capacity of a large outbound block, bytes: what one batched send carries.
-pub(crate) const OUTBOUND_LARGE_BYTES: usize = 64 * 1024;
+/// Capacities of outbound blocks by class, bytes: a reply or a greeting; a page; what one batched send
+/// carries.
+const CLASS_BYTES: [usize; 3] = [512, 4 * 1024, 64 * 1024];
+/// Blocks of each class kept for reuse: 512 KiB, 4 MiB and 4 MiB.
+const CLASS_KEPT_MAX: [usize; 3] = [1024, 1024, 64];
+/// Capacity of a block of the largest class, bytes.
+pub(crate) const OUTBOUND_LARGE_BYTES: usize = CLASS_BYTES[2];
+
+/// How large the blocks are that an outbound queue takes. Follows the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct BlockClass(usize);
+
+impl BlockClass {
+    /// The largest class.
+    pub(crate) const LARGE: Self = Self(2);
+
+    /// The class to take after a block of this one was too small.
+    pub(crate) fn grown(self) -> Self {
+        Self((self.0 + 1).min(Self::LARGE.0))
+    }
+
+    /// The class to take after a block left with `bytes` in it: a smaller one if that would have held
+    /// four times as many.
+    pub(crate) fn after(self, bytes: usize) -> Self {
+        match self.0.checked_sub(1) {
+            Some(smaller) if bytes * 4 <= CLASS_BYTES[smaller] => Self(smaller),
+            _ => self,
+        }
+    }
+}
 
 /// A buffer that messages are written to once and that the kernel then reads.
 pub(crate) struct OutboundBlock {
@@ -274,60 +300,52 @@ impl fmt::Debug for OutboundBlock {
 }
 
 /// Free lists of outbound blocks, so that steady traffic allocates nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct OutboundBlocks {
-    small: Vec<OutboundBlock>,
-    large: Vec<OutboundBlock>,
+    free: [Vec<OutboundBlock>; 3],
     colour: usize,
     /// Blocks taken from the allocator since the start.
     pub(crate) allocated: u64,
 }
 
-/// Small blocks kept for reuse: 4 MiB.
-const SMALL_KEPT_MAX: usize = 1024;
-/// Large blocks kept for reuse: 4 MiB.
-const LARGE_KEPT_MAX: usize = 64;
-
 impl OutboundBlocks {
     pub(crate) fn new() -> Self {
-        Self { small: Vec::new(), large: Vec::new(), colour: 0, allocated: 0 }
+        Self::default()
     }
 
-    /// A block that fits `bytes` behind a prefix, preferably of `OUTBOUND_LARGE_BYTES` when `large`.
-    pub(crate) fn take(&mut self, bytes: usize, large: bool) -> OutboundBlock {
-        // Spread block starts over the cache sets; at most a quarter of the small block is given up.
+    /// A block that fits `bytes` behind a prefix, of `class` or larger.
+    pub(crate) fn take(&mut self, bytes: usize, class: BlockClass) -> OutboundBlock {
+        // Spread the starts of pages over the cache sets; at most a quarter of a page is given up.
         const COLOURS: usize = 8;
         const STEP: usize = 128;
-        let small_room = OUTBOUND_SMALL_BYTES - COLOURS * STEP - Prefix::BYTES_MAX;
-        let (list, capacity) = if bytes <= small_room && !large {
-            (&mut self.small, OUTBOUND_SMALL_BYTES)
-        } else {
-            (&mut self.large, OUTBOUND_LARGE_BYTES)
+        const PAGE: usize = 1;
+        let fits = |class: &usize| {
+            let colours = if *class == PAGE { COLOURS * STEP } else { 0 };
+            bytes + Prefix::BYTES_MAX + colours <= CLASS_BYTES[*class]
         };
-        let offset = if capacity == OUTBOUND_SMALL_BYTES {
+        let Some(class) = (class.0..CLASS_BYTES.len()).find(fits) else {
+            self.allocated += 1;
+            return OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX);
+        };
+        let mut block = self.free[class].pop().unwrap_or_else(|| {
+            self.allocated += 1;
+            OutboundBlock::with_capacity(CLASS_BYTES[class])
+        });
+        let mut offset = 0;
+        if class == PAGE {
             self.colour = (self.colour + 1) % COLOURS;
-            self.colour * STEP
-        } else {
-            0
-        };
-        let mut block = if bytes > OUTBOUND_LARGE_BYTES - Prefix::BYTES_MAX {
-            self.allocated += 1;
-            OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX)
-        } else if let Some(block) = list.pop() {
-            block
-        } else {
-            self.allocated += 1;
-            OutboundBlock::with_capacity(capacity)
-        };
+            offset = self.colour * STEP;
+        }
         block.reset(offset);
         block
     }
 
     pub(crate) fn give_back(&mut self, block: OutboundBlock) {
-        match block.capacity() {
-            OUTBOUND_SMALL_BYTES if self.small.len() < SMALL_KEPT_MAX => self.small.push(block),
-            OUTBOUND_LARGE_BYTES if self.large.len() < LARGE_KEPT_MAX => self.large.push(block),
-            _ => drop(block),
+        let class = CLASS_BYTES.iter().position(|bytes| *bytes == block.capacity());
+        if let Some(class) = class
+            && self.free[class].len() < CLASS_KEPT_MAX[class]
+        {
+            self.free[class].push(block);
         }
     }
 }
@@ -339,7 +357,7 @@ mod tests {
     #[test]
     fn block_appends_and_advances() {
         let mut blocks = OutboundBlocks::new();
-        let mut block = blocks.take(10, false);
+        let mut block = blocks.take(10, BlockClass::default());
         block.append(Prefix::new(*b"head....", 4), b"body");
         block.append_with(Prefix::NONE, 3, |bytes| {
             assert_eq!(bytes, [0, 0, 0]);
@@ -349,14 +367,14 @@ mod tests {
         block.advance(4);
         assert_eq!(block.as_slice(), b"bodyx\0\0");
         blocks.give_back(block);
-        assert!(blocks.take(10, false).is_empty());
+        assert!(blocks.take(10, BlockClass::default()).is_empty());
         assert_eq!(blocks.allocated, 1);
     }
 
     #[test]
     fn a_full_block_fits_no_empty_body() {
         let mut blocks = OutboundBlocks::new();
-        let mut block = blocks.take(10, false);
+        let mut block = blocks.take(10, BlockClass::default());
         while block.fits(0) {
             block.append(Prefix::word(7), &[]);
         }
@@ -366,8 +384,8 @@ mod tests {
     #[test]
     fn blocks_fit_what_is_asked() {
         let mut blocks = OutboundBlocks::new();
-        for bytes in [1, 3071, 3072, 3073, 4096, 65536, 65537, 1 << 20] {
-            let block = blocks.take(bytes, false);
+        for bytes in [0, 1, 504, 505, 3064, 3065, 4096, 65528, 65529, 1 << 20] {
+            let block = blocks.take(bytes, BlockClass::default());
             assert!(block.fits(bytes), "{bytes}");
         }
     }

@@ -14,9 +14,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::memory::{
-    OUTBOUND_LARGE_BYTES, OUTBOUND_SMALL_BYTES, OutboundBlock, OutboundBlocks, Prefix,
-};
+use crate::memory::{BlockClass, OUTBOUND_LARGE_BYTES, OutboundBlock, OutboundBlocks, Prefix};
 use crate::pool::Lease;
 
 /// Segments that one gathered send carries; well below IOV_MAX (1024, sendmsg(2)) halves.
@@ -203,8 +201,8 @@ pub(crate) struct Outbound {
     tail: Option<OutboundBlock>,
     /// Bytes in `before`.
     before_bytes: usize,
-    /// The last block was outgrown: take a large one next.
-    large: bool,
+    /// What to take next.
+    class: BlockClass,
     /// A gather kept for reuse.
     spare: Option<Box<Gather>>,
 }
@@ -277,8 +275,10 @@ impl Outbound {
     pub(crate) fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
         let outgrown = self.tail.is_some();
         self.close();
-        self.large |= outgrown;
-        self.tail = Some(blocks.take(bytes, self.large));
+        if outgrown {
+            self.class = self.class.grown();
+        }
+        self.tail = Some(blocks.take(bytes, self.class));
     }
 
     /// A block with room for `len` bytes for somebody who appends many payloads: the open one if it
@@ -289,13 +289,13 @@ impl Outbound {
         len: usize,
         blocks: &mut OutboundBlocks,
     ) -> OutboundBlock {
-        self.large |= full.is_some();
         if let Some(full) = full {
+            self.class = self.class.grown();
             self.take_back(full, blocks);
         }
         match self.tail.take_if(|tail| tail.fits(len)) {
             Some(block) => block,
-            None => blocks.take(len, self.large),
+            None => blocks.take(len, self.class),
         }
     }
 
@@ -327,10 +327,7 @@ impl Outbound {
                 blocks.give_back(tail);
                 return None;
             }
-            // Falls back to small blocks once the traffic has become small again.
-            if tail.len() < OUTBOUND_SMALL_BYTES / 4 {
-                self.large = false;
-            }
+            self.class = self.class.after(tail.len());
             return Some(SendMemory::Block(tail));
         }
         self.close();
