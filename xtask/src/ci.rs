@@ -70,7 +70,7 @@ impl Steps {
         let start = Instant::now();
         let counts = step().unwrap_or_else(|error| {
             eprintln!("{name}: {error:#}");
-            Counts::failed()
+            Counts::failed(format!("{name}: {error:#}"))
         });
         self.done.push((name, start.elapsed(), counts));
     }
@@ -83,7 +83,7 @@ impl Steps {
         );
         for (name, time, counts) in &self.done {
             println!("{name:<10} {:>8.1}  {counts}", time.as_secs_f64());
-            sum += *counts;
+            sum += counts.clone();
         }
         finish(&sum)
     }

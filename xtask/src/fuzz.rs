@@ -2,13 +2,14 @@
 //!
 //! New inputs go to a folder below `target`, so that a run leaves the stored corpus as it is.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
 
-use crate::run::{observe, root, run as run_command, shell};
+use crate::run::{observe_silently, root, run as run_command, shell};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -169,10 +170,20 @@ fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) 
     let limit = format!("-max_total_time={seconds}");
     command = command.args(["--", &limit, "-timeout=10", "-print_final_stats=1"]);
 
+    // libFuzzer prints a line for each input it keeps: tens of thousands that bury everything else.
     let mut figures = Figures::default();
-    let status = observe(command, Duration::from_secs(seconds) + RUN_TIME_EXTRA, |line| {
-        figures.line(line);
-    })?;
+    let mut last = VecDeque::with_capacity(LINES_SHOWN_MAX);
+    let status =
+        observe_silently(command, Duration::from_secs(seconds) + RUN_TIME_EXTRA, |line| {
+            figures.line(line);
+            if last.len() == LINES_SHOWN_MAX {
+                last.pop_front();
+            }
+            last.push_back(line.to_owned());
+        })?;
+    if !status.success() || figures.crash.is_some() {
+        last.iter().for_each(|line| println!("{line}"));
+    }
     if !status.success() && figures.crash.is_none() {
         bail!("the target {target} failed without a crashing input: {status}");
     }
@@ -209,6 +220,9 @@ fn install(shell: &Shell) -> Result<()> {
 const FETCH_TIME_MAX: Duration = Duration::from_secs(3 * 60);
 
 const BUILD_TIME_MAX: Duration = Duration::from_secs(8 * 60);
+
+/// The end of what a target that crashed has printed.
+const LINES_SHOWN_MAX: usize = 120;
 
 /// For starting, replaying the corpus and minimising a crash.
 const RUN_TIME_EXTRA: Duration = Duration::from_secs(120);

@@ -43,6 +43,31 @@ pub(crate) fn run(command: Cmd<'_>, limit: Duration) -> Result<()> {
 pub(crate) fn observe(
     command: Cmd<'_>,
     limit: Duration,
+    observer: impl FnMut(&str) + Send,
+) -> Result<ExitStatus> {
+    watch(command, limit, Echo::Yes, observer)
+}
+
+/// As [`observe`], but shows nothing of what the command prints.
+pub(crate) fn observe_silently(
+    command: Cmd<'_>,
+    limit: Duration,
+    observer: impl FnMut(&str) + Send,
+) -> Result<ExitStatus> {
+    watch(command, limit, Echo::No, observer)
+}
+
+/// Whether what a command prints is printed here as well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Echo {
+    Yes,
+    No,
+}
+
+fn watch(
+    command: Cmd<'_>,
+    limit: Duration,
+    echo: Echo,
     mut observer: impl FnMut(&str) + Send,
 ) -> Result<ExitStatus> {
     let text = command.to_string();
@@ -59,8 +84,8 @@ pub(crate) fn observe(
     let observer = Mutex::new(&mut observer as &mut (dyn FnMut(&str) + Send));
     let (done, ended) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| pass(stdout, &mut std::io::stdout(), &observer));
-        scope.spawn(|| pass(stderr, &mut std::io::stderr(), &observer));
+        scope.spawn(|| pass(stdout, &mut std::io::stdout(), echo, &observer));
+        scope.spawn(|| pass(stderr, &mut std::io::stderr(), echo, &observer));
         // Holds `done` as long as the command runs; the answer itself comes from `wait`.
         scope.spawn(move || done.send(child.wait()));
         match ended.recv_timeout(limit) {
@@ -88,12 +113,19 @@ impl Deadline {
     }
 }
 
-fn pass(from: impl Read, to: &mut impl Write, observer: &Mutex<&mut (dyn FnMut(&str) + Send)>) {
+fn pass(
+    from: impl Read,
+    to: &mut impl Write,
+    echo: Echo,
+    observer: &Mutex<&mut (dyn FnMut(&str) + Send)>,
+) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     while matches!(from.read_until(b'\n', &mut line), Ok(length) if length > 0) {
-        // Whoever reads our output may have gone; the command is still to be observed.
-        let _ = to.write_all(&line).and_then(|()| to.flush());
+        if echo == Echo::Yes {
+            // Whoever reads our output may have gone; the command is still to be observed.
+            let _ = to.write_all(&line).and_then(|()| to.flush());
+        }
         let text = String::from_utf8_lossy(&line);
         if let Ok(mut observer) = observer.lock() {
             observer(text.trim_end());

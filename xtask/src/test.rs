@@ -27,8 +27,13 @@ pub(crate) fn run(arguments: &TestArgs) -> Result<()> {
     finish(&counts)
 }
 
-/// Prints the sums as the last line of all, and ends with the status that they mean.
+/// Prints what failed once more, as thousands of lines may have come since, and the sums as the last
+/// line of all; ends with the status that they mean.
 pub(crate) fn finish(counts: &Counts) -> ! {
+    if !counts.failures.is_empty() {
+        println!("\nwhat failed:");
+        counts.failures.iter().for_each(|line| println!("{line}"));
+    }
     println!("{counts}");
     std::process::exit(i32::from(counts.failed > 0));
 }
@@ -56,13 +61,15 @@ pub(crate) fn test(arguments: &TestArgs) -> Result<Counts> {
 }
 
 /// What became of tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) passed: u32,
     pub(crate) failed: u32,
     pub(crate) skipped: u32,
     /// Tests that replay stored inputs of the fuzz targets; part of the others.
     replays: u32,
+    /// What was printed of the failures: at most [`FAILURE_LINES_MAX`] lines of each command.
+    failures: Vec<String>,
 }
 
 impl Counts {
@@ -70,8 +77,8 @@ impl Counts {
         Self { passed: 1, ..Self::default() }
     }
 
-    pub(crate) fn failed() -> Self {
-        Self { failed: 1, ..Self::default() }
+    pub(crate) fn failed(why: String) -> Self {
+        Self { failed: 1, failures: vec![why], ..Self::default() }
     }
 
     pub(crate) fn skipped() -> Self {
@@ -85,6 +92,7 @@ impl std::ops::AddAssign for Counts {
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.replays += other.replays;
+        self.failures.extend(other.failures);
     }
 }
 
@@ -123,13 +131,11 @@ fn check_corpus(counts: &Counts) -> Counts {
         std::fs::read_dir(root().join("fuzz/corpus")).is_ok_and(|mut e| e.next().is_some());
     match (stored, counts.replays) {
         (false, _) => Counts::default(),
-        (true, 0) => {
-            eprintln!(
-                "fuzz/corpus has inputs, and no test replays them: no test with `corpus` in its \
+        (true, 0) => Counts::failed(
+            "fuzz/corpus has inputs, and no test replays them: no test with `corpus` in its \
                  name has run"
-            );
-            Counts::failed()
-        }
+                .into(),
+        ),
         (true, replays) => {
             println!("corpus replay: {replays} tests");
             Counts::default()
@@ -145,11 +151,14 @@ struct Tally {
     gave_up: u32,
     started: u32,
     ended: u32,
+    /// The lines that come now tell of failures.
+    failing: bool,
 }
 
 impl Tally {
     fn line(&mut self, line: &str) {
         let line = without_colour(line);
+        self.keep(&line);
         let line = line.trim();
         if line.starts_with("Running ") && line.ends_with(')') {
             self.started += 1;
@@ -165,18 +174,31 @@ impl Tally {
         }
     }
 
+    /// Keeps what a test program prints from `failures:` to its result, and cargo's own errors.
+    fn keep(&mut self, line: &str) {
+        self.failing = match line.trim_end() {
+            "failures:" => true,
+            line => self.failing && !line.starts_with("test result: "),
+        };
+        let kept = &mut self.counts.failures;
+        if (self.failing || line.starts_with("error")) && kept.len() < FAILURE_LINES_MAX {
+            kept.push(line.to_owned());
+        }
+    }
+
     fn finish(mut self, success: bool, no_run: bool) -> Counts {
         let moved = self.gave_up.min(self.counts.passed);
         self.counts.passed -= moved;
         self.counts.skipped += moved;
         let lost = if no_run { 0 } else { self.started.saturating_sub(self.ended) };
         if lost > 0 {
-            eprintln!("{lost} test programs ended without a result: crashed, or killed");
+            let failure =
+                format!("{lost} test programs ended without a result: crashed, or killed");
+            self.counts.failures.push(failure);
             self.counts.failed += lost;
         }
         if !success && self.counts.failed == 0 {
-            eprintln!("cargo failed before or outside the tests");
-            self.counts.failed = 1;
+            self.counts += Counts::failed("cargo failed before or outside the tests".into());
         }
         self.counts
     }
@@ -200,6 +222,9 @@ fn without_colour(line: &str) -> String {
     }
     text + rest
 }
+
+/// What is printed again of one command's failures.
+const FAILURE_LINES_MAX: usize = 400;
 
 /// All of it, from a clean clone on two cores.
 const TIME_MAX: Duration = Duration::from_secs(15 * 60);
@@ -248,6 +273,33 @@ error: test failed, to rerun pass `-p a --test it`
 ";
         assert_eq!(tally(output, false), "0 passed, 1 failed, 0 skipped");
         assert_eq!(tally("error: could not compile `a`\n", false), "0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn keeps_what_was_printed_of_failures() {
+        let output = "\
+running 2 tests
+test a ... FAILED
+test b ... ok
+
+failures:
+
+---- a stdout ----
+thread 'a' panicked at src/a.rs:1:1:
+
+failures:
+    a
+
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s
+error: test failed, to rerun pass `-p a --lib`
+test c ... ok
+";
+        let mut tally = Tally::default();
+        output.lines().for_each(|line| tally.line(line));
+        let kept = tally.finish(false, false).failures;
+        assert!(kept.iter().any(|line| line.contains("panicked at src/a.rs")), "{kept:?}");
+        assert!(kept.iter().any(|line| line.contains("to rerun pass")), "{kept:?}");
+        assert!(!kept.iter().any(|line| line.contains("... ok")), "{kept:?}");
     }
 
     #[test]
