@@ -237,8 +237,10 @@ fn skipped_frames(engine: EngineChoice) {
             peer.send(&frame(FrameKind::Pong, b"an answer to nothing"));
             peer.send(&flagged(FrameKind::Message, FrameFlags::CRITICAL, &[kind]));
         }
-        peer.send(&flagged(FrameKind::Fin, FrameFlags::CRITICAL, &[]));
-        peer.send(&frame(FrameKind::Unknown(200), b"allowed after FIN"));
+        // In one write: the other side may close as soon as it has seen the FIN.
+        let mut end = flagged(FrameKind::Fin, FrameFlags::CRITICAL, &[]);
+        end.extend(frame(FrameKind::Unknown(200), b"allowed after FIN"));
+        peer.send(&end);
         peer.shutdown_write();
     };
     against(engine, client, |mut connection| async move {
