@@ -91,8 +91,9 @@ struct State {
     end: Option<Result<(), StreamError>>,
     /// The oldest received chunk, in place because there is seldom another.
     first: Option<Chunk>,
-    /// The chunks behind `first`; empty while that is `None`.
-    inbound: VecDeque<Chunk>,
+    /// The chunks behind `first`; none while that is `None`.
+    #[expect(clippy::box_collection, reason = "idle streams, of which there are many, have none")]
+    inbound: Option<Box<VecDeque<Chunk>>>,
     inbound_bytes: usize,
     reader: Option<Waker>,
     watcher: Option<Waker>,
@@ -101,7 +102,7 @@ struct State {
     sending_bytes: usize,
     sending: bool,
     /// Memory of a send that could not be started.
-    unsent: Option<SendMemory>,
+    unsent: Option<Box<SendMemory>>,
     send_failure: Option<StreamError>,
     writer: Option<Waker>,
     dirty: bool,
@@ -135,7 +136,7 @@ impl Stream {
             receive: Receive::Idle,
             end: None,
             first: None,
-            inbound: VecDeque::new(),
+            inbound: None,
             inbound_bytes: 0,
             reader: None,
             watcher: None,
@@ -173,8 +174,8 @@ impl Stream {
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Inbound, StreamError>> {
         let mut state = self.cell.state.borrow_mut();
         if let Some(chunk) = state.first.take() {
-            if !state.inbound.is_empty() {
-                state.first = state.inbound.pop_front();
+            if let Some(inbound) = &mut state.inbound {
+                state.first = inbound.pop_front();
             }
             state.inbound_bytes -= chunk.len();
             let resume = state.receive == Receive::Paused
@@ -491,9 +492,9 @@ impl State {
             self.first = Some(chunk);
             return;
         };
-        let last = self.inbound.back_mut().unwrap_or(first);
-        if let Err(chunk) = last.try_extend(chunk) {
-            self.inbound.push_back(chunk);
+        let behind = self.inbound.as_mut().and_then(|inbound| inbound.back_mut());
+        if let Err(chunk) = behind.unwrap_or(first).try_extend(chunk) {
+            self.inbound.get_or_insert_default().push_back(chunk);
         }
     }
 
@@ -666,7 +667,7 @@ impl StreamCell {
         silent: bool,
     ) {
         if let Some(errno) = driver.failed {
-            state.unsent = Some(memory);
+            state.unsent = Some(Box::new(memory));
             state.send_failure = Some(StreamError::from_errno(errno));
             return;
         }
@@ -681,7 +682,7 @@ impl StreamCell {
         match started {
             Ok(_) => state.sending = true,
             Err(NotStarted { memory }) => {
-                state.unsent = memory;
+                state.unsent = memory.map(Box::new);
                 driver.retry.push(Rc::clone(self));
             }
         }
@@ -694,7 +695,7 @@ impl StreamCell {
             if !state.sending
                 && let Some(memory) = state.unsent.take()
             {
-                self.send(&mut state, driver, memory, !driver.tracked_only);
+                self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             if state.receive != Receive::Idle {
                 return;

@@ -1,8 +1,8 @@
 //! What the two halves of a connection share: the stream, and the greeting.
 //!
 //! ```text
-//! native:   Greeting -> Open -> (Closed)      both sides send their HELLO at once
-//! plain:    Open -> (Closed)                  nothing to agree on
+//! native:   Greeting -> (Leftover ->) Open -> (Closed)      both sides send their HELLO at once
+//! plain:    Open -> (Closed)                                nothing to agree on
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -32,13 +32,11 @@ pub(crate) struct Link {
     pub(crate) stream: Stream,
     pub(crate) options: ConnectionOptions,
     reactor: Reactor,
-    greeting: RefCell<Option<Box<Greeting>>>,
+    phase: RefCell<Phase>,
     /// The longest message that may be sent now, bytes. Before the peer's greeting is there, what
     /// every agreement allows.
     pub(crate) message_bytes_max: Cell<usize>,
     closed: RefCell<Option<Closed>>,
-    /// What arrived behind the greeting, for the receiver.
-    leftover: RefCell<Option<Chunk>>,
     agreement: Cell<Option<Agreement>>,
     /// FIN or REJECT has been sent.
     pub(crate) finished: Cell<bool>,
@@ -48,24 +46,35 @@ pub(crate) struct Link {
     pub(crate) pong_beyond_bound: Cell<bool>,
 }
 
+enum Phase {
+    Greeting(Greeting),
+    /// The greeting is over; this arrived behind it, for the receiver.
+    Leftover(Chunk),
+    Open,
+}
+
+/// A connection may stay here for long: what most greetings do without is allocated when it is needed.
 struct Greeting {
-    ours: Hello,
-    reader: HelloReader,
+    instance: u64,
+    /// The beginning of a greeting that arrives in parts.
+    reader: Option<Box<HelloReader>>,
     deadline: Instant,
     /// One for each half that waits.
-    alarms: [Option<Sleep>; 2],
+    alarms: [Option<Box<Sleep>>; 2],
 }
 
 impl Link {
     pub(crate) fn new(reactor: Reactor, stream: Stream, options: ConnectionOptions) -> Rc<Self> {
-        let native = matches!(options.profile, Profile::Native);
-        let greeting = native.then(|| {
-            let ours = Hello::new(options.frame_bytes_max, fastrand::u64(..));
+        let phase = if matches!(options.profile, Profile::Native) {
+            let instance = fastrand::u64(..);
+            let ours = Hello::new(options.frame_bytes_max, instance);
             stream.append(Prefix::NONE, &ours.encode());
             let limit = Duration::from_millis(options.handshake_ms_max);
             let deadline = Instant::now() + limit.min(HANDSHAKE_MAX);
-            Box::new(Greeting { ours, reader: HelloReader::new(), deadline, alarms: [None, None] })
-        });
+            Phase::Greeting(Greeting { instance, reader: None, deadline, alarms: [None, None] })
+        } else {
+            Phase::Open
+        };
         let limit = match options.profile {
             Profile::Native => FRAME_BYTES_MAX_FLOOR.min(options.frame_bytes_max) as usize,
             Profile::LengthPrefixed(prefix) => {
@@ -78,10 +87,9 @@ impl Link {
             stream,
             options,
             reactor,
-            greeting: RefCell::new(greeting),
+            phase: RefCell::new(phase),
             message_bytes_max: Cell::new(limit),
             closed: RefCell::new(None),
-            leftover: RefCell::new(None),
             agreement: Cell::new(None),
             finished: Cell::new(false),
             peer_going_away: Cell::new(false),
@@ -101,7 +109,14 @@ impl Link {
     }
 
     pub(crate) fn take_leftover(&self) -> Option<Chunk> {
-        self.leftover.borrow_mut().take()
+        let mut phase = self.phase.borrow_mut();
+        if !matches!(*phase, Phase::Leftover(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut *phase, Phase::Open) {
+            Phase::Leftover(chunk) => Some(chunk),
+            _ => None,
+        }
     }
 
     pub(crate) fn agreement(&self) -> Option<Agreement> {
@@ -113,7 +128,7 @@ impl Link {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.greeting.borrow().is_none()
+        !matches!(*self.phase.borrow(), Phase::Greeting(_))
     }
 
     pub(crate) fn closed(&self) -> Result<(), Closed> {
@@ -135,8 +150,8 @@ impl Link {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Closed>> {
         self.closed()?;
-        let mut slot = self.greeting.borrow_mut();
-        let Some(greeting) = slot.as_mut() else { return Poll::Ready(Ok(())) };
+        let mut phase = self.phase.borrow_mut();
+        let Phase::Greeting(greeting) = &mut *phase else { return Poll::Ready(Ok(())) };
         let outcome = loop {
             // Either half may take the bytes; both are woken when some arrive.
             let arrived = half == Half::Receiver || self.stream.poll_arrival(context).is_ready();
@@ -148,19 +163,26 @@ impl Link {
                 Poll::Pending => {
                     let alarm = &mut greeting.alarms[half as usize];
                     let at = greeting.deadline;
-                    let alarm = alarm.get_or_insert_with(|| self.reactor.sleep_until(at));
-                    if Pin::new(alarm).poll(context).is_pending() {
+                    let alarm = alarm.get_or_insert_with(|| Box::new(self.reactor.sleep_until(at)));
+                    if Pin::new(alarm.as_mut()).poll(context).is_pending() {
                         return Poll::Pending;
                     }
                     let milliseconds = self.options.handshake_ms_max;
                     break Err(Closed::HandshakeTimeout { milliseconds });
                 }
             };
-            match greeting.reader.step(chunk.as_slice()) {
-                Ok(HelloStep::NeedMore { .. }) => {}
+            let mut whole = HelloReader::new();
+            let reader = greeting.reader.as_deref_mut().unwrap_or(&mut whole);
+            match reader.step(chunk.as_slice()) {
+                Ok(HelloStep::NeedMore { .. }) => {
+                    if greeting.reader.is_none() {
+                        greeting.reader = Some(Box::new(whole));
+                    }
+                }
                 Ok(HelloStep::Complete { hello, consumed }) => {
                     chunk.advance(consumed);
-                    match greeting.ours.agree(&hello) {
+                    let ours = Hello::new(self.options.frame_bytes_max, greeting.instance);
+                    match ours.agree(&hello) {
                         Ok(agreement) => break Ok((agreement, chunk)),
                         Err(error) => break Err(self.refuse(error)),
                     }
@@ -168,18 +190,18 @@ impl Link {
                 Err(error) => break Err(self.refuse(error)),
             }
         };
-        *slot = None;
-        drop(slot);
+        *phase = Phase::Open;
         Poll::Ready(match outcome {
             Ok((agreement, chunk)) => {
                 self.message_bytes_max.set(agreement.frame_bytes_max as usize);
                 self.agreement.set(Some(agreement));
                 if !chunk.is_empty() {
-                    *self.leftover.borrow_mut() = Some(chunk);
+                    *phase = Phase::Leftover(chunk);
                 }
                 Ok(())
             }
             Err(closed) => {
+                drop(phase);
                 self.close(closed.clone());
                 Err(closed)
             }
