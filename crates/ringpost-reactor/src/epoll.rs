@@ -40,6 +40,8 @@ struct Watch {
     accept: Option<Token>,
     doorbell: Option<Token>,
     hangup: Option<Token>,
+    readable: Option<Token>,
+    writable: Option<Token>,
     /// Events registered with the kernel; `None` if the descriptor is not in the set.
     registered: Option<epoll::EventFlags>,
 }
@@ -47,10 +49,10 @@ struct Watch {
 impl Watch {
     fn wanted(&self) -> epoll::EventFlags {
         let mut events = epoll::EventFlags::empty();
-        if self.receive.is_some() || self.accept.is_some() {
+        if self.receive.is_some() || self.accept.is_some() || self.readable.is_some() {
             events |= epoll::EventFlags::IN;
         }
-        if self.send.is_some() {
+        if self.send.is_some() || self.writable.is_some() {
             events |= epoll::EventFlags::OUT;
         }
         if self.hangup.is_some() {
@@ -171,6 +173,12 @@ impl Epoll {
             Request::Hangup { fd } => {
                 self.want(fd, token, |watch| watch.hangup = Some(token), |w| w.hangup = None);
             }
+            Request::Readable { fd } => {
+                self.want(fd, token, |watch| watch.readable = Some(token), |w| w.readable = None);
+            }
+            Request::Writable { fd } => {
+                self.want(fd, token, |watch| watch.writable = Some(token), |w| w.writable = None);
+            }
             Request::Send { fd, data, len, silent } => {
                 self.send(fd, token, Pending::new(data, len), silent);
             }
@@ -209,8 +217,8 @@ impl Epoll {
                 }
                 return true;
             }
-            let Watch { receive, accept, doorbell, hangup, .. } = watch;
-            [receive, accept, doorbell, hangup]
+            let Watch { receive, accept, doorbell, hangup, readable, writable, .. } = watch;
+            [receive, accept, doorbell, hangup, readable, writable]
                 .into_iter()
                 .any(|wanted| wanted.take_if(|wanted| *wanted == target).is_some())
         });
@@ -258,6 +266,14 @@ impl Epoll {
             && let Some(watch) = self.watch_of(fd)
         {
             watch.hangup = None;
+            self.complete(token, count_of(events.bits()));
+        }
+        if readable && let Some(token) = self.watch_of(fd).and_then(|watch| watch.readable.take()) {
+            self.complete(token, count_of(events.bits()));
+        }
+        if (failed || events.contains(epoll::EventFlags::OUT))
+            && let Some(token) = self.watch_of(fd).and_then(|watch| watch.writable.take())
+        {
             self.complete(token, count_of(events.bits()));
         }
         // A descriptor that nobody wants any more leaves the set here: its hang-up would be reported

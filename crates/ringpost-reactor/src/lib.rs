@@ -27,6 +27,8 @@ mod ops;
 mod outbound;
 mod pool;
 mod reactor;
+#[cfg(test)]
+mod readiness_tests;
 mod spin;
 mod stats;
 mod stream;

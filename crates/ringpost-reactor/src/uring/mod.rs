@@ -134,6 +134,12 @@ impl Uring {
             Request::Hangup { fd } => {
                 opcode::PollAdd::new(types::Fd(fd), libc::EPOLLRDHUP.cast_unsigned()).build()
             }
+            Request::Readable { fd } => {
+                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLIN.cast_unsigned()).build()
+            }
+            Request::Writable { fd } => {
+                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLOUT.cast_unsigned()).build()
+            }
             Request::Cancel { target, .. } => opcode::AsyncCancel::new(target.0).build(),
         }
     }
