@@ -11,7 +11,7 @@
 //! * **E2** Memory and descriptors named by a staged or pending request are owned by the caller's op
 //!   slot until its terminal completion (contract of [`Engine::push`]).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -32,16 +32,48 @@ const STAGED_MAX: usize = 4096;
 const EVENTS_MAX: usize = 256;
 /// Connections accepted for one readiness event, so that a flood can't starve the rest.
 const ACCEPTS_PER_EVENT_MAX: usize = 64;
-/// What is wanted of one descriptor.
+/// What is done with a descriptor when something can be read: one of these at a time.
+#[derive(Debug, Clone, Copy)]
+enum Input {
+    Receive(Token),
+    Accept(Token),
+    Doorbell(Token),
+    Readable(Token),
+}
+
+impl Input {
+    fn token(self) -> Token {
+        match self {
+            Self::Receive(token)
+            | Self::Accept(token)
+            | Self::Doorbell(token)
+            | Self::Readable(token) => token,
+        }
+    }
+}
+
+/// What is done with a descriptor when there is room: one of these at a time.
+#[derive(Debug, Clone, Copy)]
+enum Output {
+    /// The rest of the send is in `sends`.
+    Send(Token),
+    Writable(Token),
+}
+
+impl Output {
+    fn token(self) -> Token {
+        match self {
+            Self::Send(token) | Self::Writable(token) => token,
+        }
+    }
+}
+
+/// What is wanted of one descriptor. There is one for each connection, so it is kept small.
 #[derive(Debug, Default)]
 struct Watch {
-    receive: Option<Token>,
-    send: Option<(Token, Pending)>,
-    accept: Option<Token>,
-    doorbell: Option<Token>,
+    input: Option<Input>,
+    output: Option<Output>,
     hangup: Option<Token>,
-    readable: Option<Token>,
-    writable: Option<Token>,
     /// Events registered with the kernel; `None` if the descriptor is not in the set.
     registered: Option<epoll::EventFlags>,
 }
@@ -49,17 +81,16 @@ struct Watch {
 impl Watch {
     fn wanted(&self) -> epoll::EventFlags {
         let mut events = epoll::EventFlags::empty();
-        if self.receive.is_some() || self.accept.is_some() || self.readable.is_some() {
-            events |= epoll::EventFlags::IN;
+        match self.input {
+            Some(Input::Doorbell(_)) => events |= epoll::EventFlags::IN | epoll::EventFlags::ET,
+            Some(_) => events |= epoll::EventFlags::IN,
+            None => {}
         }
-        if self.send.is_some() || self.writable.is_some() {
+        if self.output.is_some() {
             events |= epoll::EventFlags::OUT;
         }
         if self.hangup.is_some() {
             events |= epoll::EventFlags::RDHUP;
-        }
-        if self.doorbell.is_some() {
-            events |= epoll::EventFlags::IN | epoll::EventFlags::ET;
         }
         events
     }
@@ -74,6 +105,8 @@ pub(crate) struct Epoll {
     staged: VecDeque<(Token, Request)>,
     /// By descriptor number.
     watches: Vec<Option<Box<Watch>>>,
+    /// Sends that wait for room, by descriptor.
+    sends: HashMap<RawFd, Pending>,
     events: Vec<epoll::Event>,
     completions: Vec<Completion>,
     system_calls: u64,
@@ -87,6 +120,7 @@ impl Epoll {
             blocks: VecDeque::new(),
             staged: VecDeque::new(),
             watches: Vec::new(),
+            sends: HashMap::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             completions: Vec::with_capacity(EVENTS_MAX),
             system_calls: 0,
@@ -143,42 +177,49 @@ impl Epoll {
     }
 
     /// Registers interest; a refusal ends the operation that wanted it.
-    fn want(
-        &mut self,
-        fd: RawFd,
-        token: Token,
-        set: impl FnOnce(&mut Watch),
-        clear: fn(&mut Watch),
-    ) {
+    fn want(&mut self, fd: RawFd, token: Token, set: impl FnOnce(&mut Watch)) {
         set(self.watch(fd));
         if let Err(errno) = self.update(fd) {
-            if let Some(watch) = self.watch_of(fd) {
-                clear(watch);
-            }
+            self.forget(fd, token);
             self.complete(token, -errno.raw_os_error());
         }
     }
 
+    fn want_input(&mut self, fd: RawFd, input: Input) {
+        self.want(fd, input.token(), |watch| {
+            debug_assert!(watch.input.is_none(), "one input at a time");
+            watch.input = Some(input);
+        });
+    }
+
+    fn want_output(&mut self, fd: RawFd, output: Output) {
+        self.want(fd, output.token(), |watch| {
+            debug_assert!(watch.output.is_none(), "one output at a time");
+            watch.output = Some(output);
+        });
+    }
+
+    /// Takes an operation off the watch of its descriptor. If it is there: the bytes that a send had
+    /// sent, else zero.
+    fn forget(&mut self, fd: RawFd, target: Token) -> Option<u32> {
+        let watch = self.watch_of(fd)?;
+        if watch.input.take_if(|input| input.token() == target).is_some()
+            || watch.hangup.take_if(|hangup| *hangup == target).is_some()
+        {
+            return Some(0);
+        }
+        watch.output.take_if(|output| output.token() == target)?;
+        Some(self.sends.remove(&fd).map_or(0, |pending| pending.done()))
+    }
+
     fn perform(&mut self, token: Token, request: Request) {
         match request {
-            Request::Receive { fd } => {
-                self.want(fd, token, |watch| watch.receive = Some(token), |w| w.receive = None);
-            }
-            Request::Accept { fd } => {
-                self.want(fd, token, |watch| watch.accept = Some(token), |w| w.accept = None);
-            }
-            Request::Doorbell { fd } => {
-                self.want(fd, token, |watch| watch.doorbell = Some(token), |w| w.doorbell = None);
-            }
-            Request::Hangup { fd } => {
-                self.want(fd, token, |watch| watch.hangup = Some(token), |w| w.hangup = None);
-            }
-            Request::Readable { fd } => {
-                self.want(fd, token, |watch| watch.readable = Some(token), |w| w.readable = None);
-            }
-            Request::Writable { fd } => {
-                self.want(fd, token, |watch| watch.writable = Some(token), |w| w.writable = None);
-            }
+            Request::Receive { fd } => self.want_input(fd, Input::Receive(token)),
+            Request::Accept { fd } => self.want_input(fd, Input::Accept(token)),
+            Request::Doorbell { fd } => self.want_input(fd, Input::Doorbell(token)),
+            Request::Readable { fd } => self.want_input(fd, Input::Readable(token)),
+            Request::Writable { fd } => self.want_output(fd, Output::Writable(token)),
+            Request::Hangup { fd } => self.want(fd, token, |watch| watch.hangup = Some(token)),
             Request::Send { fd, data, len, silent } => {
                 self.send(fd, token, Pending::new(data, len), silent);
             }
@@ -196,8 +237,8 @@ impl Epoll {
             Attempt::Whole(count) | Attempt::Failed(count) => self.complete(token, count),
             Attempt::Short(count) if silent => self.complete(token, count),
             Attempt::Short(_) => {
-                let set = |watch: &mut Watch| watch.send = Some((token, pending));
-                self.want(fd, token, set, |watch| watch.send = None);
+                self.sends.insert(fd, pending);
+                self.want_output(fd, Output::Send(token));
             }
         }
     }
@@ -209,23 +250,11 @@ impl Epoll {
 
     fn cancel(&mut self, token: Token, target: Token, fd: RawFd) {
         // Staged requests are performed in order, so a target staged before this is a watch by now.
-        let mut result = -libc::ECANCELED;
-        let found = self.watch_of(fd).is_some_and(|watch| {
-            if let Some((_, pending)) = watch.send.take_if(|(sent, _)| *sent == target) {
-                if pending.done() > 0 {
-                    result = count_of(pending.done());
-                }
-                return true;
-            }
-            let Watch { receive, accept, doorbell, hangup, readable, writable, .. } = watch;
-            [receive, accept, doorbell, hangup, readable, writable]
-                .into_iter()
-                .any(|wanted| wanted.take_if(|wanted| *wanted == target).is_some())
-        });
-        if !found {
+        let Some(sent) = self.forget(fd, target) else {
             self.complete(token, -libc::ENOENT);
             return;
-        }
+        };
+        let result = if sent > 0 { count_of(sent) } else { -libc::ECANCELED };
         // Interest that can't be narrowed only causes events that nobody takes.
         let _ = self.update(fd);
         self.complete(target, result);
@@ -234,64 +263,64 @@ impl Epoll {
 
     fn serve(&mut self, fd: RawFd, events: epoll::EventFlags) {
         let Some(watch) = self.watch_of(fd) else { return };
-        let (receive, accept, doorbell) = (watch.receive, watch.accept, watch.doorbell);
-        let hangup = watch.hangup;
-        let send = watch.send;
+        let Watch { input, output, hangup, .. } = *watch;
         let failed = events.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
-        let readable = failed || events.contains(epoll::EventFlags::IN);
-        if let Some(token) = doorbell.filter(|_| readable) {
-            self.completions.push(Completion { token, result: 1, more: true, received: None });
-        }
-        if let Some(token) = accept.filter(|_| readable) {
-            self.accept(fd, token);
-        }
-        if let Some(token) = receive.filter(|_| readable) {
-            self.receive(fd, token);
-        }
-        if let Some((token, mut pending)) = send
-            && (failed || events.contains(epoll::EventFlags::OUT))
-        {
-            let outcome = self.attempt(fd, &mut pending);
-            let Some(watch) = self.watch_of(fd) else { return };
-            match outcome {
-                Attempt::Short(_) => watch.send = Some((token, pending)),
-                Attempt::Whole(result) | Attempt::Failed(result) => {
-                    watch.send = None;
-                    self.complete(token, result);
+        if failed || events.contains(epoll::EventFlags::IN) {
+            match input {
+                Some(Input::Receive(token)) => self.receive(fd, token),
+                Some(Input::Accept(token)) => self.accept(fd, token),
+                Some(Input::Doorbell(token)) => {
+                    let done = Completion { token, result: 1, more: true, received: None };
+                    self.completions.push(done);
                 }
+                Some(Input::Readable(token)) => self.end(fd, token, count_of(events.bits())),
+                None => {}
+            }
+        }
+        if failed || events.contains(epoll::EventFlags::OUT) {
+            match output {
+                Some(Output::Send(token)) => self.send_rest(fd, token),
+                Some(Output::Writable(token)) => self.end(fd, token, count_of(events.bits())),
+                None => {}
             }
         }
         if let Some(token) = hangup
             && (failed || events.contains(epoll::EventFlags::RDHUP))
-            && let Some(watch) = self.watch_of(fd)
         {
-            watch.hangup = None;
-            self.complete(token, count_of(events.bits()));
-        }
-        if readable && let Some(token) = self.watch_of(fd).and_then(|watch| watch.readable.take()) {
-            self.complete(token, count_of(events.bits()));
-        }
-        if (failed || events.contains(epoll::EventFlags::OUT))
-            && let Some(token) = self.watch_of(fd).and_then(|watch| watch.writable.take())
-        {
-            self.complete(token, count_of(events.bits()));
+            self.end(fd, token, count_of(events.bits()));
         }
         // A descriptor that nobody wants any more leaves the set here: its hang-up would be reported
         // for ever.
         let _ = self.update(fd);
     }
 
+    /// Takes an operation off its descriptor's watch and completes it.
+    fn end(&mut self, fd: RawFd, token: Token, result: i32) {
+        self.forget(fd, token);
+        self.complete(token, result);
+    }
+
+    fn send_rest(&mut self, fd: RawFd, token: Token) {
+        let Some(mut pending) = self.sends.get(&fd).copied() else { return };
+        match self.attempt(fd, &mut pending) {
+            Attempt::Short(_) => {
+                self.sends.insert(fd, pending);
+            }
+            Attempt::Whole(result) | Attempt::Failed(result) => self.end(fd, token, result),
+        }
+    }
+
     fn receive(&mut self, fd: RawFd, token: Token) {
         let Some(front) = self.blocks.front_mut() else {
-            self.end_receive(fd, token, -libc::ENOBUFS);
+            self.end(fd, token, -libc::ENOBUFS);
             return;
         };
         // SAFETY: bytes of the front block behind what was delivered belong to the engine alone (E1).
         let outcome = unsafe { front.receive(fd, &self.pool, &mut self.system_calls) };
         match outcome {
             Err(Errno::AGAIN) => {}
-            Err(errno) => self.end_receive(fd, token, -errno.raw_os_error()),
-            Ok(None) => self.end_receive(fd, token, 0),
+            Err(errno) => self.end(fd, token, -errno.raw_os_error()),
+            Ok(None) => self.end(fd, token, 0),
             Ok(Some(received)) => {
                 if received.last {
                     self.blocks.pop_front();
@@ -301,13 +330,6 @@ impl Epoll {
                 self.completions.push(Completion { token, result, more: true, received });
             }
         }
-    }
-
-    fn end_receive(&mut self, fd: RawFd, token: Token, result: i32) {
-        if let Some(watch) = self.watch_of(fd) {
-            watch.receive = None;
-        }
-        self.complete(token, result);
     }
 
     fn accept(&mut self, fd: RawFd, token: Token) {
@@ -322,10 +344,7 @@ impl Epoll {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(errno) => {
-                    if let Some(watch) = self.watch_of(fd) {
-                        watch.accept = None;
-                    }
-                    self.complete(token, -errno.raw_os_error());
+                    self.end(fd, token, -errno.raw_os_error());
                     return;
                 }
             }

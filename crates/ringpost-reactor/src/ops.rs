@@ -43,7 +43,11 @@ pub(crate) struct NotStarted {
 /// Operations in flight at once: two for each of half a million connections.
 const OPS_MAX: usize = 1 << 20;
 
-#[derive(Debug, Default)]
+/// Operations that there is address space for from the start, 3 MiB of it: tables that grow leave holes
+/// behind them in the heap, while pages that nobody touches cost nothing.
+const OPS_RESERVED: usize = 1 << 16;
+
+#[derive(Debug)]
 pub(crate) struct Ops {
     slots: Slab<Slot>,
     generations: Vec<u32>,
@@ -52,6 +56,18 @@ pub(crate) struct Ops {
     /// Completions that named no operation in flight.
     pub(crate) stale: u64,
     pub(crate) started: u64,
+}
+
+impl Default for Ops {
+    fn default() -> Self {
+        Self {
+            slots: Slab::with_capacity(OPS_RESERVED),
+            generations: Vec::with_capacity(OPS_RESERVED),
+            silent: Vec::new(),
+            stale: 0,
+            started: 0,
+        }
+    }
 }
 
 impl Ops {

@@ -36,7 +36,7 @@ pub(crate) struct Link {
     /// The longest message that may be sent now, bytes. Before the peer's greeting is there, what
     /// every agreement allows.
     pub(crate) message_bytes_max: Cell<usize>,
-    closed: RefCell<Option<Closed>>,
+    closed: RefCell<Option<Box<Closed>>>,
     agreement: Cell<Option<Agreement>>,
     /// FIN or REJECT has been sent.
     pub(crate) finished: Cell<bool>,
@@ -133,7 +133,7 @@ impl Link {
 
     pub(crate) fn closed(&self) -> Result<(), Closed> {
         match &*self.closed.borrow() {
-            Some(closed) => Err(closed.clone()),
+            Some(closed) => Err(Closed::clone(closed)),
             None => Ok(()),
         }
     }
@@ -226,7 +226,7 @@ impl Link {
 
     /// Ends the connection for this reason; the first one stays.
     pub(crate) fn close(&self, closed: Closed) {
-        self.closed.borrow_mut().get_or_insert(closed);
+        self.closed.borrow_mut().get_or_insert_with(|| Box::new(closed));
         self.stream.close();
     }
 }

@@ -38,7 +38,7 @@ pub struct Receiver {
     spare: Pieces,
     /// A message that lay in pieces, lent by the batch.
     assembled: Option<Message>,
-    end: Option<Result<(), RecvError>>,
+    end: Option<Result<(), Box<RecvError>>>,
 }
 
 /// What the decoder found next.
@@ -343,7 +343,7 @@ impl Receiver {
         self.set_current(None);
         self.partial = None;
         self.pieces.clear();
-        self.end = Some(Err(error.clone()));
+        self.end = Some(Err(Box::new(error.clone())));
         error
     }
 
@@ -370,7 +370,7 @@ impl Receiver {
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
         match &self.end {
             Some(Ok(())) => return Poll::Ready(Ok(false)),
-            Some(Err(error)) => return Poll::Ready(Err(error.clone())),
+            Some(Err(error)) => return Poll::Ready(Err(RecvError::clone(error))),
             None => {}
         }
         if self.decoder.is_none() {

@@ -19,7 +19,6 @@
 //!   its terminal completion was seen until it is armed again. Bytes are therefore never taken out of
 //!   order.
 
-use std::collections::HashMap;
 use std::os::fd::RawFd;
 
 use crate::by_hand::OwnBlock;
@@ -30,6 +29,49 @@ pub(super) const HELD_MAX: usize = 2;
 /// Sends tried by hand at most in one turn; more of them leave faster in one submission.
 pub(super) const SENDS_MAX: usize = 2;
 
+/// Receives in the ring, by slot of their tokens: eight bytes for each connection.
+#[derive(Debug, Default)]
+pub(super) struct Armed {
+    /// Generation and descriptor; [`NOBODY`] where there is none.
+    slots: Vec<(u32, RawFd)>,
+    count: usize,
+}
+
+const NOBODY: (u32, RawFd) = (0, -1);
+
+impl Armed {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(super) fn insert(&mut self, token: Token, fd: RawFd) {
+        let slot = token.slot();
+        if slot >= self.slots.len() {
+            self.slots.resize(slot + 1, NOBODY);
+        }
+        self.count += usize::from(self.slots[slot] == NOBODY);
+        self.slots[slot] = (token.generation(), fd);
+    }
+
+    pub(super) fn remove(&mut self, token: Token) -> Option<RawFd> {
+        let place = self.slots.get_mut(token.slot())?;
+        if *place == NOBODY || place.0 != token.generation() {
+            return None;
+        }
+        self.count -= 1;
+        Some(std::mem::replace(place, NOBODY).1)
+    }
+
+    pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
+        let armed = self.slots.iter().enumerate().filter(|(_, place)| **place != NOBODY);
+        armed.map(|(slot, (generation, _))| Token::new(slot, *generation))
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Direct {
     /// The owner spins.
@@ -37,7 +79,7 @@ pub(super) struct Direct {
     /// Receives tried by hand (D1).
     pub(super) held: Vec<(Token, RawFd)>,
     /// Receives in the ring.
-    pub(super) armed: HashMap<Token, RawFd>,
+    pub(super) armed: Armed,
     /// Receives whose cancel is under way, to be held.
     pub(super) leaving: Vec<Token>,
     /// Silent sends to be tried by hand in the next enter.
@@ -61,7 +103,7 @@ impl Direct {
     /// Forgets a receive that has ended in the ring. Its descriptor if it is to be held now: also if the
     /// owner has stopped spinning meanwhile, because then the next park arms it again.
     pub(super) fn ended(&mut self, token: Token, cancelled: bool) -> Option<RawFd> {
-        let fd = self.armed.remove(&token)?;
+        let fd = self.armed.remove(token)?;
         let leaving = self.leaving.iter().position(|leaving| *leaving == token)?;
         self.leaving.swap_remove(leaving);
         cancelled.then_some(fd)

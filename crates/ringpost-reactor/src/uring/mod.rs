@@ -262,7 +262,7 @@ impl Uring {
     /// Takes the receives out of the ring, to try them by hand from then on.
     fn disarm(&mut self) {
         let Self { ring, direct, .. } = self;
-        for &token in direct.armed.keys() {
+        for token in direct.armed.tokens() {
             if direct.leaving.contains(&token) {
                 continue;
             }
@@ -361,7 +361,7 @@ impl Engine for Uring {
         // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() && matches!(request, Request::Receive { .. }) {
-            self.direct.armed.remove(&token);
+            self.direct.armed.remove(token);
         }
         pushed.map_err(|_| QueueFull)
     }
