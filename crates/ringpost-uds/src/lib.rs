@@ -57,7 +57,7 @@ mod reason;
 mod temporary;
 
 pub use address::{Address, AddressError};
-pub use bind::{Bound, bind};
+pub use bind::{Bound, autobind, bind};
 pub use bind_error::{BindError, FileKind, Step};
 pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind};
 pub use credentials::{PeerCredentials, peer_credentials};

@@ -1,5 +1,6 @@
 //! Real sockets, real processes, real races.
 
+mod addresses;
 mod bind;
 mod child;
 mod connect;
