@@ -11,7 +11,8 @@
 //! - [`PathGuard`] removes the path when the server ends, unless the path has become somebody
 //!   else's in the meantime.
 //! - [`connect()`] makes one attempt and says in words why it failed.
-//! - [`peer_credentials`] and [`AccessPolicy`] tell who is on the other side and whether they may be.
+//! - [`peer_credentials`], [`peer_process`] and [`AccessPolicy`] tell who is on the other side and
+//!   whether they may be.
 //!
 //! # What it does not do
 //!
@@ -53,6 +54,7 @@ mod liveness;
 mod lock;
 mod options;
 mod policy;
+mod process;
 mod reason;
 mod temporary;
 
@@ -64,3 +66,4 @@ pub use credentials::{PeerCredentials, peer_credentials};
 pub use guard::PathGuard;
 pub use options::{BindOptions, SocketKind};
 pub use policy::{AccessDenied, AccessPolicy};
+pub use process::{PeerProcess, PeerProcessError, peer_process};

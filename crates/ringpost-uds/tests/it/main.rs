@@ -9,5 +9,6 @@ mod environment;
 mod lifecycle;
 mod paths;
 mod permissions;
+mod process;
 mod race;
 mod support;
