@@ -1,6 +1,8 @@
 //! Real sockets, real processes, real races.
 
+mod activation;
 mod addresses;
+mod adopt;
 mod bind;
 mod child;
 mod connect;
