@@ -10,7 +10,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringpost_uds::{
-    AccessPolicy, Address, BindOptions, Bound, PeerCredentials, peer_credentials, peer_process,
+    AccessPolicy, Address, BindError, BindOptions, Bound, PeerCredentials, peer_credentials,
+    peer_process,
 };
 use rustix::fs::Mode;
 
@@ -91,6 +92,7 @@ impl Drop for Peer {
 /// The child's side: obeys commands until its input ends. As a test of its own it does nothing.
 ///
 /// The words of a command: `umask 077`, `user 1000`, `bind 600 PATH` (answers `won` or the error),
+/// `own USER PATH` (the same with mode 600 for this user and group),
 /// `race NANOSECONDS PATH` (the same at that moment of the monotonic clock), `drop`, `connect PATH`
 /// (answers with the credentials of the server), `accept` (answers with those of the client, what is known
 /// of its process, and which rules let it in), `reuse PATH` (see [`reuse_a_number`]), `descriptors`
@@ -119,6 +121,12 @@ fn obey() {
             ["bind", mode, path] => {
                 let mode = u32::from_str_radix(mode, 8).expect("octal");
                 bind(Path::new(path), mode, &mut bound)
+            }
+            ["own", user, path] => {
+                let address = Address::from(Path::new(path));
+                let user = user.parse().expect("number");
+                let options = BindOptions::new().mode(0o600).uid(user).gid(user);
+                answer_bind(ringpost_uds::bind(&address, &options), &mut bound)
             }
             ["race", nanoseconds, path] => {
                 spin_until(nanoseconds.parse().expect("number"));
@@ -238,7 +246,12 @@ fn spin_until(nanoseconds: u64) {
 }
 
 fn bind(path: &Path, mode: u32, bound: &mut Option<Bound>) -> String {
-    match ringpost_uds::bind(&Address::from(path), &BindOptions::new().mode(mode)) {
+    let options = BindOptions::new().mode(mode);
+    answer_bind(ringpost_uds::bind(&Address::from(path), &options), bound)
+}
+
+fn answer_bind(result: Result<Bound, BindError>, bound: &mut Option<Bound>) -> String {
+    match result {
         Ok(new) => {
             *bound = Some(new);
             "won".to_owned()
