@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -137,7 +138,7 @@ fn a_refusal_is_logged_and_told(engine: EngineChoice) {
 }
 
 /// Plain profiles have no words for a refusal: the peer sees an end of file and no reset, also if it has
-/// sent something that nobody read.
+/// sent something that nobody read, before it was accepted or while it is being refused.
 fn a_refusal_without_words_is_a_clean_end(engine: EngineChoice) {
     let (_directory, path) = place();
     let options = [
@@ -145,28 +146,38 @@ fn a_refusal_without_words_is_a_clean_end(engine: EngineChoice) {
         ConnectionOptions::new().bytes(),
     ];
     for options in options {
-        block_on(engine, async {
-            let builder = Listener::builder().policy(nobody_here()).connection(options);
-            let mut listener = builder.bind(&path).expect("bind");
-            spawn(async move { drop(listener.accept().await) });
-            for sent in [0, 1, 1000, 60_000] {
-                let path = path.clone();
-                let answer = blocking(move || {
-                    let mut client = UnixStream::connect(&path)?;
-                    client.set_read_timeout(Some(Duration::from_secs(20)))?;
-                    // The server may be quicker and have closed; then there is no room any more.
-                    let written = client.write_all(&vec![0; sent]);
-                    let mut answer = Vec::new();
-                    let read = client.read_to_end(&mut answer);
-                    Ok::<_, std::io::Error>((written.is_ok(), read.map(|_| answer)))
-                });
-                let (written, answer) = answer.await.expect("it connects");
-                match answer {
-                    Ok(answer) => assert!(answer.is_empty(), "nothing but the end"),
-                    Err(error) => panic!("{sent} bytes, written {written}: {error}"),
-                }
-            }
-        });
+        for sent in [0, 1, 1000, 100_000] {
+            block_on(engine, async {
+                let builder = Listener::builder().policy(nobody_here()).connection(options);
+                let mut listener = builder.bind(&path).expect("bind");
+                let early = spawn(blocking(client_that_sends(&path, sent))).await;
+                let early = early.expect("no panic");
+                spawn(async move { drop(listener.accept().await) });
+                let late = client_that_sends(&path, sent);
+                blocking(move || check_clean_end(early, sent)).await;
+                blocking(move || check_clean_end(late(), sent)).await;
+            });
+        }
+    }
+}
+
+/// Connects and sends.
+fn client_that_sends(path: &Path, sent: usize) -> impl FnOnce() -> UnixStream + Send + 'static {
+    let path = path.to_owned();
+    move || {
+        let mut client = UnixStream::connect(path).expect("it listens");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        // The server may be quicker and have closed.
+        let _ = client.write_all(&vec![0; sent]);
+        client
+    }
+}
+
+fn check_clean_end(mut client: UnixStream, sent: usize) {
+    let mut answer = Vec::new();
+    match client.read_to_end(&mut answer) {
+        Ok(_) => assert!(answer.is_empty(), "nothing but the end"),
+        Err(error) => panic!("after {sent} bytes: {error}"),
     }
 }
 
