@@ -56,8 +56,18 @@ pub fn limit_locked_memory(bytes: u64) {
 ///
 /// If the process may not.
 pub fn become_user(id: u32) {
+    become_member(id, &[]);
+}
+
+/// Like [`become_user`], in these supplementary groups.
+///
+/// # Panics
+///
+/// If the process may not.
+pub fn become_member(id: u32, groups: &[u32]) {
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    rustix::thread::set_thread_groups(&[]).expect("root may");
+    let groups: Vec<Gid> = groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    rustix::thread::set_thread_groups(&groups).expect("root may");
     rustix::thread::set_thread_res_gid(gid, gid, gid).expect("root may");
     rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root may");
 }

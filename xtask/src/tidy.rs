@@ -265,6 +265,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/ringpost-reactor/src/by_hand.rs",
     "crates/ringpost-reactor/src/listener.rs",
     "crates/ringpost-reactor/src/outbound.rs",
+    "crates/ringpost-reactor/src/peer_groups.rs",
     "crates/ringpost-reactor/src/pool.rs",
     "crates/ringpost-reactor/src/uring*",
     "crates/ringpost-reactor/src/memory*",

@@ -25,6 +25,7 @@ mod listener;
 mod memory;
 mod ops;
 mod outbound;
+mod peer_groups;
 mod pool;
 mod reactor;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use engine::EngineError;
 pub use listener::Listener;
 pub use memory::Prefix;
 pub use outbound::Payload;
+pub use peer_groups::peer_groups;
 pub use pool::Lease;
 pub use reactor::{Reactor, Sleep, Wait};
 pub use spin::Spin;

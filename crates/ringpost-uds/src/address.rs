@@ -11,6 +11,9 @@ use std::str::FromStr;
 /// In text, a leading `@` means the abstract namespace, as in `ss` and systemd; a file whose name
 /// really starts with `@` is written `./@name`.
 ///
+/// An abstract name is bytes, of which none is special: `a` and `a\0` are two names, and nothing ends at
+/// a NUL. In text, bytes that are not printable ASCII are escaped.
+///
 /// Abstract names have no permission bits: every process in the same network namespace may connect,
 /// and whoever binds first owns the name. Use them only together with an
 /// [`AccessPolicy`](crate::AccessPolicy).
@@ -46,7 +49,7 @@ impl Address {
             Self::Path(path) => validate_path(path),
             Self::Abstract(name) if name.is_empty() => Err(AddressError::Empty),
             Self::Abstract(name) if name.len() > Self::ABSTRACT_BYTES_MAX => {
-                Err(AddressError::AbstractTooLong { length: name.len() })
+                Err(AddressError::AbstractTooLong { name: name.clone() })
             }
             Self::Abstract(_) => Ok(()),
         }
@@ -166,15 +169,27 @@ pub enum AddressError {
         /// The greatest length possible, in bytes.
         limit: usize,
     },
+    /// A directory on the way has a name that no file system takes.
+    #[error(
+        "a directory in the socket path {} has a name of {length} bytes, and at most {limit} are \
+         possible; use a shorter name", .path.display()
+    )]
+    DirectoryNameTooLong {
+        /// The path.
+        path: PathBuf,
+        /// The length of the directory's name in bytes.
+        length: usize,
+        /// The greatest length possible, in bytes.
+        limit: usize,
+    },
     /// The abstract name does not fit into a socket address.
     #[error(
-        "the abstract socket name has {length} bytes, and at most {} are possible; use a shorter \
-         name",
-        Address::ABSTRACT_BYTES_MAX
+        "the abstract socket name @{} has {} bytes, and at most {} are possible; use a shorter name",
+        .name.escape_ascii(), .name.len(), Address::ABSTRACT_BYTES_MAX
     )]
     AbstractTooLong {
-        /// The length of the name in bytes, without the `@`.
-        length: usize,
+        /// The name, without the `@`.
+        name: Vec<u8>,
     },
 }
 
@@ -204,7 +219,15 @@ fn validate_path(path: &Path) -> Result<(), AddressError> {
             limit: COMPONENT_BYTES_MAX,
         });
     }
-    Ok(())
+    let components = bytes.split(|&byte| byte == b'/').map(<[u8]>::len);
+    match components.max().filter(|&length| length > COMPONENT_BYTES_MAX) {
+        Some(length) => Err(AddressError::DirectoryNameTooLong {
+            path: path.to_path_buf(),
+            length,
+            limit: COMPONENT_BYTES_MAX,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Splits a path into its directory and the bytes of its last component, without the normalisation
@@ -255,6 +278,8 @@ mod tests {
         }
         check(&"x".repeat(256), "has 256 bytes, and at most 255");
         check(&"x/".repeat(2048), "has 4096 bytes, and at most 4095");
+        check(&format!("{}/x", "d".repeat(256)), "a name of 256 bytes, and at most 255");
+        check(&format!("@a\n{}", "x".repeat(106)), "name @a\\nxx");
         check(&format!("@{}", "x".repeat(108)), "has 108 bytes, and at most 107");
         assert!(format!("@{}", "x".repeat(107)).parse::<Address>().is_ok());
         assert!("x".repeat(255).parse::<Address>().is_ok());

@@ -28,7 +28,7 @@ use crate::lock::Lock;
 use crate::options::BindOptions;
 use crate::temporary::{Temporary, recover};
 
-/// Makes a listening socket at `address`.
+/// Makes a socket at `address`, which listens unless its kind is datagram.
 ///
 /// The socket is non-blocking and close-on-exec. A stale socket at a path is replaced; anything else
 /// is an error and stays untouched. A process forked from this one keeps the lock as long as it
@@ -39,7 +39,7 @@ use crate::temporary::{Temporary, recover};
 /// See [`BindError`]; its text names the path and says what to do.
 pub fn bind(address: &Address, options: &BindOptions) -> Result<Bound, BindError> {
     address.validate()?;
-    options.validate()?;
+    options.validate(address)?;
     let (socket, guard) = match address {
         Address::Path(path) => bind_path(path, options)?,
         Address::Abstract(name) => (bind_abstract(address, name, options)?, PathGuard::nothing()),
@@ -47,7 +47,41 @@ pub fn bind(address: &Address, options: &BindOptions) -> Result<Bound, BindError
     Ok(Bound { guard, socket, address: address.clone() })
 }
 
-/// A listening socket, and the guard of its path.
+/// Makes a socket at an abstract name that the kernel chooses, five hexadecimal digits that nobody else
+/// has (unix(7), "Autobind feature"): for servers whose address is told to the clients some other way,
+/// for example over a connection that exists. [`Bound::address`] has the name.
+///
+/// Abstract names have no owner and no permission bits, and five digits are soon guessed: mode and
+/// owner in `options` have no effect, and an [`AccessPolicy`](crate::AccessPolicy) is called for.
+///
+/// # Errors
+///
+/// [`BindError::System`]. There are 1,048,576 such names in a network namespace; the text says so when
+/// they are all taken.
+pub fn autobind(options: &BindOptions) -> Result<Bound, BindError> {
+    let unnamed = Path::new("@(a name chosen by the kernel)");
+    options.validate(&Address::from(unnamed))?;
+    let failed = |errno| match errno {
+        Errno::NOSPC => {
+            let kind = std::io::ErrorKind::AddrInUse;
+            let error = std::io::Error::new(kind, "all 1,048,576 names are taken");
+            BindError::system(Step::Bind, unnamed, error)
+        }
+        errno => BindError::system(Step::Bind, unnamed, errno),
+    };
+    let socket = new_socket(options, unnamed)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(failed)?;
+    let encoded = rustix::net::getsockname(&socket).map_err(failed)?;
+    let encoded = SocketAddrUnix::try_from(encoded).map_err(failed)?;
+    let name = encoded.abstract_name().ok_or(Errno::INVAL).map_err(failed)?;
+    let address = Address::Abstract(name.to_vec());
+    if options.kind.listens() {
+        listen(&socket, options, Path::new(&address.to_string()))?;
+    }
+    Ok(Bound { guard: PathGuard::nothing(), socket, address })
+}
+
+/// A bound socket, and the guard of its path.
 ///
 /// Dropping it removes the path first, so that a client finds no socket rather than a dead one.
 #[derive(Debug)]
@@ -65,7 +99,7 @@ impl Bound {
         (self.socket, self.guard)
     }
 
-    /// The address as given.
+    /// The address as given, or as the kernel chose it.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -75,7 +109,7 @@ impl Bound {
         &self.guard
     }
 
-    /// The listening socket.
+    /// The socket.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -135,7 +169,9 @@ fn bind_locked(
             BindError::system(Step::ChangeMode, &path, crate::directory::explain_proc(errno))
         })?;
     }
-    listen(&socket, options, &path)?;
+    if options.kind.listens() {
+        listen(&socket, options, &path)?;
+    }
     let pin = publish(temporary, directory, name)?;
     Ok((socket, pin))
 }
@@ -244,7 +280,7 @@ fn bind_abstract(
     let path = std::path::PathBuf::from(address.to_string());
     let socket = new_socket(options, &path)?;
     let encoded = SocketAddrUnix::new_abstract_name(name)
-        .map_err(|_| AddressError::AbstractTooLong { length: name.len() })?;
+        .map_err(|_| AddressError::AbstractTooLong { name: name.to_vec() })?;
     match rustix::net::bind(&socket, &encoded) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
@@ -252,7 +288,9 @@ fn bind_abstract(
         }
         Err(errno) => return Err(BindError::system(Step::Bind, path, errno)),
     }
-    listen(&socket, options, &path)?;
+    if options.kind.listens() {
+        listen(&socket, options, &path)?;
+    }
     Ok(socket)
 }
 

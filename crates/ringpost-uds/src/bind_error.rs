@@ -89,14 +89,21 @@ pub enum BindError {
         attempts: u32,
     },
     /// The mode has bits other than the nine permission bits.
-    #[error("{mode:#o} is not a socket mode; give permission bits between 0 and 0o777")]
+    #[error(
+        "for {address}: {mode:#o} is not a socket mode; give permission bits between 0 and 0o777"
+    )]
     InvalidMode {
+        /// The address.
+        address: Address,
         /// The mode asked for.
         mode: u32,
     },
     /// The largest 32-bit number is not a user or group; the kernel takes it as "leave unchanged".
-    #[error("4294967295 is not a user or group id")]
-    InvalidOwner,
+    #[error("for {address}: 4294967295 is not a user or group id")]
+    InvalidOwner {
+        /// The address.
+        address: Address,
+    },
     /// The kernel refused a step.
     #[error("cannot {step} {}: {}", .path.display(), words(.source))]
     System {

@@ -39,6 +39,7 @@ pub fn connect_kind(address: &Address, kind: SocketKind) -> Result<OwnedFd, Conn
         let kind = match error {
             AddressError::PathTooLong { .. }
             | AddressError::NameTooLong { .. }
+            | AddressError::DirectoryNameTooLong { .. }
             | AddressError::AbstractTooLong { .. } => ConnectErrorKind::PathTooLong,
             _ => ConnectErrorKind::InvalidAddress,
         };
@@ -48,7 +49,12 @@ pub fn connect_kind(address: &Address, kind: SocketKind) -> Result<OwnedFd, Conn
         Address::Path(path) => connect_path(path, kind),
         Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name)
             .map_err(Failure::from)
-            .and_then(|encoded| attempt(&encoded, kind)),
+            .and_then(|encoded| attempt(&encoded, kind))
+            .map_err(|failure| match failure.kind {
+                // The kernel says so, where a path would be missing.
+                ConnectErrorKind::Refused => Failure { kind: ConnectErrorKind::Missing, ..failure },
+                _ => failure,
+            }),
     };
     result.map_err(|Failure { kind, source }| fail(kind, source))
 }
@@ -145,7 +151,7 @@ pub enum ConnectErrorKind {
     },
     /// The server's socket is not of the kind asked for.
     WrongKind,
-    /// The path, its last component or the abstract name is too long; the text has the limit.
+    /// The path, a component of it or the abstract name is too long; the text has limit and length.
     PathTooLong,
     /// As many connections as the server allows wait to be accepted.
     BacklogFull,

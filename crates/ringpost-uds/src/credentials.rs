@@ -18,7 +18,7 @@ pub struct PeerCredentials {
     pub pid: Option<u32>,
     /// Its user.
     pub uid: u32,
-    /// Its primary group. Its supplementary groups are not known.
+    /// Its primary group. SO_PEERCRED does not tell the supplementary ones.
     pub gid: u32,
 }
 

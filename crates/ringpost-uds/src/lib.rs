@@ -11,7 +11,10 @@
 //! - [`PathGuard`] removes the path when the server ends, unless the path has become somebody
 //!   else's in the meantime.
 //! - [`connect()`] makes one attempt and says in words why it failed.
-//! - [`peer_credentials`] and [`AccessPolicy`] tell who is on the other side and whether they may be.
+//! - [`peer_credentials`], [`peer_process`] and [`AccessPolicy`] tell who is on the other side and
+//!   whether they may be.
+//! - [`Activation`] takes the sockets that a service manager passed, [`adopt_listener`] and
+//!   [`adopt_connection`] any other one, after a look at what it is.
 //!
 //! # What it does not do
 //!
@@ -20,7 +23,8 @@
 //!
 //! # Requirements
 //!
-//! Linux. Paths longer than 107 bytes, and modes that the umask would narrow, need `/proc` mounted.
+//! Linux. Paths longer than 107 bytes, modes that the umask would narrow, and [`Activation`] need
+//! `/proc` mounted. [`peer_process`] needs Linux 6.5.
 //!
 //! # Example
 //!
@@ -42,25 +46,35 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
+mod activation_error;
 mod address;
 mod bind;
 mod bind_error;
 mod connect;
 mod credentials;
+mod descriptor;
 mod directory;
 mod guard;
 mod liveness;
 mod lock;
 mod options;
 mod policy;
+mod process;
 mod reason;
 mod temporary;
 
+pub use activation::{Activation, Inherited};
+pub use activation_error::ActivationError;
 pub use address::{Address, AddressError};
-pub use bind::{Bound, bind};
+pub use bind::{Bound, autobind, bind};
 pub use bind_error::{BindError, FileKind, Step};
 pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind};
 pub use credentials::{PeerCredentials, peer_credentials};
+pub use descriptor::{
+    AdoptError, Descriptor, SocketDomain, SocketState, adopt_connection, adopt_listener,
+};
 pub use guard::PathGuard;
 pub use options::{BindOptions, SocketKind};
 pub use policy::{AccessDenied, AccessPolicy};
+pub use process::{PeerProcess, PeerProcessError, peer_process};

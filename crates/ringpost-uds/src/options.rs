@@ -1,5 +1,6 @@
 //! What a caller chooses when binding.
 
+use crate::address::Address;
 use crate::bind_error::BindError;
 
 /// How [`bind`](crate::bind()) makes a socket.
@@ -63,7 +64,7 @@ impl BindOptions {
         self
     }
 
-    /// Stream or packets; the default is stream.
+    /// Stream, packets or datagrams; the default is stream.
     pub fn kind(mut self, kind: SocketKind) -> Self {
         self.kind = kind;
         self
@@ -77,12 +78,12 @@ impl BindOptions {
         self
     }
 
-    pub(crate) fn validate(&self) -> Result<(), BindError> {
+    pub(crate) fn validate(&self, address: &Address) -> Result<(), BindError> {
         if self.mode > 0o777 {
-            return Err(BindError::InvalidMode { mode: self.mode });
+            return Err(BindError::InvalidMode { address: address.clone(), mode: self.mode });
         }
         if self.uid == Some(u32::MAX) || self.gid == Some(u32::MAX) {
-            return Err(BindError::InvalidOwner);
+            return Err(BindError::InvalidOwner { address: address.clone() });
         }
         Ok(())
     }
@@ -94,7 +95,7 @@ impl Default for BindOptions {
     }
 }
 
-/// The kind of a connection-oriented Unix-domain socket.
+/// The kind of a Unix-domain socket.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SocketKind {
@@ -103,6 +104,8 @@ pub enum SocketKind {
     Stream,
     /// Packets whose boundaries the kernel keeps (`SOCK_SEQPACKET`).
     SeqPacket,
+    /// Packets without a connection (`SOCK_DGRAM`).
+    Datagram,
 }
 
 impl SocketKind {
@@ -110,6 +113,12 @@ impl SocketKind {
         match self {
             Self::Stream => rustix::net::SocketType::STREAM,
             Self::SeqPacket => rustix::net::SocketType::SEQPACKET,
+            Self::Datagram => rustix::net::SocketType::DGRAM,
         }
+    }
+
+    /// Whether a server of this kind listens and accepts connections.
+    pub fn listens(self) -> bool {
+        self != Self::Datagram
     }
 }

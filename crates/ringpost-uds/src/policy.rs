@@ -1,14 +1,23 @@
 //! Who may connect, beyond what the permission bits of the socket say.
 
 use std::fmt;
+use std::io;
 
 use crate::credentials::{PeerCredentials, overflow_gid};
 
 /// A rule for peers: by default anyone whom the permission bits let connect, else those named.
 ///
-/// As soon as one rule is set, a peer must meet at least one of them, root included. A peer without
-/// a number in this user namespace (see [`PeerCredentials::is_overflow`]) is not authenticated, and
-/// meets none, not even one that names that very number.
+/// As soon as one rule is set, a peer must meet at least one of them, root included. All decide on what
+/// the kernel took down when the connection was made, not on what the process is now.
+///
+/// # User namespaces
+///
+/// The kernel translates the peer's user and groups into this process's user namespace
+/// (user_namespaces(7)). A peer inside a namespace of its own, as in a rootless container, shows with
+/// the number that its user has out here, whatever it is called in there. A user that has no number
+/// here shows as the overflow user, 65534 by default (see [`PeerCredentials::is_overflow`]): that peer
+/// is not authenticated and meets no rule, not even one that names this very number, nor one about its
+/// groups. A group without a number here meets no rule either.
 ///
 /// ```
 /// use ringpost_uds::{AccessPolicy, PeerCredentials};
@@ -22,6 +31,7 @@ use crate::credentials::{PeerCredentials, overflow_gid};
 pub struct AccessPolicy {
     uids: Vec<u32>,
     gids: Vec<u32>,
+    supplementary_gids: Vec<u32>,
 }
 
 impl AccessPolicy {
@@ -36,41 +46,76 @@ impl AccessPolicy {
         self
     }
 
-    /// Allows a group. Only a peer's primary group counts: the kernel does not tell the others along
-    /// with the connection.
+    /// Allows a group, if it is the peer's primary one (the effective group). For the others see
+    /// [`allow_supplementary_gid`](Self::allow_supplementary_gid).
     pub fn allow_gid(mut self, gid: u32) -> Self {
         self.gids.push(gid);
         self
     }
 
-    /// Allows the user this process acts as now.
+    /// Allows a group, if it is among the peer's supplementary ones; those take one more system call
+    /// for each peer that no other rule allows. To allow the members of a group however they hold it,
+    /// use both methods.
+    pub fn allow_supplementary_gid(mut self, gid: u32) -> Self {
+        self.supplementary_gids.push(gid);
+        self
+    }
+
+    /// Allows the user this process acts as now (its effective user).
     pub fn same_user(self) -> Self {
         self.allow_uid(rustix::process::geteuid().as_raw())
     }
 
     /// Whether no rule is set.
     pub fn is_anyone(&self) -> bool {
-        self.uids.is_empty() && self.gids.is_empty()
+        self.uids.is_empty() && self.gids.is_empty() && self.supplementary_gids.is_empty()
     }
 
-    /// Decides about a peer.
+    /// Decides about a peer of whose supplementary groups nothing is known: rules about them allow
+    /// nobody.
     ///
     /// # Errors
     ///
     /// Who was turned away, and why.
     pub fn check(&self, peer: &PeerCredentials) -> Result<(), AccessDenied> {
+        self.check_with_groups(peer, || Ok(Vec::new()))
+    }
+
+    /// Decides about a peer. `groups` asks for its supplementary groups; it is called only if there is
+    /// a rule about them and no other one allows the peer. If it fails, the peer is turned away.
+    ///
+    /// # Errors
+    ///
+    /// Who was turned away, and why.
+    pub fn check_with_groups(
+        &self,
+        peer: &PeerCredentials,
+        groups: impl FnOnce() -> io::Result<Vec<u32>>,
+    ) -> Result<(), AccessDenied> {
         if self.is_anyone() {
             return Ok(());
         }
+        let denied = |reason| Err(AccessDenied { peer: *peer, reason });
         if peer.is_overflow() {
-            return Err(AccessDenied { peer: *peer, reason: Reason::Unauthenticated });
+            return denied(Reason::Unauthenticated);
         }
-        let by_group = peer.gid != overflow_gid() && self.gids.contains(&peer.gid);
+        let known = |gid: &u32| *gid != overflow_gid();
+        let by_group = known(&peer.gid) && self.gids.contains(&peer.gid);
         if by_group || self.uids.contains(&peer.uid) {
             return Ok(());
         }
-        let reason = Reason::NotListed { policy: self.to_string() };
-        Err(AccessDenied { peer: *peer, reason })
+        if !self.supplementary_gids.is_empty() {
+            match groups() {
+                Ok(groups) => {
+                    let mut groups = groups.iter().filter(|gid| known(gid));
+                    if groups.any(|gid| self.supplementary_gids.contains(gid)) {
+                        return Ok(());
+                    }
+                }
+                Err(error) => return denied(Reason::GroupsUnknown { error: error.to_string() }),
+            }
+        }
+        denied(Reason::NotListed { policy: self.to_string() })
     }
 }
 
@@ -81,6 +126,8 @@ impl fmt::Display for AccessPolicy {
         }
         let names = self.uids.iter().map(|uid| format!("uid {uid}"));
         let names = names.chain(self.gids.iter().map(|gid| format!("gid {gid}")));
+        let supplementary = self.supplementary_gids.iter();
+        let names = names.chain(supplementary.map(|gid| format!("supplementary gid {gid}")));
         for (position, name) in names.enumerate() {
             if position > 0 {
                 f.write_str(", ")?;
@@ -109,6 +156,7 @@ impl AccessDenied {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reason {
     Unauthenticated,
+    GroupsUnknown { error: String },
     NotListed { policy: String },
 }
 
@@ -118,6 +166,9 @@ impl fmt::Display for Reason {
             Self::Unauthenticated => f.write_str(
                 "its user has no number in this user namespace, so nobody knows who it is",
             ),
+            Self::GroupsUnknown { error } => {
+                write!(f, "its supplementary groups cannot be read: {error}")
+            }
             Self::NotListed { policy } => write!(f, "allowed are only {policy}"),
         }
     }
@@ -155,6 +206,44 @@ mod tests {
             let result = policy.check(&PeerCredentials::new(Some(1), uid, gid));
             assert_eq!(result.is_ok(), allowed, "{policy}: uid {uid}, gid {gid}: {result:?}");
         }
+    }
+
+    #[test]
+    fn supplementary_groups_are_asked_for_last() {
+        let policy = AccessPolicy::anyone().allow_uid(1).allow_gid(2).allow_supplementary_gid(3);
+        let never = || panic!("no rule needs them");
+        let known = |groups: &'static [u32]| move || Ok(groups.to_vec());
+        let peer = |uid, gid| PeerCredentials::new(Some(1), uid, gid);
+        let check = |uid, gid, groups| policy.check_with_groups(&peer(uid, gid), known(groups));
+
+        assert!(policy.check_with_groups(&peer(1, 9), never).is_ok());
+        assert!(policy.check_with_groups(&peer(9, 2), never).is_ok());
+        let only_uid = AccessPolicy::anyone().allow_uid(1);
+        assert!(only_uid.check_with_groups(&peer(9, 9), never).is_err());
+        assert!(AccessPolicy::anyone().check_with_groups(&peer(9, 9), never).is_ok());
+
+        assert!(check(9, 9, &[4, 3]).is_ok());
+        assert!(check(9, 9, &[4, 2, 1]).is_err(), "each rule is about its own kind of group");
+        assert!(check(9, 3, &[]).is_err(), "the primary group is none of them");
+        assert!(check(9, 9, &[]).is_err());
+        assert!(policy.check(&peer(9, 9)).is_err());
+        assert!(policy.check_with_groups(&peer(65_534, 2), never).is_err(), "unauthenticated");
+        let overflow = AccessPolicy::anyone().allow_supplementary_gid(65_534);
+        assert!(overflow.check_with_groups(&peer(9, 9), known(&[65_534])).is_err());
+
+        let denied = policy
+            .check_with_groups(&peer(9, 9), || Err(io::ErrorKind::NotConnected.into()))
+            .expect_err("nobody knows");
+        assert_eq!(
+            denied.to_string(),
+            "process 1 (uid 9, gid 9) may not connect: its supplementary groups cannot be read: not \
+             connected"
+        );
+        let denied = check(9, 9, &[4]).expect_err("none of them");
+        assert!(
+            denied.to_string().ends_with("allowed are only uid 1, gid 2, supplementary gid 3"),
+            "{denied}"
+        );
     }
 
     #[test]

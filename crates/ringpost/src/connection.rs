@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringpost_frame::Agreement;
-use ringpost_uds::{self as uds, Address, PeerCredentials};
+use ringpost_uds::{
+    self as uds, Activation, ActivationError, Address, AdoptError, PeerCredentials, PeerProcess,
+    PeerProcessError, SocketKind,
+};
 
 use crate::error::{Closed, ConnectError, RecvError, SendError};
 use crate::executor::Inner;
@@ -126,6 +129,44 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::from_socket`], for a descriptor that may be anything: it has to be a connected
+    /// Unix-domain stream socket. It is made non-blocking, for everyone who holds the same socket, and
+    /// close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] says what it is instead, and gives it back.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn try_from_socket(
+        socket: OwnedFd,
+        options: ConnectionOptions,
+    ) -> Result<Self, AdoptError> {
+        let socket = uds::adopt_connection(socket, SocketKind::Stream)?;
+        Ok(Self::from_socket(socket, options))
+    }
+
+    /// The connection that the service manager passed under this name. For a socket unit with
+    /// `Accept=yes` systemd calls it `connection`.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError`] says which names there are, or what has this one.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn from_activation(
+        activation: &mut Activation,
+        name: &str,
+        options: ConnectionOptions,
+    ) -> Result<Self, ActivationError> {
+        let socket = activation.connection(name, SocketKind::Stream)?;
+        Ok(Self::from_socket(socket, options))
+    }
+
     /// Waits until the peer's greeting is there. Sending and receiving do so by themselves. Cancel
     /// safe.
     ///
@@ -150,6 +191,26 @@ impl Connection {
     /// If the socket has no credentials, as a TCP connection.
     pub fn peer_credentials(&self) -> std::io::Result<PeerCredentials> {
         uds::peer_credentials(self.link.stream.socket())
+    }
+
+    /// The process on the other side, held by a pidfd (SO_PEERPIDFD, Linux 6.5): it can't be taken for
+    /// another one that got its number later.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerProcessError`]; on older kernels `Unsupported`, never a guess from the number.
+    pub fn peer_process(&self) -> Result<PeerProcess, PeerProcessError> {
+        uds::peer_process(self.link.stream.socket())
+    }
+
+    /// The supplementary groups of the peer at the time it connected (SO_PEERGROUPS, Linux 4.13), at
+    /// most 65,536. One system call.
+    ///
+    /// # Errors
+    ///
+    /// If the socket has no credentials, as a TCP connection, and what the kernel answers.
+    pub fn peer_groups(&self) -> std::io::Result<Vec<u32>> {
+        ringpost_reactor::peer_groups(self.link.stream.socket())
     }
 
     /// Tells the peer why it is not served, and closes. The peer finds the reason in

@@ -48,7 +48,8 @@
 //! # Not guaranteed
 //!
 //! * Delivery of what was accepted and not flushed when a process dies.
-//! * Secrecy or authentication beyond what the kernel says about the peer ([`PeerCredentials`]).
+//! * Secrecy or authentication beyond what the kernel says about the peer ([`PeerCredentials`],
+//!   [`PeerProcess`]).
 //!
 //! # Requirements
 //!
@@ -89,7 +90,8 @@ pub use ringpost_reactor::{
 };
 pub use ringpost_sync::{BlockingRecvError, Canceled, OneshotReceiver, OneshotSender, oneshot};
 pub use ringpost_uds::{
-    AccessPolicy, Address, AddressError, BindError, BindOptions, PeerCredentials,
+    AccessPolicy, Activation, ActivationError, Address, AddressError, AdoptError, BindError,
+    BindOptions, PeerCredentials, PeerProcess, PeerProcessError,
 };
 pub use runtime::{Runtime, RuntimeBuilder, spawn, stats, yield_now};
 pub use sender::{SendBatch, Sender};

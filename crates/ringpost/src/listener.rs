@@ -4,7 +4,10 @@ use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ringpost_uds::{self as uds, AccessPolicy, Address, BindError, BindOptions, PathGuard};
+use ringpost_uds::{
+    self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
+    BindOptions, PathGuard, SocketKind,
+};
 
 use crate::connection::Connection;
 use crate::error::AcceptError;
@@ -59,13 +62,41 @@ impl Listener {
     pub fn from_socket(socket: OwnedFd, options: ConnectionOptions) -> Self {
         // Failing here means that the descriptor is no socket; accepting says so.
         let _ = rustix::io::ioctl_fionbio(&socket, true);
-        Self {
-            listener: Inner::current().reactor.adopt_listener(socket),
-            guard: None,
-            address: None,
-            policy: AccessPolicy::anyone(),
-            options,
-        }
+        Self::builder().connection(options).take_over(socket)
+    }
+
+    /// As [`Listener::from_socket`], for a descriptor that may be anything: it has to be a listening
+    /// Unix-domain stream socket. See [`ListenerBuilder::adopt_socket`].
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] says what it is instead, and gives it back.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn try_from_socket(
+        socket: OwnedFd,
+        options: ConnectionOptions,
+    ) -> Result<Self, AdoptError> {
+        Self::builder().connection(options).adopt_socket(socket)
+    }
+
+    /// The listening socket that the service manager passed under this name, with the default settings.
+    /// See [`ListenerBuilder::activated`].
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError`] says which names there are, or what has this one.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn from_activation(
+        activation: &mut Activation,
+        name: &str,
+    ) -> Result<Self, ActivationError> {
+        Self::builder().activated(activation, name)
     }
 
     /// Waits for the next connection that the policy lets in. Its greeting goes on in the background:
@@ -104,7 +135,11 @@ impl Listener {
                 return Ok(socket);
             }
             let denied = match uds::peer_credentials(&socket) {
-                Ok(peer) => self.policy.check(&peer).err().map(|denied| denied.to_string()),
+                Ok(peer) => {
+                    let groups = || ringpost_reactor::peer_groups(&socket);
+                    let decision = self.policy.check_with_groups(&peer, groups);
+                    decision.err().map(|denied| denied.to_string())
+                }
                 Err(error) => Some(format!("the peer's credentials can't be read: {error}")),
             };
             let Some(reason) = denied else { return Ok(socket) };
@@ -190,14 +225,73 @@ impl ListenerBuilder {
     ///
     /// Outside of a runtime.
     pub fn bind(self, address: impl Into<Address>) -> Result<Listener, BindError> {
-        let address = address.into();
-        let (socket, guard) = uds::bind(&address, &self.bind)?.into_parts();
-        Ok(Listener {
+        let bound = uds::bind(&address.into(), &self.bind)?;
+        Ok(self.serve(bound))
+    }
+
+    /// Binds an abstract name that the kernel chooses; [`Listener::address`] has it. Mode and owner
+    /// have no effect on it; anyone in the network namespace may connect whom the policy lets in.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] if all such names are taken.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn autobind(self) -> Result<Listener, BindError> {
+        let bound = uds::autobind(&self.bind)?;
+        Ok(self.serve(bound))
+    }
+
+    /// Takes over a listening Unix-domain stream socket that others have made. What was said about
+    /// binding has no effect; its path, if it has one, stays when the listener is dropped. It is made
+    /// non-blocking, for everyone who holds the same socket, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] says what it is instead, and gives it back.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn adopt_socket(self, socket: OwnedFd) -> Result<Listener, AdoptError> {
+        let socket = uds::adopt_listener(socket, SocketKind::Stream)?;
+        Ok(self.take_over(socket))
+    }
+
+    /// As [`adopt_socket`](Self::adopt_socket), for the socket that the service manager passed under this name
+    /// (`FileDescriptorName=` in a systemd socket unit; by default the name of the unit).
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError`] says which names there are, or what has this one.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn activated(
+        self,
+        activation: &mut Activation,
+        name: &str,
+    ) -> Result<Listener, ActivationError> {
+        let socket = activation.listener(name, SocketKind::Stream)?;
+        Ok(self.take_over(socket))
+    }
+
+    fn serve(self, bound: uds::Bound) -> Listener {
+        let address = bound.address().clone();
+        let (socket, guard) = bound.into_parts();
+        Listener { guard: Some(guard), address: Some(address), ..self.take_over(socket) }
+    }
+
+    fn take_over(self, socket: OwnedFd) -> Listener {
+        Listener {
             listener: Inner::current().reactor.adopt_listener(socket),
-            guard: Some(guard),
-            address: Some(address),
+            guard: None,
+            address: None,
             policy: self.policy,
             options: self.options,
-        })
+        }
     }
 }

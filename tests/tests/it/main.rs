@@ -9,6 +9,7 @@ mod dropped_futures;
 mod ends;
 mod hostile;
 mod killed_peers;
+mod outside;
 mod plain_profiles;
 mod pool;
 mod python;

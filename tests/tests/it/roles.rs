@@ -8,7 +8,7 @@ use ringpost::{Connection, ConnectionOptions, EngineChoice};
 use ringpost_testkit::child::{self, Child, say, told};
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::{RawPeer, greeting, message};
-use ringpost_tests::privileges::{allow_descriptors, become_user};
+use ringpost_tests::privileges::{allow_descriptors, become_member};
 use ringpost_tests::rig;
 
 /// Starts a child in a role.
@@ -27,7 +27,10 @@ fn play() {
         ["clients", path, count] => clients(path.as_ref(), count.parse().expect("a number")),
         ["writer", path, hex, greets] => writer(path.as_ref(), &from_hex(hex), greets == "greets"),
         ["sender", path, engine, count] => sender(path, engine, count.parse().expect("a number")),
-        ["user", path, id] => user(path, id.parse().expect("a number")),
+        ["user", path, id] => user(path, id.parse().expect("a number"), &[]),
+        ["member", path, id, group] => {
+            user(path, id.parse().expect("a number"), &[group.parse().expect("a number")]);
+        }
         _ => panic!("no such role: {words:?}"),
     }
 }
@@ -92,8 +95,8 @@ fn sender(path: &str, engine: &str, count: u64) {
 }
 
 /// Connects as another user, says hello, and tells what became of it.
-fn user(path: &str, user: u32) {
-    become_user(user);
+fn user(path: &str, user: u32, groups: &[u32]) {
+    become_member(user, groups);
     rig::block_on(EngineChoice::Epoll, async {
         let options = ConnectionOptions::new();
         let mut connection = match Connection::connect_with(path, options).await {

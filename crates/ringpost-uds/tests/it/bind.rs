@@ -104,6 +104,15 @@ fn what_is_no_socket_is_refused_and_untouched() {
     check("dangling", FileKind::Symlink, &|path| symlink("nowhere", path).expect("link"));
     leave_stale(&directory.path().join("stale"));
     check("link", FileKind::Symlink, &|path| symlink("stale", path).expect("link"));
+    let live = bind(&directory.path().join("live")).expect("free");
+    check("to_live", FileKind::Symlink, &|path| symlink("live", path).expect("link"));
+    assert!(live.guard().is_in_place());
+    drop(live);
+    check("loop", FileKind::Symlink, &|path| symlink("loop", path).expect("link"));
+    let error = bind(&directory.path().join("loop/app.sock")).expect_err("leads nowhere");
+    let expected = format!("cannot open the directory {}/loop", directory.path().display());
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    assert!(error.to_string().contains("symbolic link"), "{error}");
     check("pipe", FileKind::Fifo, &|path| {
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)

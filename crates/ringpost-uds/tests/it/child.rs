@@ -9,7 +9,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringpost_uds::{Address, BindOptions, Bound, peer_credentials};
+use ringpost_uds::{
+    AccessPolicy, Address, BindError, BindOptions, Bound, PeerCredentials, peer_credentials,
+    peer_process,
+};
 use rustix::fs::Mode;
 
 use crate::support::become_user;
@@ -89,8 +92,11 @@ impl Drop for Peer {
 /// The child's side: obeys commands until its input ends. As a test of its own it does nothing.
 ///
 /// The words of a command: `umask 077`, `user 1000`, `bind 600 PATH` (answers `won` or the error),
+/// `own USER PATH` (the same with mode 600 for this user and group),
 /// `race NANOSECONDS PATH` (the same at that moment of the monotonic clock), `drop`, `connect PATH`
-/// (answers with the credentials of the server), `descriptors` (answers with how many are open).
+/// (answers with the credentials of the server), `accept` (answers with those of the client, what is known
+/// of its process, and which rules let it in), `reuse PATH` (see [`reuse_a_number`]), `descriptors`
+/// (answers with how many are open).
 #[test]
 fn obey() {
     if std::env::var_os(ROLE).is_none() {
@@ -116,6 +122,12 @@ fn obey() {
                 let mode = u32::from_str_radix(mode, 8).expect("octal");
                 bind(Path::new(path), mode, &mut bound)
             }
+            ["own", user, path] => {
+                let address = Address::from(Path::new(path));
+                let user = user.parse().expect("number");
+                let options = BindOptions::new().mode(0o600).uid(user).gid(user);
+                answer_bind(ringpost_uds::bind(&address, &options), &mut bound)
+            }
             ["race", nanoseconds, path] => {
                 spin_until(nanoseconds.parse().expect("number"));
                 bind(Path::new(path), 0o600, &mut bound)
@@ -133,6 +145,18 @@ fn obey() {
                 }
                 Err(error) => error.to_string(),
             },
+            ["accept"] => {
+                let bound = bound.as_ref().expect("bound");
+                let mut accepted = None;
+                eventually("a connection arrives", || {
+                    accepted = rustix::net::accept(bound).ok();
+                    accepted.is_some()
+                });
+                let socket = accepted.expect("just checked");
+                let credentials = peer_credentials(&socket).expect("connected");
+                format!("{credentials}; {}; {}", held(&socket), admitted(&credentials))
+            }
+            ["reuse", path] => reuse_a_number(Path::new(path)),
             ["descriptors"] => {
                 std::fs::read_dir("/proc/self/fd").expect("/proc").count().to_string()
             }
@@ -144,6 +168,61 @@ fn obey() {
     }
 }
 
+/// What the pidfd of a peer says.
+fn held(socket: &OwnedFd) -> String {
+    match peer_process(socket) {
+        Ok(process) => {
+            let look = process.inspect(|directory| std::fs::read_to_string(directory.join("comm")));
+            let look = look.map_err(|error| error.to_string());
+            format!("pid {:?} alive {:?} {look:?}", process.pid_for_logs(), process.is_alive())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The rules that let a peer in.
+fn admitted(peer: &PeerCredentials) -> String {
+    let anyone = AccessPolicy::anyone;
+    let rules = [
+        anyone(),
+        anyone().same_user(),
+        anyone().allow_uid(65_534),
+        anyone().allow_gid(65_534),
+        anyone().allow_supplementary_gid(65_534),
+        anyone().allow_gid(0),
+    ];
+    let groups = || Ok(vec![0, 65_534]);
+    let admitted = rules.iter().filter(|rule| rule.check_with_groups(peer, groups).is_ok());
+    format!("{:?}", admitted.map(AccessPolicy::to_string).collect::<Vec<_>>())
+}
+
+/// Serves a process that ends, and lets another one have its number. Takes a pid namespace of its own.
+fn reuse_a_number(path: &Path) -> String {
+    let bound = ringpost_uds::bind(&Address::from(path), &BindOptions::new()).expect("free");
+    let mut client = Peer::start();
+    client.ask(&format!("connect {}", path.display()));
+    let socket = rustix::net::accept(&bound).expect("it waits");
+    let process = peer_process(&socket).expect("known");
+    let number = client.id();
+    assert_eq!(process.pid_for_logs(), Some(number));
+    client.kill();
+    for _ in 0..100 {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).expect("root may");
+        let mut other = Command::new("sleep").arg("60").spawn().expect("start");
+        let reused = other.id() == number;
+        let exists = Path::new(&format!("/proc/{number}")).exists();
+        let alive = process.is_alive();
+        let inspected = process.inspect(|directory| std::fs::metadata(directory).map(drop));
+        other.kill().expect("it runs");
+        other.wait().expect("ours");
+        if reused {
+            let inspected = inspected.map_err(|error| error.to_string());
+            return format!("exists {exists} alive {alive:?} {inspected:?}");
+        }
+    }
+    "never reused".to_owned()
+}
+
 /// The monotonic clock, which all processes share, in nanoseconds.
 pub(crate) fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -151,9 +230,9 @@ pub(crate) fn now() -> u64 {
         + u64::try_from(time.tv_nsec).expect("positive")
 }
 
-/// Waits, for at most five seconds, until `condition` holds.
+/// Waits, for at most twenty seconds, until `condition` holds.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < end, "never happened: {what}");
         std::thread::sleep(Duration::from_millis(1));
@@ -167,7 +246,12 @@ fn spin_until(nanoseconds: u64) {
 }
 
 fn bind(path: &Path, mode: u32, bound: &mut Option<Bound>) -> String {
-    match ringpost_uds::bind(&Address::from(path), &BindOptions::new().mode(mode)) {
+    let options = BindOptions::new().mode(mode);
+    answer_bind(ringpost_uds::bind(&Address::from(path), &options), bound)
+}
+
+fn answer_bind(result: Result<Bound, BindError>, bound: &mut Option<Bound>) -> String {
+    match result {
         Ok(new) => {
             *bound = Some(new);
             "won".to_owned()

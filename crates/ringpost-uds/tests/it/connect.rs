@@ -43,6 +43,16 @@ fn something_else_there() {
     let kind = |found| ConnectErrorKind::NotASocket { found };
     check(&file, kind(FileKind::Regular), "a regular file, not a socket");
     check(directory.path(), kind(FileKind::Directory), "a directory, not a socket");
+    // Opening it would wait for a writer.
+    let pipe = directory.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).expect("make");
+    check(&pipe, kind(FileKind::Fifo), "a named pipe, not a socket");
+    check(Path::new("/dev/null"), kind(FileKind::Device), "a device, not a socket");
+    symlink("loop", directory.path().join("loop")).expect("link");
+    let too_many = ConnectErrorKind::Other(rustix::io::Errno::LOOP.raw_os_error());
+    check(&directory.path().join("loop"), too_many, "symbolic link");
+    check(&directory.path().join("loop/app.sock"), too_many, "symbolic link");
     symlink("file", directory.path().join("link")).expect("link");
     check(&directory.path().join("link"), kind(FileKind::Regular), "a regular file");
 }

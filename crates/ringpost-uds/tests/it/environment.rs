@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::child::Peer;
-use crate::support::{NOBODY, as_user, bind, directory, names, namespace_or_skip, root_or_skip};
+use crate::support::{
+    NOBODY, as_user, bind, directory, leave_stale, names, namespace_or_skip, root_or_skip,
+};
 
 /// Starts a child in a mount namespace of its own, with a file system mounted at `target`.
 fn with_mount(target: &Path, options: &str) -> Peer {
@@ -30,6 +32,70 @@ fn unwritable_directory() {
         .expect("set");
     let error = as_user(NOBODY, NOBODY, || bind(&path).map(|_| ())).expect_err("not theirs");
     assert!(error.to_string().contains("permission denied"), "{error}");
+}
+
+/// A directory that its owner has made read-only; root would not notice.
+#[test]
+fn read_only_directory_of_ones_own() {
+    if !root_or_skip("environment::read_only_directory_of_ones_own") {
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let directory = directory();
+    let set = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(directory.path(), permissions).expect("root may");
+    };
+    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+    let path = directory.path().join("app.sock");
+    for (mode, words) in [
+        (0o500, "creating a name takes write permission on its directory"),
+        (0o600, "entering each directory on the way takes execute permission"),
+    ] {
+        set(mode);
+        let error = as_user(NOBODY, NOBODY, || bind(&path).map(drop)).expect_err("read-only");
+        let text = error.to_string();
+        assert!(text.contains(&path.display().to_string()) && text.contains(words), "{text}");
+    }
+    // With a stale socket in it, which cannot be replaced there.
+    set(0o700);
+    as_user(NOBODY, NOBODY, || leave_stale(&path));
+    set(0o500);
+    let error = as_user(NOBODY, NOBODY, || bind(&path).map(drop)).expect_err("read-only");
+    assert!(error.to_string().contains("permission denied"), "{error}");
+    set(0o700);
+    assert_eq!(names(directory.path()), ["app.sock"]);
+    drop(as_user(NOBODY, NOBODY, || bind(&path)).expect("may again"));
+    assert!(names(directory.path()).is_empty());
+}
+
+/// A directory mounted read-only into a container: clients connect, servers can't start.
+#[test]
+fn read_only_mount_of_a_live_directory() {
+    let test = "environment::read_only_mount_of_a_live_directory";
+    if !namespace_or_skip(test, &["--mount"]) {
+        return;
+    }
+    let (outside, inside) = (directory(), directory());
+    let bound = bind(&outside.path().join("app.sock")).expect("free");
+    let script = format!(
+        "mount --bind '{0}' '{1}' && mount -o remount,ro,bind '{1}' && exec \"$0\" \"$@\"",
+        outside.path().display(),
+        inside.path().display()
+    );
+    let mut child = Peer::start_with(&["unshare", "--mount", "sh", "-c", &script]);
+    let path = inside.path().join("app.sock");
+    let answer = child.ask(&format!("connect {}", path.display()));
+    assert!(answer.starts_with("process"), "{answer}");
+    for name in ["app.sock", "other.sock"] {
+        let path = inside.path().join(name);
+        let answer = child.ask(&format!("bind 600 {}", path.display()));
+        assert!(answer.contains("mounted read-only"), "{answer}");
+        assert!(answer.contains(&path.display().to_string()), "{answer}");
+    }
+    drop(bound);
+    let answer = child.ask(&format!("connect {}", path.display()));
+    assert!(answer.contains("there is no such path"), "{answer}");
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn names_beyond_the_limits() {
     assert!(names(directory.path()).is_empty());
 
     let error = bind(&directory.path().join("d".repeat(300)).join("app")).expect_err("too long");
-    assert!(error.to_string().contains("more than 255 bytes"), "{error}");
+    assert!(error.to_string().contains("a name of 300 bytes, and at most 255"), "{error}");
     let error = bind(&PathBuf::from("d/".repeat(3000)).join("app")).expect_err("too long");
     assert!(error.to_string().contains("has 6003 bytes, and at most 4095"), "{error}");
     let error = connect(&directory.path().join("n".repeat(256))).expect_err("too long");

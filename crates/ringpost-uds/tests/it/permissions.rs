@@ -1,12 +1,15 @@
 //! Mode and owner: exact in the end, and never wider on the way.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use ringpost_uds::{Address, BindOptions};
+use ringpost_uds::{Address, BindOptions, ConnectErrorKind};
 
 use crate::child::Peer;
-use crate::support::{bind, directory, is_socket, mode, root_or_skip};
+use crate::support::{
+    NOBODY, as_user, bind, connect, directory, is_socket, mode, open_directory, root_or_skip,
+};
 
 #[test]
 fn mode_is_exact_whatever_the_umask() {
@@ -67,6 +70,108 @@ fn never_visible_with_a_wider_mode() {
     assert!(wider.is_empty(), "{wider:?}");
 }
 
+/// Somebody who may not connect tries all names that appear, all the time, final and temporary ones. A
+/// refusal for want of a listener ("refused") would already mean that the permission was there.
+#[test]
+fn no_window_for_those_who_may_not_connect() {
+    if !root_or_skip("permissions::no_window_for_those_who_may_not_connect") {
+        return;
+    }
+    let directory = open_directory();
+    let path = directory.path().join("app.sock");
+    let mut child = Peer::start();
+    assert_eq!(child.ask("umask 000"), "done");
+    let tried = AtomicU32::new(0);
+    let stop = AtomicBool::new(false);
+    let attack = || {
+        while !stop.load(Ordering::Relaxed) {
+            let names = std::fs::read_dir(directory.path()).expect("readable").flatten();
+            let paths: Vec<_> = names.map(|entry| entry.path()).collect();
+            for path in paths.iter().filter(|path| path.extension() != Some("lock".as_ref())) {
+                match connect(path).map_err(|error| error.kind()) {
+                    Err(ConnectErrorKind::Forbidden) => tried.fetch_add(1, Ordering::Relaxed),
+                    Err(ConnectErrorKind::Missing) => 0,
+                    other => panic!("{}: {other:?}", path.display()),
+                };
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let attackers = [(); 2].map(|()| scope.spawn(|| as_user(NOBODY, NOBODY, attack)));
+        let end = Instant::now() + LIMIT;
+        let mut rounds = 0;
+        while rounds < 300 || tried.load(Ordering::Relaxed) < 300 {
+            assert!(Instant::now() < end, "hardly anybody attacked");
+            if attackers.iter().any(|attacker| attacker.is_finished()) {
+                break;
+            }
+            // In every second round it goes to somebody else, between its mode and its listening.
+            let owner = if rounds % 2 == 0 { "0" } else { "1" };
+            let command = format!("own {owner} {}", path.display());
+            assert_eq!(child.ask(&command), "won");
+            assert_eq!(child.ask("drop"), "done");
+            rounds += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        for attacker in attackers {
+            attacker.join().expect("nobody got in");
+        }
+    });
+}
+
+/// The same attack on a socket that is open to all does get in: it would have seen a window.
+#[test]
+fn those_who_may_connect_get_in() {
+    if !root_or_skip("permissions::those_who_may_connect_get_in") {
+        return;
+    }
+    let directory = open_directory();
+    let path = directory.path().join("app.sock");
+    let mut child = Peer::start();
+    assert_eq!(child.ask(&format!("bind 666 {}", path.display())), "won");
+    as_user(NOBODY, NOBODY, || connect(&path).map(drop)).expect("mode 666");
+    assert_eq!(child.ask("drop"), "done");
+    // Given to the attacker, and to nobody else.
+    let options = BindOptions::new().mode(0o600).uid(NOBODY);
+    let bound = ringpost_uds::bind(&Address::from(path.as_path()), &options).expect("root may");
+    as_user(NOBODY, NOBODY, || connect(&path).map(drop)).expect("its owner");
+    let error = as_user(NOBODY + 1, NOBODY, || connect(&path).map(drop)).expect_err("others");
+    assert_eq!(error.kind(), ConnectErrorKind::Forbidden);
+    drop(bound);
+}
+
+/// Umask and working directory belong to all threads: nobody ever sees them changed.
+#[test]
+fn umask_and_working_directory_stay() {
+    let directory = directory();
+    let path = crate::support::path_of_length(directory.path(), 300, 8);
+    let mut child = Peer::start();
+    assert_eq!(child.ask("umask 027"), "done");
+    let process = format!("/proc/{}", child.id());
+    let state = || {
+        let status = std::fs::read_to_string(format!("{process}/status")).expect("alive");
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).map(str::trim);
+        (umask.map(str::to_owned), std::fs::read_link(format!("{process}/cwd")).expect("alive"))
+    };
+    let before = state();
+    assert_eq!(before.0.as_deref(), Some("0027"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(state(), before);
+            }
+        });
+        for _ in 0..200 {
+            assert_eq!(child.ask(&format!("bind 666 {}", path.display())), "won");
+            assert!(child.ask(&format!("connect {}", path.display())).contains("process"));
+            assert_eq!(child.ask("drop"), "done");
+        }
+        stop.store(true, Ordering::Relaxed);
+        watcher.join().expect("they stay");
+    });
+}
+
 #[test]
 fn owner_and_group() {
     if !root_or_skip("permissions::owner_and_group") {
@@ -101,10 +206,10 @@ fn giving_away_takes_root() {
         return;
     }
     let directory = directory();
-    let user = crate::support::NOBODY;
+    let user = NOBODY;
     std::os::unix::fs::chown(directory.path(), Some(user), Some(user)).expect("chown");
     let path = directory.path().join("app.sock");
-    let error = crate::support::as_user(user, user, || {
+    let error = as_user(user, user, || {
         let options = BindOptions::new().uid(0);
         ringpost_uds::bind(&Address::from(path.as_path()), &options).map(|_| ())
     })
@@ -113,3 +218,5 @@ fn giving_away_takes_root() {
     assert!(error.to_string().contains("only root gives files away"), "{error}");
     assert!(crate::support::names(directory.path()).is_empty());
 }
+
+const LIMIT: Duration = Duration::from_secs(20);

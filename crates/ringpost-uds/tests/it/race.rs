@@ -1,5 +1,6 @@
 //! Starters at the same moment.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,30 +9,66 @@ use std::time::{Duration, Instant};
 use crate::child::{Peer, now};
 use crate::support::{bind, connect, directory, leave_stale, names};
 
+/// A thousand times two processes start at the same moment: on nothing, on a leftover, on a leftover with
+/// its lock file, and on somebody who is alive. Exactly one wins, but in the last case none; and the socket of whoever
+/// won, or lives, is still there afterwards.
 #[test]
-fn two_processes_200_times() {
+fn two_processes_1000_times() {
     let directory = directory();
     let path = directory.path().join("app.sock");
+    let lock = directory.path().join("app.sock.lock");
+    let identity = |path: &Path| {
+        std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok()
+    };
     let mut starters = [Peer::start(), Peer::start()];
-    for round in 0..200 {
-        if round % 2 == 0 {
-            leave_stale(&path);
-        }
-        let start = now() + 500_000;
+    let mut wins = [0, 0];
+    for round in 0..1000 {
+        let alive = match round % 4 {
+            0 => None,
+            1 => {
+                leave_stale(&path);
+                None
+            }
+            2 => {
+                leave_stale(&path);
+                std::fs::write(&lock, "pid 1\n").expect("write");
+                None
+            }
+            _ => Some(std::os::unix::net::UnixListener::bind(&path).expect("free")),
+        };
+        let before = identity(&path);
+        let start = now() + 300_000;
         for starter in &mut starters {
             starter.send(&format!("race {start} {}", path.display()));
         }
         let answers = starters.each_mut().map(Peer::answer);
-        let won = answers.iter().filter(|&answer| answer == "won").count();
+        let won = answers.each_ref().map(|answer| u32::from(answer == "won"));
         let lost = answers.iter().filter(|answer| answer.starts_with("in use")).count();
-        assert_eq!((won, lost), (1, 1), "round {round}: {answers:?}");
-        assert_eq!(names(directory.path()), ["app.sock", "app.sock.lock"], "round {round}");
-        connect(&path).expect("the winner listens");
+        let winners = if alive.is_some() { 0 } else { 1 };
+        assert_eq!(
+            (won[0] + won[1], lost),
+            (winners, 2 - winners as usize),
+            "{round}: {answers:?}"
+        );
+        wins = [wins[0] + won[0], wins[1] + won[1]];
+        connect(&path).expect("somebody listens");
+        if alive.is_some() {
+            assert_eq!(identity(&path), before, "round {round}: the living socket is the same");
+            assert_eq!(names(directory.path()), ["app.sock"], "round {round}");
+            std::fs::remove_file(&path).expect("ours");
+        } else {
+            assert_ne!(identity(&path), before, "round {round}: the leftover is replaced");
+            assert_eq!(names(directory.path()), ["app.sock", "app.sock.lock"], "round {round}");
+        }
         for starter in &mut starters {
-            assert_eq!(starter.ask("drop"), "done");
+            starter.send("drop");
+        }
+        for starter in &mut starters {
+            assert_eq!(starter.answer(), "done");
         }
         assert!(names(directory.path()).is_empty(), "round {round}");
     }
+    println!("wins: {wins:?}");
 }
 
 #[test]

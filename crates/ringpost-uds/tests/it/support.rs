@@ -13,6 +13,15 @@ pub(crate) fn directory() -> TempDir {
     tempfile::Builder::new().prefix("uds-").tempdir().expect("a temporary directory")
 }
 
+/// A directory that every user may enter and read.
+pub(crate) fn open_directory() -> TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = directory();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).expect("ours");
+    directory
+}
+
 /// Binds with default options.
 pub(crate) fn bind(path: &Path) -> Result<Bound, BindError> {
     ringpost_uds::bind(&Address::from(path), &BindOptions::new())
