@@ -1,6 +1,7 @@
 //! Futures that are dropped at every await point: nothing is lost, doubled or torn.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use ringpost::{Connection, ConnectionOptions, EngineChoice, Listener, Receiver, Sender, spawn};
@@ -64,8 +65,12 @@ fn dropped_receives(engine: EngineChoice) {
 }
 
 /// A dropped send has not been accepted, in any of the ways to send; a dropped flush may be repeated.
-async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::Rng) -> u32 {
-    let mut dropped = 0;
+async fn send_in_pieces(
+    sender: &mut Sender,
+    count: u64,
+    random: &mut fastrand::Rng,
+    dropped: &Cell<u32>,
+) {
     let (mut source, mut relayed) = pair(ConnectionOptions::new());
     let mut sequence = 0;
     while sequence < count {
@@ -89,7 +94,7 @@ async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::
                 sent.expect("the reader reads");
                 sequence += 1;
             }
-            None if polls > 0 => dropped += 1,
+            None if polls > 0 => dropped.set(dropped.get() + 1),
             None => {}
         }
         if random.u8(..8) == 0 {
@@ -101,7 +106,6 @@ async fn send_in_pieces(sender: &mut Sender, count: u64, random: &mut fastrand::
     while poll_at_most(2, sender.shutdown()).await.is_none() {
         ringpost::yield_now().await;
     }
-    dropped
 }
 
 fn dropped_sends(engine: EngineChoice) {
@@ -115,20 +119,23 @@ fn dropped_sends(engine: EngineChoice) {
         let mut random = fastrand::Rng::with_seed(12);
         let (left, right) = pair(ConnectionOptions::new());
         let (mut sender, _keep) = left.split();
+        let dropped = Rc::new(Cell::new(0));
+        let seen = Rc::clone(&dropped);
         let receiving = spawn(async move {
             let (_sender, mut receiver) = right.split();
             for sequence in 0..COUNT {
-                if sequence % 8 == 0 {
-                    // Long enough for the queue to fill.
-                    ringpost::sleep(Duration::from_millis(2)).await;
+                // Now and then not before the queue is full, unless nothing more will be sent.
+                if sequence % 64 == 0 && sequence < COUNT - 128 {
+                    let before = seen.get();
+                    until("a send waits", || seen.get() > before).await;
                 }
                 let message = receiver.recv().await.expect("a message").expect("no end");
                 pattern::check(sequence, len(sequence), &message);
             }
             assert!(receiver.recv().await.expect("a clean end").is_none());
         });
-        let dropped = send_in_pieces(&mut sender, COUNT, &mut random).await;
-        assert!(dropped > 5, "only {dropped} were dropped while they waited");
+        send_in_pieces(&mut sender, COUNT, &mut random, &dropped).await;
+        assert!(dropped.get() > 5, "only {} were dropped while they waited", dropped.get());
         receiving.await.expect("no panic");
     });
 }
