@@ -10,6 +10,7 @@ mod ends;
 mod hostile;
 mod killed_peers;
 mod outside;
+mod passing;
 mod plain_profiles;
 mod pool;
 mod python;
