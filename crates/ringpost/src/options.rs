@@ -29,7 +29,7 @@ impl ConnectionOptions {
             gather_bytes_min: 2048,
             handshake_ms_max: 5000,
             descriptors_max: 0,
-            descriptors_held_max: 1024,
+            descriptors_held_max: 64,
         }
     }
 
@@ -84,8 +84,10 @@ impl ConnectionOptions {
     }
 
     /// How many file descriptors a connection may have received and not yet handed out with their
-    /// messages before receiving pauses, 1024 by default; those of one message may go beyond it. What a
-    /// program keeps of the messages it has taken is its own.
+    /// messages before receiving pauses, 64 by default; those of one message may go beyond it. They count
+    /// towards RLIMIT_NOFILE, and what arrives beyond that is lost
+    /// ([`RecvError::DescriptorsLost`](crate::RecvError::DescriptorsLost)). What a program keeps of the
+    /// messages it has taken is its own.
     pub fn descriptors_held_max(mut self, count: u16) -> Self {
         self.descriptors_held_max = count;
         self

@@ -418,3 +418,80 @@ impl StreamCell {
         Some(token)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intake() -> Intake {
+        Intake {
+            arrived: VecDeque::new(),
+            held: 0,
+            held_max: 64,
+            received_bytes: 0,
+            writable: None,
+        }
+    }
+
+    fn files(count: usize) -> Descriptors {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        Descriptors::Whole((0..count).map(|_| file()).collect())
+    }
+
+    fn whole(claim: Result<DescriptorClaim, usize>) -> usize {
+        match claim {
+            Ok(DescriptorClaim::Whole(found)) => found.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_frame_claims_what_came_with_a_byte_of_its_window() {
+        let mut intake = intake();
+        intake.keep(100, Descriptors::None);
+        intake.keep(50, files(2));
+        intake.keep(50, files(3));
+        intake.keep(50, Descriptors::Lost);
+        assert_eq!(intake.held, 5);
+        // Plain bytes of earlier sends may lie in front of the frame in the same window.
+        assert!(matches!(intake.claim(99), Ok(DescriptorClaim::Missing)));
+        assert_eq!(whole(intake.claim(120)), 2);
+        assert!(matches!(intake.claim(149), Ok(DescriptorClaim::Missing)));
+        assert_eq!(whole(intake.claim(199)), 3);
+        assert!(matches!(intake.claim(200), Ok(DescriptorClaim::Lost)));
+        assert!(matches!(intake.claim(249), Ok(DescriptorClaim::Missing)));
+        assert_eq!((intake.held, intake.arrived.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_no_frame_can_claim_any_more_is_told() {
+        let mut intake = intake();
+        intake.keep(10, files(4));
+        intake.keep(10, files(1));
+        assert!(matches!(intake.claim(10), Err(4)));
+        assert_eq!(whole(intake.claim(10)), 1);
+        intake.keep(10, Descriptors::Lost);
+        intake.keep(10, files(1));
+        // What was lost and not announced is passed over: nothing of it is held.
+        assert_eq!(whole(intake.claim(30)), 1);
+        assert_eq!(intake.held, 0);
+    }
+
+    #[test]
+    fn a_reader_that_has_taken_everything_sees_strays() {
+        let mut intake = intake();
+        intake.keep(10, files(4));
+        // The frame may begin with the bytes that the reader keeps, and not behind them.
+        assert_eq!(intake.undeclared(10, 0), 4);
+        assert_eq!(intake.undeclared(10, 1), 0);
+        assert_eq!(intake.undeclared(10, 7), 0);
+        intake.keep(2, files(3));
+        assert_eq!(intake.undeclared(12, 0), 7);
+        assert_eq!(intake.undeclared(12, 1), 4, "the last byte may be a frame of its own");
+        assert_eq!(intake.undeclared(12, 5), 3, "the second came with the inside of a header");
+        // Not taken yet.
+        assert_eq!(intake.undeclared(10, 3), 0);
+        assert_eq!(whole(intake.claim(9)), 4);
+        assert_eq!(intake.undeclared(10, 0), 0);
+    }
+}
