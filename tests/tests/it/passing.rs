@@ -2,18 +2,45 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
+use std::task::Poll;
 
-use ringpost::{Connection, ConnectionOptions, EngineChoice, SendError, spawn};
+use ringpost::{
+    Connection, ConnectionOptions, EngineChoice, RecvError, SendError, Spin, spawn, yield_now,
+};
 use ringpost_testkit::{pattern, process};
-use ringpost_tests::rig::{block_on, pair, pair_of, place, poll_at_most, until};
+use ringpost_tests::privileges::{become_user, limit_descriptors, root_or_skip};
+use ringpost_tests::rig::{
+    Bystander, adopt, ask, block_on, builder, echo, expect_message, pair, pair_of, place,
+    poll_at_most, run, runtime, sockets, until,
+};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 
 on_both_engines!(
     every_kind_works_at_the_other_end,
     every_pattern_of_messages,
+    many_in_every_way_of_reading,
+    passed_on_by_runs_and_messages,
+    short_sends_at_every_place,
+    a_mebibyte_with_descriptors,
+    limits,
+    before_the_greeting,
+    a_peer_without,
+    what_the_kernel_does_not_pass,
+    sent_and_dropped,
+    while_spinning,
+);
+on_both_engines_alone!(
+    nothing_is_left_open,
+    held_ones_are_bounded,
+    dropped_futures_send_nothing,
+    sockets_in_their_own_messages,
+    too_many_in_flight,
+    none_left_to_receive_with,
 );
 
 /// Options of both ends.
@@ -44,13 +71,8 @@ fn every_kind_works_at_the_other_end(engine: EngineChoice) {
         let (socket, far_socket) = UnixStream::pair().expect("a pair");
         let listener = UnixListener::bind(&path).expect("bind");
         let file = File::create_new(path.with_extension("file")).expect("a file");
-        let descriptors = [
-            memory_file(77),
-            pipe_in.into(),
-            socket.into(),
-            listener.into(),
-            file.into(),
-        ];
+        let descriptors =
+            [memory_file(77), pipe_in.into(), socket.into(), listener.into(), file.into()];
         left.send_with_descriptors(b"five", &descriptors).await.expect("accepted");
         drop(descriptors);
 
@@ -88,9 +110,8 @@ fn every_pattern_of_messages(engine: EngineChoice) {
     block_on(engine, async {
         let (mut left, mut right) = pair(options());
         for combination in 0..SHAPES.len().pow(4) {
-            let shapes = [0, 1, 2, 3].map(|place| {
-                SHAPES[combination / SHAPES.len().pow(place) % SHAPES.len()]
-            });
+            let shapes = [0, 1, 2, 3]
+                .map(|place| SHAPES[combination / SHAPES.len().pow(place) % SHAPES.len()]);
             let sender = async {
                 for (sequence, (len, count)) in (0..).zip(shapes) {
                     let mut body = vec![0; len];
@@ -123,7 +144,659 @@ pub(crate) async fn both(first: impl Future<Output = ()>, second: impl Future<Ou
     std::future::poll_fn(|context| {
         first_done = first_done || first.as_mut().poll(context).is_ready();
         second_done = second_done || second.as_mut().poll(context).is_ready();
-        if first_done && second_done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if first_done && second_done { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+}
+
+/// Message number `sequence`: its length and how many descriptors it has.
+fn shape(sequence: u64) -> (usize, u64) {
+    const LENS: [usize; 7] = [0, 9, 64, 700, 3000, 64, 30_000];
+    let len = LENS[usize::try_from(sequence % 7).expect("small")];
+    (len, [0, 0, 1, 0, 2, 0, 0, 0, 3, 1, 0][usize::try_from(sequence % 11).expect("small")])
+}
+
+async fn send_number(connection: &mut Connection, sequence: u64) {
+    let (len, count) = shape(sequence);
+    let descriptors: Vec<_> = (0..count).map(|index| memory_file(sequence << 8 | index)).collect();
+    let body = pattern::payload(sequence, len);
+    connection.send_with_descriptors(&body, &descriptors).await.expect("the peer reads");
+}
+
+fn check_number(sequence: u64, body: &[u8], descriptors: &[OwnedFd]) {
+    let (len, count) = shape(sequence);
+    pattern::check(sequence, len, body);
+    let found: Vec<_> = descriptors.iter().map(number_in).collect();
+    let expected: Vec<_> = (0..count).map(|index| sequence << 8 | index).collect();
+    assert_eq!(found, expected, "message {sequence}");
+}
+
+/// Receives messages up to `count` in ways that change all the time.
+async fn receive_all(connection: &mut Connection, count: u64) {
+    let mut sequence = 0;
+    while sequence < count {
+        match sequence % 4 {
+            0 => {
+                let message = connection.recv().await.expect("a message").expect("no end");
+                check_number(sequence, &message, message.descriptors());
+                sequence += 1;
+            }
+            1 => {
+                let batch = connection.recv_batch().await;
+                let mut batch = batch.expect("messages").expect("no end");
+                while let Some(frame) = batch.next() {
+                    check_number(sequence, &frame.bytes(), frame.descriptors());
+                    let taken = frame.descriptors().len();
+                    if sequence % 3 == 0 && taken > 0 {
+                        let taken = batch.take_descriptors();
+                        let expected = shape(sequence).1;
+                        assert_eq!(taken.len() as u64, expected);
+                        assert_eq!(number_in(&taken[0]), sequence << 8);
+                    }
+                    sequence += 1;
+                }
+            }
+            _ => {
+                let batch = connection.recv_batch().await;
+                let mut batch = batch.expect("messages").expect("no end");
+                while let Some(frames) = batch.next_run() {
+                    for frame in frames {
+                        check_number(sequence, &frame.bytes(), frame.descriptors());
+                        sequence += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(sequence, count);
+}
+
+fn many_in_every_way_of_reading(engine: EngineChoice) {
+    const COUNT: u64 = 1500;
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        let sending = async {
+            for sequence in 0..COUNT {
+                send_number(&mut left, sequence).await;
+                if sequence % 100 == 0 {
+                    yield_now().await;
+                }
+            }
+            left.shutdown().await.expect("the peer reads");
+        };
+        both(sending, receive_all(&mut right, COUNT)).await;
+        assert!(right.recv().await.expect("a clean end").is_none());
+    });
+}
+
+fn passed_on_by_runs_and_messages(engine: EngineChoice) {
+    const COUNT: u64 = 1000;
+    block_on(engine, async {
+        let (mut source, first) = pair(options());
+        let (second, third) = pair(options());
+        let (fourth, mut target) = pair(options());
+        spawn(async move {
+            let (mut first, mut second) = (first, second);
+            while let Some(run) = first.recv_run().await.expect("messages") {
+                second.halves().0.send_run(run).await.expect("the peer reads");
+            }
+            second.shutdown().await.expect("the peer reads");
+        });
+        spawn(async move {
+            let (mut third, mut fourth) = (third, fourth);
+            while let Some(message) = third.recv().await.expect("messages") {
+                fourth.send_message(message).await.expect("the peer reads");
+            }
+            fourth.shutdown().await.expect("the peer reads");
+        });
+        let sending = async {
+            for sequence in 0..COUNT {
+                send_number(&mut source, sequence).await;
+            }
+            source.shutdown().await.expect("the peer reads");
+        };
+        both(sending, receive_all(&mut target, COUNT)).await;
+        assert!(target.recv().await.expect("a clean end").is_none());
+    });
+}
+
+/// With the smallest socket buffer, the front that the kernel takes ends at every place around the
+/// ends of header and body.
+fn short_sends_at_every_place(engine: EngineChoice) {
+    block_on(engine, async {
+        let (ours, theirs) = sockets();
+        set_socket_send_buffer_size(&ours, 1).expect("it is raised to the smallest");
+        let (mut left, mut right) = (adopt(ours, options()), adopt(theirs, options()));
+        let lens = || (0..60).chain(2100..2330).chain((0..40).map(|index| 4400 + 17 * index));
+        let sender = async {
+            for (sequence, len) in (0..).zip(lens()) {
+                let descriptors = [memory_file(sequence), memory_file(sequence + 1)];
+                let body = pattern::payload(sequence, len);
+                let result = if sequence % 2 == 0 {
+                    left.send_with_descriptors(&body, &descriptors).await
+                } else {
+                    // What is queued before it makes the first bytes come to lie elsewhere.
+                    left.send(&body).await.expect("the peer reads");
+                    left.send_with_descriptors(&body, &descriptors[..1]).await
+                };
+                result.expect("the peer reads");
+            }
+            left.flush().await.expect("the peer reads");
+        };
+        let receiver = async {
+            for (sequence, len) in (0..).zip(lens()) {
+                if sequence % 2 == 1 {
+                    let message = right.recv().await.expect("a message").expect("no end");
+                    pattern::check(sequence, len, &message);
+                    assert!(message.descriptors().is_empty());
+                }
+                let message = right.recv().await.expect("a message").expect("no end");
+                pattern::check(sequence, len, &message);
+                let found: Vec<_> = message.descriptors().iter().map(number_in).collect();
+                let expected = [sequence, sequence + 1];
+                assert_eq!(found, expected[..if sequence % 2 == 0 { 2 } else { 1 }]);
+            }
+        };
+        both(sender, receiver).await;
+    });
+}
+
+fn a_mebibyte_with_descriptors(engine: EngineChoice) {
+    const LEN: usize = 1 << 20;
+    block_on(engine, async {
+        let (mut left, right) = pair(options());
+        let server = spawn(echo(right));
+        for sequence in 0..8 {
+            let descriptors: Vec<_> = (0..5).map(|index| memory_file(sequence + index)).collect();
+            let body = pattern::payload(sequence, LEN);
+            left.send_with_descriptors(&body, &descriptors).await.expect("the peer reads");
+            // In between, without.
+            left.send(b"next").await.expect("the peer reads");
+            let message = left.recv().await.expect("a message").expect("no end");
+            pattern::check(sequence, LEN, &message);
+            let found: Vec<_> = message.descriptors().iter().map(number_in).collect();
+            assert_eq!(found, (sequence..sequence + 5).collect::<Vec<_>>());
+            let message = left.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"next");
+            assert!(message.descriptors().is_empty());
+        }
+        left.shutdown().await.expect("the peer reads");
+        server.await.expect("no panic");
+    });
+}
+
+fn limits(engine: EngineChoice) {
+    block_on(engine, async {
+        let at_most = |count| ConnectionOptions::new().descriptors_max(count);
+        let many: Vec<_> = (0..254).map(memory_file).collect();
+        for (ours, theirs) in [(253, 253), (255, 254), (8, 3), (3, 8), (1, 253), (0, 9), (9, 0)] {
+            let (mut left, mut right) = pair_of(at_most(ours), at_most(theirs));
+            let limit = usize::from(ours.min(theirs).min(253));
+            left.ready().await.expect("they agree");
+            right.ready().await.expect("they agree");
+            let agreed = left.agreement().expect("native").fds_max;
+            assert_eq!(usize::from(agreed), limit);
+            let count = limit + 1;
+            let refused = SendError::TooManyDescriptors { count, limit };
+            let result = left.send_with_descriptors(b"", &many[..count]).await;
+            assert_eq!(result, Err(refused.clone()));
+            let (mut sender, _receiver) = left.split();
+            assert_eq!(sender.descriptors_max(), limit);
+            let result = sender.try_send_with_descriptors(b"", &many[..count]);
+            assert_eq!(result, Err(refused));
+            assert_eq!(sender.queued_bytes(), 0);
+            sender.send_with_descriptors(b"x", &many[..limit]).await.expect("allowed");
+            let message = right.recv().await.expect("a message").expect("no end");
+            let found: Vec<_> = message.descriptors().iter().map(number_in).collect();
+            assert_eq!(found, (0..limit as u64).collect::<Vec<_>>());
+        }
+        // Length is checked first, and other profiles have none.
+        let (mut left, mut right) = pair(options().frame_bytes_max(2000));
+        right.ready().await.expect("they agree");
+        let result = left.send_with_descriptors(&[0; 2001], &many[..1]).await;
+        assert_eq!(result, Err(SendError::TooLarge { len: 2001, limit: 2000 }));
+        let (mut left, _right) = pair(options().bytes());
+        let result = left.send_with_descriptors(b"x", &many[..1]).await;
+        assert_eq!(result, Err(SendError::TooManyDescriptors { count: 1, limit: 0 }));
+        left.send_with_descriptors(b"x", &many[..0]).await.expect("none are always allowed");
+        left.shutdown().await.expect("open");
+        let result = left.send_with_descriptors(b"x", &many[..1]).await;
+        assert_eq!(result, Err(SendError::Finished));
+    });
+}
+
+fn before_the_greeting(engine: EngineChoice) {
+    block_on(engine, async {
+        let (ours, theirs) = sockets();
+        let (mut sender, _receiver) = adopt(ours, options()).split();
+        let files = [memory_file(5)];
+        let result = sender.try_send_with_descriptors(b"early", &files);
+        assert_eq!(result, Err(SendError::NotReady));
+        sender.send(b"plain").await.expect("accepted");
+        let waiting = spawn(async move {
+            sender.send_with_descriptors(b"first", &files).await.expect("the peer greets");
+            sender.send(b"second").await.expect("open");
+            sender.flush().await.expect("open");
+            sender
+        });
+        for _ in 0..5 {
+            yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+        let mut right = adopt(theirs, options());
+        for (body, count) in [(&b"plain"[..], 0), (b"first", 1), (b"second", 0)] {
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!((&message[..], message.descriptors().len()), (body, count));
+        }
+        drop(waiting.await.expect("no panic"));
+    });
+}
+
+/// A side that takes descriptors from a peer that has none goes on like any other connection.
+fn a_peer_without(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    run(&runtime, async {
+        for (ours, theirs) in
+            [(options(), ConnectionOptions::new()), (ConnectionOptions::new(), options())]
+        {
+            let (mut left, right) = pair_of(ours, theirs);
+            let server = spawn(echo(right));
+            for (sequence, len) in (0..).zip([0, 10, 1000, 70_000, 300_000, 5]) {
+                ask(&mut left, sequence, len).await;
+            }
+            left.shutdown().await.expect("open");
+            server.await.expect("no panic");
+        }
+    });
+}
+
+/// An io_uring instance can't be passed since Linux 6.8 (EINVAL); the connection goes on.
+fn what_the_kernel_does_not_pass(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        let mut parameters = [0_u8; 120];
+        // SAFETY: the parameters are 120 bytes, zero as they have to be, and live through the call.
+        let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+        if let Ok(ring @ 0..) = i32::try_from(ring) {
+            // SAFETY: just made, and nobody else's.
+            let ring = unsafe { OwnedFd::from_raw_fd(ring) };
+            let result = left.send_with_descriptors(b"a ring", &[ring]).await;
+            assert_eq!(result, Err(SendError::DescriptorsRefused { errno: libc::EINVAL }));
+        }
+        // The other side takes none although it said so: not something this library does.
+        let_pass(&right, false);
+        let result = left.send_with_descriptors(b"none", &[memory_file(1)]).await;
+        assert_eq!(result, Err(SendError::DescriptorsRefused { errno: libc::EPERM }));
+        let_pass(&right, true);
+        left.send_with_descriptors(b"a file", &[memory_file(2)]).await.expect("it goes on");
+        let message = right.recv().await.expect("a message").expect("no end");
+        assert_eq!(message, *b"a file");
+        assert_eq!(number_in(&message.descriptors()[0]), 2);
+    });
+}
+
+/// SO_PASSRIGHTS (include/uapi/asm-generic/socket.h).
+fn let_pass(socket: impl AsFd, pass: bool) {
+    let value = libc::c_int::from(pass);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the value is an int of four bytes that lives through the call.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, 83, (&raw const value).cast(), 4) };
+    assert_eq!(result, 0, "Linux 6.16 or later");
+}
+
+/// What was accepted leaves although the connection is dropped, long bodies included.
+fn sent_and_dropped(engine: EngineChoice) {
+    block_on(engine, async {
+        for len in [3, 100_000, 300_000] {
+            let (mut left, mut right) = pair(options());
+            left.send(b"before").await.expect("open");
+            let body = pattern::payload(9, len);
+            left.send_with_descriptors(&body, &[memory_file(4)]).await.expect("open");
+            left.send(b"after").await.expect("open");
+            drop(left);
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"before");
+            let message = right.recv().await.expect("a message").expect("no end");
+            pattern::check(9, len, &message);
+            assert_eq!(number_in(&message.descriptors()[0]), 4);
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"after");
+            right.recv().await.expect_err("no proper end");
+        }
+    });
+}
+
+fn while_spinning(engine: EngineChoice) {
+    let runtime = builder(engine).spin(Spin::Always).build().expect("a runtime");
+    run(&runtime, async {
+        let (mut left, right) = pair(options());
+        let server = spawn(echo(right));
+        for sequence in 0..300 {
+            send_number(&mut left, sequence).await;
+            let message = left.recv().await.expect("a message").expect("no end");
+            check_number(sequence, &message, message.descriptors());
+        }
+        left.shutdown().await.expect("open");
+        server.await.expect("no panic");
+    });
+}
+
+/// Waits until as many descriptors are open as before.
+async fn until_open(count: usize) {
+    until("all are closed", || process::descriptors() == count).await;
+}
+
+fn nothing_is_left_open(engine: EngineChoice) {
+    let outside = process::descriptors();
+    let runtime = runtime(engine);
+    run(&runtime, async {
+        let before = process::descriptors();
+        let files: Vec<_> = (0..20).map(memory_file).collect();
+        let with_files = process::descriptors();
+        for round in 0..5 {
+            let (mut left, mut right) = pair(options());
+            for _ in 0..30 {
+                left.send_with_descriptors(b"twenty", &files).await.expect("accepted");
+            }
+            match round {
+                // Never read.
+                0 => {}
+                // Read and dropped, half of them taken.
+                1 => {
+                    for index in 0..30 {
+                        let mut message = right.recv().await.expect("a message").expect("no end");
+                        if index % 2 == 0 {
+                            assert_eq!(message.take_descriptors().len(), 20);
+                        }
+                    }
+                }
+                // A batch that is left in the middle.
+                2 => {
+                    let mut batch = right.recv_batch().await.expect("some").expect("no end");
+                    assert_eq!(batch.next().expect("a message").descriptors().len(), 20);
+                    assert_eq!(batch.take_descriptors().len(), 20);
+                    assert_eq!(batch.next().expect("a message").descriptors().len(), 20);
+                }
+                // Runs that are passed on to nobody.
+                3 => {
+                    let run = right.recv_run().await.expect("some").expect("no end");
+                    assert_eq!(run.messages(), 1);
+                    let (mut none, _peer) = pair(ConnectionOptions::new());
+                    let result = none.halves().0.send_run(run).await;
+                    let refused = SendError::TooManyDescriptors { count: 20, limit: 0 };
+                    assert_eq!(result, Err(refused));
+                    let message = right.recv().await.expect("a message").expect("no end");
+                    let result = none.send_message(message).await;
+                    assert!(matches!(result, Err(SendError::TooManyDescriptors { .. })));
+                }
+                // Cut off in the middle of a long message.
+                _ => {
+                    left.flush().await.expect("open");
+                    let body = vec![1; 4 << 20];
+                    left.send_with_descriptors(&body, &files).await.expect("accepted");
+                    for _ in 0..30 {
+                        right.recv().await.expect("a message").expect("no end");
+                    }
+                    poll_at_most(20, right.recv()).await;
+                }
+            }
+            drop((left, right));
+            until_open(with_files).await;
+        }
+        drop(files);
+        assert_eq!(process::descriptors(), before);
+    });
+    // The end of the runtime closes what a connection still holds.
+    run(&runtime, async {
+        let (mut left, mut right) = pair(options());
+        left.send_with_descriptors(b"kept", &[memory_file(1)]).await.expect("accepted");
+        right.ready().await.expect("they agree");
+        yield_now().await;
+        spawn(async move {
+            let _both = (left, right);
+            std::future::pending::<()>().await;
+        });
+        yield_now().await;
+    });
+    drop(runtime);
+    assert_eq!(process::descriptors(), outside);
+}
+
+/// A reader that is slow holds a bounded number; nothing is lost by it.
+fn held_ones_are_bounded(engine: EngineChoice) {
+    const MESSAGES: u64 = 100;
+    block_on(engine, async {
+        let (mut left, mut right) = pair_of(options(), options().descriptors_held_max(4));
+        right.ready().await.expect("they agree");
+        left.ready().await.expect("they agree");
+        let files = [memory_file(1), memory_file(2), memory_file(3)];
+        let before = process::descriptors();
+        for _ in 0..MESSAGES {
+            left.send_with_descriptors(b"x", &files).await.expect("accepted");
+            yield_now().await;
+        }
+        for _ in 0..20 {
+            yield_now().await;
+        }
+        let held = process::descriptors() - before;
+        assert!((3..=4 + 2 * 3).contains(&held), "{held} are held");
+        for _ in 0..MESSAGES {
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message.descriptors().len(), 3);
+            assert!(process::descriptors() - before <= 4 + 3 * 3);
+        }
+        until_open(before).await;
+        // A bound smaller than one message lets it through all the same.
+        let (mut left, mut right) = pair_of(options(), options().descriptors_held_max(0));
+        for _ in 0..10 {
+            left.send_with_descriptors(&[7; 30_000], &files).await.expect("accepted");
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message.descriptors().len(), 3);
+        }
+    });
+}
+
+/// A send that waits for room and is dropped has sent nothing, and what comes after it is whole.
+fn dropped_futures_send_nothing(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        left.ready().await.expect("they agree");
+        let file = [memory_file(1)];
+        let before = process::descriptors();
+        let mut accepted = 0;
+        let mut dropped = 0;
+        while dropped < 50 {
+            let send = left.send_with_descriptors(&[7; 9000], &file);
+            match poll_at_most(3, send).await {
+                Some(result) => {
+                    result.expect("the peer reads");
+                    accepted += 1;
+                }
+                None => dropped += 1,
+            }
+            // One that waits for room, and a plain one behind it.
+            if dropped == 25 {
+                left.try_send(b"plain").expect("room in the queue");
+                dropped += 1;
+            }
+        }
+        let result = left.halves().0.try_send_with_descriptors(b"now?", &file);
+        assert!(matches!(result, Err(SendError::Full { .. })), "{result:?}");
+        let mut plain = 0;
+        for _ in 0..=accepted {
+            let message = right.recv().await.expect("a message").expect("no end");
+            if message == *b"plain" {
+                plain += 1;
+            } else {
+                assert_eq!((message.len(), message.descriptors().len()), (9000, 1));
+            }
+        }
+        assert_eq!(plain, 1);
+        // Dropped receives lose nothing.
+        left.send_with_descriptors(b"last", &file).await.expect("room");
+        let message = loop {
+            if let Some(message) = poll_at_most(1, right.recv()).await {
+                break message.expect("a message").expect("no end");
+            }
+        };
+        assert_eq!((&message[..], message.descriptors().len()), (&b"last"[..], 1));
+        drop(message);
+        // A connection that is dropped while a send waits for room closes at once.
+        let mut sending = Box::pin(async move {
+            loop {
+                left.send_with_descriptors(&[7; 9000], &file).await.expect("the peer reads");
+            }
+        });
+        let mut polls = 0;
+        std::future::poll_fn(|context| {
+            polls += 1;
+            if sending.as_mut().poll(context).is_ready() || polls > 40 {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        drop(sending);
+        while right.recv().await.is_ok_and(|message| message.is_some()) {}
+        drop(right);
+        // The file and the left socket are gone as well.
+        until_open(before - 3).await;
+    });
+}
+
+/// Sockets that are in flight in each other's queues, or in their own, go when nobody can read them.
+fn sockets_in_their_own_messages(engine: EngineChoice) {
+    block_on(engine, async {
+        let before = process::descriptors();
+        let (witness, in_flight) = std::io::pipe().expect("a pipe");
+        rustix::io::ioctl_fionbio(&witness, true).expect("a pipe");
+        let (mut left, mut right) = pair(options());
+        left.ready().await.expect("they agree");
+        right.ready().await.expect("they agree");
+        for _ in 0..3 {
+            let loops = [left.as_fd(), right.as_fd(), in_flight.as_fd()];
+            let loops = loops.map(|fd| fd.try_clone_to_owned().expect("room"));
+            left.send_with_descriptors(b"knot", &loops).await.expect("accepted");
+            right.send_with_descriptors(b"knot", &loops).await.expect("accepted");
+        }
+        // One is received, and holds the connection that it came over.
+        let message = right.recv().await.expect("a message").expect("no end");
+        let mut inner = Connection::from_socket(
+            message.descriptors()[0].try_clone().expect("room"),
+            ConnectionOptions::new().bytes(),
+        );
+        drop((in_flight, left, right, message));
+        poll_at_most(3, inner.recv()).await;
+        drop(inner);
+        until("the kernel has collected them", || rustix::io::read(&witness, &mut [0; 1]) == Ok(0))
+            .await;
+        drop(witness);
+        until_open(before).await;
+    });
+}
+
+/// More in flight than one user may have: a typed error, nothing is lost, and it goes on.
+fn too_many_in_flight(engine: EngineChoice) {
+    if !root_or_skip("passing::too_many_in_flight") {
+        return;
+    }
+    block_on(engine, async {
+        // Few are received ahead: they count towards the limit as well.
+        let (mut left, mut right) = pair(options().descriptors_held_max(1));
+        left.ready().await.expect("they agree");
+        right.ready().await.expect("they agree");
+        let files: Vec<_> = (0..20).map(memory_file).collect();
+        // A user of its own: the count is one for all processes of a user.
+        become_user(60_000 + std::process::id() % 5000);
+        limit_descriptors(process::descriptors() as u64 + 60);
+        let (mut sender, mut receiver) = (left.split().0, right.split().1);
+        let mut accepted = 0;
+        // Sent without a turn, so that nothing is received meanwhile.
+        let refused = loop {
+            match sender.try_send_with_descriptors(b"x", &files) {
+                Ok(()) => accepted += 1,
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(refused, SendError::DescriptorsRefused { errno: libc::ETOOMANYREFS });
+        assert!(accepted > 0);
+        sender.send(b"bytes can go").await.expect("open");
+        for _ in 0..accepted {
+            let message = receiver.recv().await.expect("a message").expect("no end");
+            assert_eq!(message.descriptors().len(), 20);
+        }
+        assert_eq!(receiver.recv().await.expect("a message").expect("no end"), *b"bytes can go");
+        sender.send_with_descriptors(b"again", &files).await.expect("there is room");
+        let message = receiver.recv().await.expect("a message").expect("no end");
+        assert_eq!(message.descriptors().len(), 20);
+    });
+}
+
+/// A receiver at its limit loses one message, knows it, and goes on; bytes and order stay.
+fn none_left_to_receive_with(engine: EngineChoice) {
+    block_on(engine, async {
+        let mut bystander = Bystander::new();
+        let (mut left, mut right) = pair(options());
+        left.ready().await.expect("they agree");
+        right.ready().await.expect("they agree");
+        let files: Vec<_> = (0..8).map(memory_file).collect();
+        for in_batches in [false, true] {
+            for body in [&b"lost"[..], &[7; 100_000]] {
+                let before = process::descriptors();
+                let (sender, receiver) = (&mut left, &mut right);
+                let sending = async move {
+                    sender.send(b"first").await.expect("open");
+                    sender.send_with_descriptors(body, &files_of(8)).await.expect("open");
+                    sender.send(b"second").await.expect("open");
+                    sender.send_with_descriptors(b"none", &files_of(0)).await.expect("open");
+                };
+                // Files are made before the limit is lowered; received after.
+                let mut sending = pin!(sending);
+                assert!(poll_at_most(1, sending.as_mut()).await.is_some() || body.len() > 9);
+                limit_descriptors(before as u64 + 4);
+                let lost = RecvError::DescriptorsLost { declared: 8 };
+                let mut seen: Vec<Result<Vec<u8>, RecvError>> = Vec::new();
+                let receiving = async {
+                    while seen.len() < 4 {
+                        if in_batches {
+                            match receiver.recv_batch().await {
+                                Ok(batch) => {
+                                    let mut batch = batch.expect("no end");
+                                    while let Some(frame) = batch.next() {
+                                        seen.push(Ok(frame.to_vec()));
+                                    }
+                                }
+                                Err(error) => seen.push(Err(error)),
+                            }
+                        } else {
+                            let message = receiver.recv().await;
+                            seen.push(message.map(|message| message.expect("no end").into_owned()));
+                        }
+                    }
+                };
+                receiving.await;
+                let text = |text: &[u8]| Ok(text.to_vec());
+                assert_eq!(seen, [text(b"first"), Err(lost), text(b"second"), text(b"none")]);
+                limit_descriptors(1000);
+                until_open(before).await;
+            }
+        }
+        // With room again all is as before.
+        left.send_with_descriptors(b"eight", &files).await.expect("open");
+        let message = right.recv().await.expect("a message").expect("no end");
+        assert_eq!(message.descriptors().len(), 8);
+        expect_nothing_else(&mut left, &mut right).await;
+        bystander.check().await;
+    });
+}
+
+fn files_of(count: u64) -> Vec<OwnedFd> {
+    (0..count).map(memory_file).collect()
+}
+
+async fn expect_nothing_else(left: &mut Connection, right: &mut Connection) {
+    left.send_with(40, |bytes| pattern::fill(3, bytes)).await.expect("open");
+    expect_message(right, 3, 40).await;
 }
