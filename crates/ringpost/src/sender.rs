@@ -27,12 +27,18 @@ use crate::message::{Message, Run, RunKind};
 pub struct Sender {
     link: Rc<Link>,
     native: bool,
+    /// Messages with descriptors sent since this half last let the runtime turn for it.
+    direct_sends: u32,
 }
+
+/// Messages with descriptors sent in a row before others get a turn: they don't wait in a queue, so
+/// nothing else would make their sender pause while the peer reads.
+const DIRECT_SENDS_MAX: u32 = 64;
 
 impl Sender {
     pub(crate) fn new(link: Rc<Link>) -> Self {
         let native = matches!(link.options.profile, Profile::Native);
-        Self { link, native }
+        Self { link, native, direct_sends: 0 }
     }
 
     /// Accepts a copy of `body` if there is room. Never waits.
@@ -232,6 +238,7 @@ impl Sender {
         if descriptors.is_empty() {
             return self.send(body).await;
         }
+        self.let_others_go().await;
         let taken = poll_fn(|context| {
             self.poll_send_with_descriptors(context, body.len(), &[body], descriptors)
         })
@@ -397,6 +404,7 @@ impl Sender {
 
     #[cold]
     async fn send_message_with_descriptors(&mut self, message: Message) -> Result<(), SendError> {
+        self.let_others_go().await;
         let len = message.len();
         let taken = {
             let parts: Vec<&[u8]> = message.chunks().collect();
@@ -424,6 +432,15 @@ impl Sender {
             }
         }
         Ok(())
+    }
+
+    /// Lets the runtime turn after many messages with descriptors.
+    async fn let_others_go(&mut self) {
+        self.direct_sends += 1;
+        if self.direct_sends >= DIRECT_SENDS_MAX {
+            self.direct_sends = 0;
+            crate::runtime::yield_now().await;
+        }
     }
 
     /// Sends the front of a message of `len` bytes with its descriptors: the number of bytes taken,

@@ -11,6 +11,7 @@ mod hostile;
 mod killed_peers;
 mod outside;
 mod passing;
+mod passing_bounds;
 mod passing_hostile;
 mod plain_profiles;
 mod pool;
