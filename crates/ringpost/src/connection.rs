@@ -324,6 +324,19 @@ impl Connection {
         self.sender.send_with_descriptors(body, descriptors).await
     }
 
+    /// See [`Sender::try_send_with_descriptors`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send_with_descriptors`].
+    pub fn try_send_with_descriptors(
+        &mut self,
+        body: &[u8],
+        descriptors: &[impl AsFd],
+    ) -> Result<(), SendError> {
+        self.sender.try_send_with_descriptors(body, descriptors)
+    }
+
     /// See [`Sender::flush`].
     ///
     /// # Errors

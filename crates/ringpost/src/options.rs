@@ -99,6 +99,10 @@ impl ConnectionOptions {
     }
 }
 
+const _: () = assert!(
+    ConnectionOptions::DESCRIPTORS_MAX as usize == ringpost_reactor::DESCRIPTORS_PER_MESSAGE_MAX
+);
+
 impl Default for ConnectionOptions {
     fn default() -> Self {
         Self::new()

@@ -446,7 +446,7 @@ fn sent_and_dropped(engine: EngineChoice) {
             let body = pattern::payload(9, len);
             // What is queued goes first, in the same breath.
             let files = [memory_file(4)];
-            left.halves().0.try_send_with_descriptors(&body, &files).expect("there is room");
+            left.try_send_with_descriptors(&body, &files).expect("there is room");
             left.send(b"after").await.expect("open");
             drop(left);
             let message = right.recv().await.expect("a message").expect("no end");

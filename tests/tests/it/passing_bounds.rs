@@ -171,7 +171,7 @@ fn dropped_futures_send_nothing(engine: EngineChoice) {
                 dropped += 1;
             }
         }
-        let result = left.halves().0.try_send_with_descriptors(b"now?", &file);
+        let result = left.try_send_with_descriptors(b"now?", &file);
         assert!(matches!(result, Err(SendError::Full { .. })), "{result:?}");
         let mut plain = 0;
         for _ in 0..=accepted {
