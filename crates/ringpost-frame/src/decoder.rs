@@ -145,6 +145,11 @@ impl Decoder {
         matches!(self.state, State::Header) && self.partial_len == 0
     }
 
+    /// How many bytes of an incomplete header have been consumed; they end where the input begins.
+    pub const fn header_bytes_kept(&self) -> usize {
+        self.partial_len
+    }
+
     /// Whether the peer has said that it sends no more messages.
     pub const fn is_finished(&self) -> bool {
         matches!(self.rules.phase, Phase::Finished)

@@ -158,6 +158,18 @@ pub enum ProtocolError {
         /// The most allowed; zero if descriptors were not agreed.
         limit: u16,
     },
+    /// A frame came with another number of file descriptors than its header announces.
+    DescriptorCount {
+        /// The number stated in the header.
+        declared: u8,
+        /// The number that came; zero if none did.
+        received: u16,
+    },
+    /// File descriptors came with bytes that are not the start of a frame that announces some.
+    DescriptorsUndeclared {
+        /// How many.
+        count: u16,
+    },
     /// A frame longer than the limit.
     FrameTooLarge {
         /// The length stated in the header.
@@ -203,6 +215,12 @@ impl fmt::Display for ProtocolError {
             }
             Self::DescriptorsNotAllowed { count, limit } => {
                 write!(f, "a frame announces {count} file descriptors, the limit is {limit}")
+            }
+            Self::DescriptorCount { declared, received } => {
+                write!(f, "a frame announces {declared} file descriptors, {received} came with it")
+            }
+            Self::DescriptorsUndeclared { count } => {
+                write!(f, "{count} file descriptors came that no frame announces")
             }
             Self::FrameTooLarge { len, limit } => {
                 write!(f, "a frame has {len} bytes, the limit is {limit}")
@@ -310,6 +328,14 @@ mod tests {
         check(
             &ProtocolError::ControlLength { kind: FrameKind::Ping, len: 65, min: 0, max: 64 },
             "a PING frame has 65 bytes, the limit is 64",
+        );
+        check(
+            &ProtocolError::DescriptorCount { declared: 3, received: 2 },
+            "a frame announces 3 file descriptors, 2 came with it",
+        );
+        check(
+            &ProtocolError::DescriptorsUndeclared { count: 253 },
+            "253 file descriptors came that no frame announces",
         );
         check(&ProtocolError::AfterFin { kind: FrameKind::Message }, "a MSG frame came after FIN");
         check(

@@ -28,6 +28,11 @@ impl FrameHeader {
         Self { len, kind: FrameKind::Message, flags: FrameFlags::NONE, fds: 0 }
     }
 
+    /// The header of a message with `len` bytes that `fds` file descriptors travel with.
+    pub const fn message_with_descriptors(len: u32, fds: u8) -> Self {
+        Self { fds, ..Self::message(len) }
+    }
+
     /// Reads a header.
     ///
     /// # Errors
@@ -111,6 +116,16 @@ mod tests {
             assert_eq!(message_header(len).to_le_bytes(), header.encode());
             assert_eq!(FrameHeader::decode(header.encode()), Ok(header));
         }
+    }
+
+    #[test]
+    fn a_message_with_descriptors_is_no_plain_one() {
+        for fds in 1..=u8::MAX {
+            let header = FrameHeader::message_with_descriptors(64, fds);
+            assert_ne!(header.encode(), message_header(64).to_le_bytes());
+            assert_eq!(FrameHeader::decode(header.encode()), Ok(header));
+        }
+        assert_eq!(FrameHeader::message_with_descriptors(64, 0), FrameHeader::message(64));
     }
 
     #[test]

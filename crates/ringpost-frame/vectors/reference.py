@@ -234,6 +234,10 @@ def agreement_vectors():
         ("unknown requirement", dict(required=1 << 63, supported=1 << 63), {}),
         ("descriptors agreed", dict(supported=4, fds_max=16), dict(supported=4, fds_max=253)),
         ("descriptors on one side", dict(supported=4, fds_max=16), dict(fds_max=253)),
+        ("most descriptors", dict(supported=4, fds_max=253), dict(supported=4, fds_max=0xFFFF)),
+        ("descriptors supported, none taken", dict(supported=4), dict(supported=4, fds_max=253)),
+        ("descriptors required", dict(required=4, supported=4, fds_max=1), dict(supported=4, fds_max=1)),
+        ("descriptors required, not supported", dict(required=4, supported=4, fds_max=1), {}),
         ("layouts differ", {}, dict(abi=2)),
     ]
     vectors = []
@@ -258,6 +262,8 @@ def header_vectors():
     cases += [encode_header(5, MSG, flags) for flags in range(1, 8)]
     cases += [encode_header(5, MSG, 1 << bit) for bit in range(3, 8)]
     cases += [encode_header(0, MSG, 0, fds) for fds in (1, 253, 255)]
+    cases += [encode_header(length, MSG, 0, fds) for length in (1, 64, 65536) for fds in (1, 2, 16, 253)]
+    cases += [encode_header(0, PING, 0, 1), encode_header(9, 7, 0, 4), spoiled(encode_header(64, MSG, 0, 3), 48)]
     cases += [encode_header(0, PING, CRITICAL), encode_header(9, 7), encode_header(9, 7, CRITICAL)]
     cases += [encode_header(8, 0x80), encode_header(8, 0xFF, CRITICAL), encode_header(8, 0xFF)]
     cases += [encode_header(0, 0), encode_header(5, 0, 0xFF)]
@@ -274,6 +280,7 @@ def stream_vectors():
     hi = frame(MSG, b"hi")
     fin = frame(FIN)
     everything = dict(features=7, frame_bytes_max=1024, fds_max=4)
+    descriptors = dict(features=4, fds_max=4)
     cases = [
         ("nothing", b"", {}),
         ("one message", hi, {}),
@@ -306,6 +313,12 @@ def stream_vectors():
         ("all features agreed", frame(MSG, b"a", MORE, 4) + frame(MSG, b"b", MORE | EXT)
          + frame(MSG, b"c") + hi + fin, everything),
         ("too many descriptors", frame(MSG, b"", 0, 5), everything),
+        ("descriptors on some messages", hi + frame(MSG, b"one", 0, 1) + hi + frame(MSG, b"", 0, 4)
+         + frame(MSG, b"two", 0, 2) + fin, descriptors),
+        ("descriptors on a control frame", frame(PING, b"", 0, 1) + fin, descriptors),
+        ("too many descriptors, nothing else agreed", hi + frame(MSG, b"hi", 0, 5), descriptors),
+        ("cut behind a header with descriptors", frame(MSG, b"hi", 0, 2)[:8], descriptors),
+        ("most descriptors", frame(MSG, b"hi", 0, 253) + fin, dict(features=4, fds_max=253)),
         ("kind zero", hi + encode_header(2, 0) + b"hi", {}),
         ("lost place", hi[1:] + hi, {}),
         ("second HELLO", encode_hello(hello()), {}),

@@ -1,22 +1,27 @@
 //! Sends and receives performed with ordinary system calls: by the epoll engine always, by the
-//! io_uring engine while it spins with few connections.
+//! io_uring engine while it spins with few connections, and for connections that pass descriptors with
+//! either.
 //!
 //! # Invariants
 //!
 //! * **H1** Memory and descriptors named by a [`Pending`] are owned by the caller's op slot until the
 //!   terminal completion (contract of [`Engine::push`](crate::engine::Engine::push)).
-//! * **H2** An [`OwnBlock`] belongs to the engine that holds it; bytes behind `written` have not been
+//! * **H2** An [`OwnBlock`] belongs to the engine or receiver that holds it; bytes behind `written` have not been
 //!   delivered, so no lease covers them.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use crate::ancillary::{self, Control, Descriptors};
+use crate::chunk::Chunk;
 use crate::engine::Received;
-use crate::pool::{BlockId, PoolShared};
+use crate::outbound::{SendMemory, SendView};
+use crate::pool::{BlockId, Pool, PoolShared};
 
 /// A block with less room than this is finished, so that receives stay large.
 const BLOCK_ROOM_MIN: u32 = 4096;
@@ -164,30 +169,145 @@ impl OwnBlock {
     /// # Safety
     ///
     /// The block belongs to the calling engine (H2).
+    #[inline]
     pub(crate) unsafe fn receive(
         &mut self,
         fd: RawFd,
         pool: &PoolShared,
         system_calls: &mut u64,
     ) -> Result<Option<Received>, Errno> {
-        let Self { block, written: offset } = *self;
-        let room = pool.block_bytes() - offset;
-        let start = pool.offset_of(block) + offset as usize;
-        // SAFETY: bytes of the block from `offset` on are the engine's alone (H2).
-        let target: &mut [MaybeUninit<u8>] =
-            unsafe { pool.region().writable(start, room as usize) };
-        let count = loop {
+        let receive = |target: &mut [MaybeUninit<u8>]| loop {
             *system_calls += 1;
             match rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT) {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
-                Ok((_, 0)) => return Ok(None),
-                Ok((_, count)) => break count,
+                Ok((_, count)) => return Ok(count),
             }
         };
-        let len = u32::try_from(count).unwrap_or(room);
+        // SAFETY: the block is the caller's, by contract.
+        unsafe { self.fill(pool, receive) }
+    }
+
+    /// Lets `receive` fill the bytes behind what was delivered before; it says how many it has filled.
+    /// `None` if it was none.
+    ///
+    /// # Safety
+    ///
+    /// The block belongs to the caller (H2), and `receive` does not claim more than it has filled.
+    #[inline]
+    pub(crate) unsafe fn fill(
+        &mut self,
+        pool: &PoolShared,
+        receive: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<usize, Errno>,
+    ) -> Result<Option<Received>, Errno> {
+        let Self { block, written: offset } = *self;
+        let room = pool.block_bytes() - offset;
+        let start = pool.offset_of(block) + offset as usize;
+        // SAFETY: bytes of the block from `offset` on are the caller's alone (H2).
+        let target: &mut [MaybeUninit<u8>] =
+            unsafe { pool.region().writable(start, room as usize) };
+        let count = receive(target)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let len = u32::try_from(count).unwrap_or(room).min(room);
         self.written = offset + len;
         let last = pool.block_bytes() - self.written < BLOCK_ROOM_MIN.min(pool.block_bytes());
         Ok(Some(Received { block, offset, len, last }))
+    }
+}
+
+/// Sends what fits of a send's memory now.
+pub(crate) fn send_now(
+    socket: BorrowedFd<'_>,
+    memory: &mut SendMemory,
+    system_calls: &mut u64,
+) -> Attempt {
+    let mut pending = match memory.view() {
+        SendView::Plain { data, len } => Pending::new(data, len),
+        SendView::Gathered { header } => Pending::gathered(header),
+    };
+    // SAFETY: `memory` is borrowed for the whole call and owns what its view names (S1).
+    unsafe { pending.attempt(socket.as_raw_fd(), system_calls) }
+}
+
+/// Received bytes, and what came with them.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) chunk: Chunk,
+    pub(crate) descriptors: Descriptors,
+}
+
+/// Receives bytes with descriptors into a block of its own, whatever the engine. One for all sockets of a
+/// reactor.
+#[derive(Debug, Default)]
+pub(crate) struct HandReceiver {
+    /// H2; taken from the pool when it is first needed.
+    block: Option<OwnBlock>,
+    control: Option<Control>,
+    pub(crate) system_calls: u64,
+}
+
+/// Bytes received at once while the pool has no block to spare.
+const SCRATCH_BYTES: usize = 16 << 10;
+
+impl HandReceiver {
+    /// Blocks of the pool that are held here.
+    pub(crate) fn blocks(&self) -> usize {
+        usize::from(self.block.is_some())
+    }
+
+    /// The block that is held here, for shutdown.
+    pub(crate) fn surrender_block(&mut self) -> Option<BlockId> {
+        self.block.take().map(|block| block.id())
+    }
+
+    /// Receives what is there, without waiting; `None` at the end of the stream. Bytes are copied while
+    /// three quarters of the pool or more are lent.
+    pub(crate) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        pool: &mut Pool,
+    ) -> Result<Option<Delivery>, Errno> {
+        let Self { block, control, system_calls } = self;
+        let control = control.get_or_insert_with(Control::new);
+        if block.is_none() {
+            *block = pool.take_free().map(OwnBlock::new);
+        }
+        let mut descriptors = Descriptors::None;
+        let Some(own) = block else {
+            let mut scratch = Vec::with_capacity(SCRATCH_BYTES);
+            let room = scratch.spare_capacity_mut();
+            let arrival = ancillary::receive(socket, room, control, system_calls)?;
+            // SAFETY: the kernel has filled as many bytes of the capacity.
+            unsafe { scratch.set_len(arrival.bytes) };
+            if scratch.is_empty() {
+                return Ok(None);
+            }
+            let chunk = Chunk::Copied(Bytes::copy_from_slice(&scratch));
+            return Ok(Some(Delivery { chunk, descriptors: arrival.descriptors }));
+        };
+        let receive = |target: &mut [MaybeUninit<u8>]| {
+            let arrival = ancillary::receive(socket, target, control, system_calls)?;
+            descriptors = arrival.descriptors;
+            Ok(arrival.bytes)
+        };
+        // SAFETY: the block was taken from the pool for this receiver, which alone has it (H2); what is
+        // claimed was filled by the kernel.
+        let received = unsafe { own.fill(pool.shared(), receive) }?;
+        let Some(Received { block: id, offset, len, last }) = received else { return Ok(None) };
+        let lease = pool.lease(id, offset, len);
+        // As with receives of the engine: the last quarter of the pool is never lent.
+        let available = pool.free_blocks() + pool.kernel_blocks();
+        let chunk = if available * 4 <= pool.blocks() {
+            Chunk::Copied(Bytes::copy_from_slice(&lease))
+        } else {
+            Chunk::Leased(lease)
+        };
+        if last {
+            *block = None;
+            pool.retire(id);
+        }
+        Ok(Some(Delivery { chunk, descriptors }))
     }
 }

@@ -85,14 +85,12 @@ pub(crate) enum Request {
     },
     /// Complete once when a read would not wait: something is there, or the socket has ended or failed. The
     /// result is the poll mask (poll(2)). At most one for a descriptor at a time, and no `Receive`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked for by sockets received from by hand"))]
     Readable {
         /// The socket.
         fd: RawFd,
     },
     /// Complete once when a send would not wait: there is room, or the socket has failed. The result is the
     /// poll mask (poll(2)). At most one for a descriptor at a time, and no send.
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked for by sockets sent to by hand"))]
     Writable {
         /// The socket.
         fd: RawFd,

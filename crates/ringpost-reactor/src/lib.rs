@@ -14,6 +14,7 @@
 //! Linux 6.1 for io_uring (deferred task work), any supported Linux for epoll. What the kernel really
 //! does is tried at start-up, see [`Capabilities`].
 
+mod ancillary;
 mod any_engine;
 mod by_hand;
 mod capabilities;
@@ -37,6 +38,7 @@ mod timers;
 mod uring;
 mod wake;
 
+pub use ancillary::{DESCRIPTORS_PER_MESSAGE_MAX, let_descriptors_pass};
 pub use capabilities::{
     Capabilities, EngineChoice, EngineKind, EngineReason, EngineReport, Support, UringUnavailable,
 };
@@ -51,5 +53,5 @@ pub use pool::Lease;
 pub use reactor::{Reactor, Sleep, Wait};
 pub use spin::Spin;
 pub use stats::Stats;
-pub use stream::{Appender, Inbound, Stream, StreamError};
+pub use stream::{Appender, DescriptorClaim, DescriptorSendError, Inbound, Stream, StreamError};
 pub use wake::{Bell, Inbox, Parcel};

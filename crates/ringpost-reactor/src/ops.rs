@@ -23,6 +23,8 @@ pub(crate) enum Owner {
     Receive(Rc<StreamCell>),
     Send(Rc<StreamCell>),
     Hangup(Rc<StreamCell>),
+    Readable(Rc<StreamCell>),
+    Writable(Rc<StreamCell>),
     Accept(Rc<ListenerCell>),
     Doorbell,
     Cancel,

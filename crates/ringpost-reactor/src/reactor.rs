@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::any_engine::AnyEngine;
+use crate::by_hand::HandReceiver;
 use crate::capabilities::EngineReport;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
@@ -45,6 +46,8 @@ pub(crate) struct Driver {
     pub(crate) engine: AnyEngine,
     pub(crate) ops: Ops,
     pub(crate) pool: Pool,
+    /// For connections that take descriptors.
+    pub(crate) hands: HandReceiver,
     timers: Timers,
     spinner: Spinner,
     batch: Vec<Completion>,
@@ -127,6 +130,7 @@ impl Reactor {
             engine,
             ops: Ops::default(),
             pool,
+            hands: HandReceiver::default(),
             timers: Timers::default(),
             spinner: Spinner::new(config.spin),
             batch: Vec::with_capacity(256),
@@ -179,6 +183,13 @@ impl Reactor {
         Stream::adopt(&self.core, socket)
     }
 
+    /// Takes over a connected Unix-domain stream socket and starts to receive bytes and descriptors
+    /// from it, without multishot receives. Receiving pauses while `held_max` descriptors or more wait to
+    /// be [claimed](Stream::claim_descriptors).
+    pub fn adopt_stream_with_descriptors(&self, socket: OwnedFd, held_max: usize) -> Stream {
+        Stream::adopt_with_descriptors(&self.core, socket, held_max)
+    }
+
     /// Takes over a listening socket and starts to accept on it.
     pub fn adopt_listener(&self, socket: OwnedFd) -> Listener {
         Listener::adopt(&self.core, socket)
@@ -195,7 +206,7 @@ impl Reactor {
         let counters = &self.core.counters;
         Stats {
             turns: counters.turns.get(),
-            system_calls: driver.engine.system_calls(),
+            system_calls: driver.engine.system_calls() + driver.hands.system_calls,
             parks: counters.parks.get(),
             operations: driver.ops.started,
             completions: counters.completions.get(),
@@ -287,7 +298,8 @@ impl Driver {
     }
 
     fn wants_blocks(&self) -> bool {
-        self.pool.kernel_blocks() < self.provide_target + self.engine.extra_blocks()
+        let held = self.engine.extra_blocks() + self.hands.blocks();
+        self.pool.kernel_blocks() < self.provide_target + held
     }
 
     /// Keeps enough blocks with the engine. True if any was added.
@@ -574,6 +586,8 @@ impl Core {
                 }
             }
             Owner::Hangup(stream) => stream.hung_up(driver),
+            Owner::Readable(stream) => stream.readable(self, driver, done.result),
+            Owner::Writable(stream) => stream.writable(self, driver),
             Owner::Accept(listener) => listener.accepted(self, driver, done),
             Owner::Doorbell => driver.doorbell = None,
             Owner::Cancel => {}
@@ -628,7 +642,11 @@ impl Core {
         let wakers = &mut driver.wakers;
         for (_, slot) in driver.ops.in_flight() {
             match &slot.owner {
-                Owner::Receive(stream) | Owner::Send(stream) | Owner::Hangup(stream) => {
+                Owner::Receive(stream)
+                | Owner::Send(stream)
+                | Owner::Hangup(stream)
+                | Owner::Readable(stream)
+                | Owner::Writable(stream) => {
                     stream.fail(errno, wakers);
                 }
                 Owner::Accept(listener) => listener.fail(errno, wakers),
@@ -665,6 +683,9 @@ impl Core {
         driver.retry.clear();
         driver.resting.clear();
         driver.lingering.clear();
+        if let Some(block) = driver.hands.surrender_block() {
+            driver.pool.retire(block);
+        }
         if driver.ops.is_empty() {
             for block in driver.engine.surrender_blocks() {
                 driver.pool.retire(block);
@@ -705,7 +726,11 @@ impl Core {
                 let mut targets = Vec::with_capacity(driver.ops.len());
                 for (token, slot) in driver.ops.in_flight() {
                     let fd = match &slot.owner {
-                        Owner::Receive(stream) | Owner::Send(stream) | Owner::Hangup(stream) => {
+                        Owner::Receive(stream)
+                        | Owner::Send(stream)
+                        | Owner::Hangup(stream)
+                        | Owner::Readable(stream)
+                        | Owner::Writable(stream) => {
                             stream.fail(errno, &mut driver.wakers);
                             // The peer sees the end at once, even if the ring takes its time.
                             stream.shut_down();

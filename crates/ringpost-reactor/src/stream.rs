@@ -9,10 +9,13 @@
 //!           Paused   nothing armed until the reader has caught up
 //!           Starved  nothing armed until a block is free
 //!           Ended    end of file or an error was seen
+//!           (Armed is a poll where descriptors may come along, see `descriptors`)
 //! send:     at most one in flight, silent first; short or refused -> tracked until it is whole
 //! close:    the handle is gone -> what was accepted is sent (bounded in time) -> shutdown(2)
 //!           -> the receive ends -> the last reference closes the descriptor
 //! ```
+
+mod descriptors;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -25,6 +28,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::net::Shutdown;
 
+use self::descriptors::Intake;
+pub use self::descriptors::{DescriptorClaim, DescriptorSendError};
+use crate::ancillary::let_descriptors_pass;
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
 use crate::memory::{OutboundBlock, Prefix};
@@ -109,6 +115,8 @@ struct State {
     closing: bool,
     shut_down: bool,
     hangup: Option<Token>,
+    /// Present if descriptors may come along.
+    intake: Option<Box<Intake>>,
 }
 
 /// The shared part of a stream: op slots and the handle refer to it.
@@ -132,6 +140,11 @@ pub struct Stream {
 
 impl Stream {
     pub(crate) fn adopt(core: &Rc<Core>, socket: OwnedFd) -> Self {
+        let_descriptors_pass(socket.as_fd(), false);
+        Self::adopt_as(core, socket, None)
+    }
+
+    fn adopt_as(core: &Rc<Core>, socket: OwnedFd, intake: Option<Box<Intake>>) -> Self {
         let state = State {
             receive: Receive::Idle,
             end: None,
@@ -150,6 +163,7 @@ impl Stream {
             closing: false,
             shut_down: false,
             hangup: None,
+            intake,
         };
         let cell = Rc::new(StreamCell { socket, state: RefCell::new(state) });
         if core.is_closed() {
@@ -526,7 +540,7 @@ impl StreamCell {
         self.state.borrow().is_drained()
     }
 
-    /// Starts the multishot receive, if nothing speaks against it.
+    /// Starts the receive, if nothing speaks against it.
     pub(crate) fn arm_receive(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
         if state.end.is_some()
@@ -542,6 +556,10 @@ impl StreamCell {
         }
         state.receive = Receive::Idle;
         let fd = self.raw_fd();
+        if state.intake.is_some() {
+            self.arm_readable(core, &mut state, driver);
+            return;
+        }
         match driver.start(|| Owner::Receive(Rc::clone(self)), Request::Receive { fd }) {
             Some(token) => state.receive = Receive::Armed(token),
             None => driver.retry.push(Rc::clone(self)),
@@ -792,7 +810,9 @@ impl StreamCell {
         state.watcher = None;
         state.writer = None;
         state.inbound_bytes = 0;
-        let inbound = (state.first.take(), std::mem::take(&mut state.inbound));
+        let inbound =
+            (state.first.take(), std::mem::take(&mut state.inbound), state.drop_arrived());
+        let cancelled = self.forget_writable(core, &mut state);
         let drained = state.is_drained();
         if drained {
             state.outbound.clear(&mut core.blocks.borrow_mut());
@@ -804,6 +824,9 @@ impl StreamCell {
         if !core.is_closed()
             && let Ok(mut driver) = core.driver.try_borrow_mut()
         {
+            if let Some(token) = cancelled {
+                driver.cancel(token, self.raw_fd());
+            }
             self.stop_receive(&mut driver);
             if !drained {
                 let linger = Duration::from_millis(core.config.linger_ms_max);

@@ -11,6 +11,7 @@ use ringpost_uds::{
     self as uds, Activation, ActivationError, Address, AdoptError, PeerCredentials, PeerProcess,
     PeerProcessError, SocketKind,
 };
+use rustix::net::AddressFamily;
 
 use crate::error::{Closed, ConnectError, RecvError, SendError};
 use crate::executor::Inner;
@@ -120,7 +121,12 @@ impl Connection {
         // Failing here means that the descriptor is no socket; its first operation says so.
         let _ = rustix::io::ioctl_fionbio(&socket, true);
         let reactor = Inner::current().reactor.clone();
-        let stream = reactor.adopt_stream(socket);
+        // The greeting may be followed by descriptors at once, so this is decided here.
+        let stream = if options.takes_descriptors() && is_unix(&socket) {
+            reactor.adopt_stream_with_descriptors(socket, options.descriptors_held_max.into())
+        } else {
+            reactor.adopt_stream(socket)
+        };
         let link = Link::new(reactor, stream, options);
         Self {
             sender: Sender::new(Rc::clone(&link)),
@@ -305,6 +311,32 @@ impl Connection {
         self.sender.send_message(message).await
     }
 
+    /// See [`Sender::send_with_descriptors`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send_with_descriptors`].
+    pub async fn send_with_descriptors(
+        &mut self,
+        body: &[u8],
+        descriptors: &[impl AsFd],
+    ) -> Result<(), SendError> {
+        self.sender.send_with_descriptors(body, descriptors).await
+    }
+
+    /// See [`Sender::try_send_with_descriptors`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send_with_descriptors`].
+    pub fn try_send_with_descriptors(
+        &mut self,
+        body: &[u8],
+        descriptors: &[impl AsFd],
+    ) -> Result<(), SendError> {
+        self.sender.try_send_with_descriptors(body, descriptors)
+    }
+
     /// See [`Sender::flush`].
     ///
     /// # Errors
@@ -322,6 +354,11 @@ impl Connection {
     pub async fn shutdown(&mut self) -> Result<(), SendError> {
         self.sender.shutdown().await
     }
+}
+
+/// Whether descriptors can be passed over this socket.
+fn is_unix(socket: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_domain(socket).is_ok_and(|family| family == AddressFamily::UNIX)
 }
 
 impl AsFd for Connection {

@@ -33,6 +33,25 @@ pub enum SendError {
     /// The other connection uses another framing, so received frames can't be passed on as they are.
     #[error("the frames were received with another framing than this connection's")]
     OtherProfile,
+    /// The message has more file descriptors than the connection takes. Raise
+    /// [`descriptors_max`](crate::ConnectionOptions::descriptors_max) on both sides.
+    #[error("a message with {count} file descriptors is over the connection's limit of {limit}")]
+    TooManyDescriptors {
+        /// Their number.
+        count: usize,
+        /// The limit; zero if this side or the other takes none.
+        limit: usize,
+    },
+    /// The kernel does not pass these file descriptors, now or at all; the connection goes on.
+    ///
+    /// ETOOMANYREFS (109): this user has as many descriptors in flight, sent and not yet received, as
+    /// RLIMIT_NOFILE allows one process; try later. EINVAL (22): one of them can't be passed, as the
+    /// descriptor of an io_uring instance. EPERM (1): the receiving socket takes none.
+    #[error("the kernel does not pass these file descriptors: error {errno}")]
+    DescriptorsRefused {
+        /// The error number.
+        errno: i32,
+    },
     /// The connection is over.
     #[error(transparent)]
     Closed(#[from] Closed),
@@ -53,6 +72,14 @@ pub enum RecvError {
     /// The stream ended within a frame.
     #[error("the stream ended within a frame")]
     Truncated,
+    /// A message was dropped because this process could not take its file descriptors: its limit
+    /// (RLIMIT_NOFILE) was reached, or a security module kept some back. Those that came are closed. The
+    /// connection goes on: this error alone is not repeated.
+    #[error("a message was dropped: not all of its {declared} file descriptors could be received")]
+    DescriptorsLost {
+        /// How many it came with.
+        declared: u8,
+    },
     /// The connection is over.
     #[error(transparent)]
     Closed(#[from] Closed),

@@ -7,6 +7,9 @@
 //!   frames there and hands out [`Message`]s and batches of [`Frame`]s that point into it.
 //! * **Sends are batched by construction.** Whatever is queued while a send is in flight leaves as one
 //!   send, and the sends of all connections of a turn leave in one system call.
+//! * **File descriptors travel with messages** ([`Sender::send_with_descriptors`],
+//!   [`Message::take_descriptors`]), bound to theirs and to no other, where both sides ask for it
+//!   ([`ConnectionOptions::descriptors_max`]).
 //! * **Every queue has a bound.** A slow reader slows its sender, nobody else.
 //!
 //! # Example

@@ -12,8 +12,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use ringpost_frame::{
-    Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Hello, HelloError, HelloReader,
-    HelloStep, Profile,
+    Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Features, Hello, HelloError,
+    HelloReader, HelloStep, Profile,
 };
 use ringpost_reactor::{Chunk, Inbound, Prefix, Reactor, Sleep, Stream, StreamError};
 
@@ -36,6 +36,8 @@ pub(crate) struct Link {
     /// The longest message that may be sent now, bytes. Before the peer's greeting is there, what
     /// every agreement allows.
     pub(crate) message_bytes_max: Cell<usize>,
+    /// The most descriptors that a message may have now; none before the peer's greeting.
+    pub(crate) descriptors_max: Cell<u8>,
     closed: RefCell<Option<Box<Closed>>>,
     agreement: Cell<Option<Agreement>>,
     /// FIN or REJECT has been sent.
@@ -67,7 +69,7 @@ impl Link {
     pub(crate) fn new(reactor: Reactor, stream: Stream, options: ConnectionOptions) -> Rc<Self> {
         let phase = if matches!(options.profile, Profile::Native) {
             let instance = fastrand::u64(..);
-            let ours = Hello::new(options.frame_bytes_max, instance);
+            let ours = greeting_of(&options, &stream, instance);
             stream.append(Prefix::NONE, &ours.encode());
             let limit = Duration::from_millis(options.handshake_ms_max);
             let deadline = Instant::now() + limit.min(HANDSHAKE_MAX);
@@ -89,6 +91,7 @@ impl Link {
             reactor,
             phase: RefCell::new(phase),
             message_bytes_max: Cell::new(limit),
+            descriptors_max: Cell::new(0),
             closed: RefCell::new(None),
             agreement: Cell::new(None),
             finished: Cell::new(false),
@@ -181,7 +184,7 @@ impl Link {
                 }
                 Ok(HelloStep::Complete { hello, consumed }) => {
                     chunk.advance(consumed);
-                    let ours = Hello::new(self.options.frame_bytes_max, greeting.instance);
+                    let ours = greeting_of(&self.options, &self.stream, greeting.instance);
                     match ours.agree(&hello) {
                         Ok(agreement) => break Ok((agreement, chunk)),
                         Err(error) => break Err(self.refuse(error)),
@@ -194,6 +197,11 @@ impl Link {
         Poll::Ready(match outcome {
             Ok((agreement, chunk)) => {
                 self.message_bytes_max.set(agreement.frame_bytes_max as usize);
+                // Ours is 253 at most.
+                self.descriptors_max.set(u8::try_from(agreement.fds_max).unwrap_or(0));
+                if agreement.fds_max == 0 && self.options.takes_descriptors() {
+                    self.stream.refuse_descriptors();
+                }
                 self.agreement.set(Some(agreement));
                 if !chunk.is_empty() {
                     *phase = Phase::Leftover(chunk);
@@ -235,6 +243,16 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("stream", &self.stream).finish_non_exhaustive()
     }
+}
+
+/// What this side says about itself.
+fn greeting_of(options: &ConnectionOptions, stream: &Stream, instance: u64) -> Hello {
+    let mut hello = Hello::new(options.frame_bytes_max, instance);
+    if stream.takes_descriptors() {
+        hello.supported = Features::DESCRIPTORS;
+        hello.fds_max = options.descriptors_max.into();
+    }
+    hello
 }
 
 /// Longest wait for a greeting that a setting can ask for.

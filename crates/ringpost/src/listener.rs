@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ringpost_reactor::let_descriptors_pass;
 use ringpost_uds::{
     self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
     BindOptions, PathGuard, SocketKind,
@@ -286,6 +287,8 @@ impl ListenerBuilder {
     }
 
     fn take_over(self, socket: OwnedFd) -> Listener {
+        // For connections that wait to be accepted, which inherit it.
+        let_descriptors_pass(socket.as_fd(), self.options.takes_descriptors());
         Listener {
             listener: Inner::current().reactor.adopt_listener(socket),
             guard: None,

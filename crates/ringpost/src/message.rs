@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use bytes::{Buf, Bytes};
@@ -13,6 +14,9 @@ use ringpost_reactor::Chunk;
 ///
 /// It holds the receive memory that it lies in; drop it or copy it out
 /// ([`Message::into_owned`]) before keeping many for long.
+///
+/// File descriptors that came with it are its own: they are closed with it unless they are taken
+/// ([`Message::take_descriptors`]).
 ///
 /// `Deref` gives the bytes as one slice. A message that lies in several pieces (it straddled two receive
 /// blocks) is joined by a copy at the first such use; [`Message::chunks`] and [`Buf`] never copy.
@@ -71,10 +75,13 @@ impl Pieces {
     }
 }
 
-#[derive(Clone, Default)]
+/// What few messages have.
+#[derive(Default)]
 struct Rest {
+    /// The pieces behind the first; empty for a message in one piece.
     chunks: Vec<Chunk>,
     joined: OnceLock<Box<[u8]>>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Message {
@@ -89,7 +96,25 @@ impl Message {
         let mut rest = self.rest?;
         rest.chunks.clear();
         rest.joined = OnceLock::new();
+        rest.descriptors.clear();
         Some(Pieces { rest: Some(rest) })
+    }
+
+    /// The same message with descriptors.
+    pub(crate) fn with_descriptors(mut self, descriptors: Vec<OwnedFd>) -> Self {
+        self.rest.get_or_insert_default().descriptors = descriptors;
+        self
+    }
+
+    /// The file descriptors that came with the message, in the order in which they were sent. They are
+    /// close-on-exec. What they refer to is the peer's choice: check it before use.
+    pub fn descriptors(&self) -> &[OwnedFd] {
+        self.rest.as_ref().map_or(&[], |rest| &rest.descriptors)
+    }
+
+    /// Takes the file descriptors out of the message; what is not taken is closed with it.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.rest.as_mut().map(|rest| std::mem::take(&mut rest.descriptors)).unwrap_or_default()
     }
 
     /// Length in bytes.
@@ -105,7 +130,7 @@ impl Message {
 
     /// True if the message lies in one piece, so that `Deref` copies nothing.
     pub fn is_contiguous(&self) -> bool {
-        self.rest.is_none()
+        self.rest.as_ref().is_none_or(|rest| rest.chunks.is_empty())
     }
 
     /// The pieces of the message, in order. Copies nothing.
@@ -114,15 +139,12 @@ impl Message {
         std::iter::once(&self.first).chain(rest).map(Chunk::as_slice)
     }
 
-    /// The message as [`Bytes`]: without a copy if it lies in one piece.
+    /// The message as [`Bytes`]: without a copy if it lies in one piece. Descriptors are closed.
     pub fn into_bytes(self) -> Bytes {
-        match self.rest {
-            None => self.first.into_bytes(),
-            Some(_) => Bytes::copy_from_slice(&self),
-        }
+        if self.is_contiguous() { self.first.into_bytes() } else { Bytes::copy_from_slice(&self) }
     }
 
-    /// A copy that holds no receive memory.
+    /// A copy that holds no receive memory. Descriptors are closed.
     pub fn into_owned(self) -> Vec<u8> {
         self.first.count_copied(self.len());
         self.chunks().collect::<Vec<_>>().concat()
@@ -134,6 +156,9 @@ impl Message {
     }
 
     fn joined<'message>(&'message self, rest: &'message Rest) -> &'message [u8] {
+        if rest.chunks.is_empty() {
+            return self.first.as_slice();
+        }
         rest.joined.get_or_init(|| {
             self.first.count_copied(self.len());
             self.chunks().collect::<Vec<_>>().concat().into()
@@ -177,9 +202,11 @@ impl Buf for Message {
             if !self.first.is_empty() {
                 break;
             }
-            let Some(rest) = &mut self.rest else { break };
+            let Some(rest) = self.rest.as_mut().filter(|rest| !rest.chunks.is_empty()) else {
+                break;
+            };
             self.first = rest.chunks.remove(0);
-            if rest.chunks.is_empty() {
+            if rest.chunks.is_empty() && rest.descriptors.is_empty() {
                 self.rest = None;
             }
         }
@@ -189,9 +216,15 @@ impl Buf for Message {
     }
 }
 
+/// A clone has the same bytes, and no descriptors: they stay with the original.
 impl Clone for Message {
     fn clone(&self) -> Self {
-        Self { first: self.first.clone(), rest: self.rest.clone() }
+        let pieces = self.rest.as_ref().filter(|rest| !rest.chunks.is_empty());
+        let rest = pieces.map(|rest| {
+            let chunks = rest.chunks.clone();
+            Box::new(Rest { chunks, joined: rest.joined.clone(), descriptors: Vec::new() })
+        });
+        Self { first: self.first.clone(), rest }
     }
 }
 
@@ -200,6 +233,7 @@ impl fmt::Debug for Message {
         f.debug_struct("Message")
             .field("len", &self.len())
             .field("contiguous", &self.is_contiguous())
+            .field("descriptors", &self.descriptors().len())
             .finish()
     }
 }
@@ -222,24 +256,37 @@ pub struct Frame<'batch> {
     bytes: &'batch [u8],
     /// What `bytes` lie in, for [`Frame::retain`].
     chunk: &'batch Chunk,
-    rest: &'batch [Chunk],
+    /// Of a message in pieces or with descriptors.
+    rest: Option<&'batch Rest>,
 }
 
 impl<'batch> Frame<'batch> {
     #[inline(always)]
     pub(crate) fn new(chunk: &'batch Chunk, bytes: &'batch [u8]) -> Self {
-        Self { bytes, chunk, rest: &[] }
+        Self { bytes, chunk, rest: None }
     }
 
     pub(crate) fn of(message: &'batch Message) -> Self {
-        let rest = message.rest.as_ref().map_or(&[][..], |rest| &rest.chunks);
+        let rest = message.rest.as_deref();
         Self { bytes: message.first.as_slice(), chunk: &message.first, rest }
+    }
+
+    /// The pieces behind the first.
+    #[inline]
+    fn pieces(&self) -> &'batch [Chunk] {
+        self.rest.map_or(&[], |rest| &rest.chunks)
+    }
+
+    /// The file descriptors that came with the message. The batch closes them with its next message,
+    /// unless they are taken ([`Batch::take_descriptors`](crate::Batch::take_descriptors)).
+    pub fn descriptors(&self) -> &'batch [OwnedFd] {
+        self.rest.map_or(&[], |rest| &rest.descriptors)
     }
 
     /// Length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.bytes.len() + self.rest.iter().map(Chunk::len).sum::<usize>()
+        self.bytes.len() + self.pieces().iter().map(Chunk::len).sum::<usize>()
     }
 
     /// True for a message of no bytes.
@@ -251,7 +298,7 @@ impl<'batch> Frame<'batch> {
     /// The bytes, if they lie in one piece, as nearly all do.
     #[inline]
     pub fn as_slice(&self) -> Option<&'batch [u8]> {
-        if self.rest.is_empty() { Some(self.bytes) } else { None }
+        if self.pieces().is_empty() { Some(self.bytes) } else { None }
     }
 
     /// The bytes as one slice: borrowed if they lie in one piece, else joined by a copy.
@@ -266,7 +313,7 @@ impl<'batch> Frame<'batch> {
     /// The pieces of the message, in order. Copies nothing.
     #[inline]
     pub fn chunks(&self) -> impl Iterator<Item = &'batch [u8]> + use<'batch> {
-        std::iter::once(self.bytes).chain(self.rest.iter().map(Chunk::as_slice))
+        std::iter::once(self.bytes).chain(self.pieces().iter().map(Chunk::as_slice))
     }
 
     /// A copy of the bytes.
@@ -275,17 +322,17 @@ impl<'batch> Frame<'batch> {
         self.chunks().collect::<Vec<_>>().concat()
     }
 
-    /// A [`Message`] of the same bytes that outlives the batch. Copies nothing.
+    /// A [`Message`] of the same bytes, without descriptors, that outlives the batch. Copies nothing.
     pub fn retain(&self) -> Message {
         let base = self.chunk.as_slice().as_ptr().addr();
         let start = self.bytes.as_ptr().addr() - base;
         let first = self.chunk.slice(start..start + self.bytes.len());
-        if self.rest.is_empty() {
+        if self.pieces().is_empty() {
             return Message::whole(first);
         }
         let mut pieces = Pieces::default();
         pieces.push(first);
-        self.rest.iter().for_each(|piece| pieces.push(piece.clone()));
+        self.pieces().iter().for_each(|piece| pieces.push(piece.clone()));
         pieces.take()
     }
 }
@@ -374,6 +421,31 @@ mod tests {
         message.advance(2);
         assert!(message.is_empty());
         assert!(!message.has_remaining());
+    }
+
+    #[test]
+    fn descriptors_change_nothing_about_the_bytes() {
+        let descriptors = || vec![OwnedFd::from(std::fs::File::open("/dev/null").unwrap())];
+        let mut message = Message::whole(copied(b"abcdef")).with_descriptors(descriptors());
+        assert!(message.is_contiguous());
+        assert_eq!(message, *b"abcdef");
+        assert_eq!(message.chunks().count(), 1);
+        assert_eq!(Frame::of(&message).as_slice(), Some(&b"abcdef"[..]));
+        assert_eq!(Frame::of(&message).descriptors().len(), 1);
+        assert_eq!(Frame::of(&message).retain().descriptors().len(), 0);
+        assert_eq!(message.clone().descriptors().len(), 0);
+        message.advance(6);
+        assert!(message.is_empty());
+        assert_eq!(message.take_descriptors().len(), 1);
+        assert_eq!(message.take_descriptors().len(), 0);
+
+        let mut message = pieces().with_descriptors(descriptors());
+        assert!(!message.is_contiguous());
+        message.advance(6);
+        assert!(message.is_empty());
+        assert_eq!(message.descriptors().len(), 1);
+        let pieces = message.recycle().unwrap();
+        assert!(pieces.rest.unwrap().descriptors.is_empty());
     }
 
     #[test]

@@ -10,19 +10,26 @@ pub struct ConnectionOptions {
     pub(crate) frame_bytes_max: u32,
     pub(crate) gather_bytes_min: usize,
     pub(crate) handshake_ms_max: u64,
+    pub(crate) descriptors_max: u8,
+    pub(crate) descriptors_held_max: u16,
 }
 
 impl ConnectionOptions {
     /// The longest message unless [`ConnectionOptions::frame_bytes_max`] says otherwise, bytes.
     pub const FRAME_BYTES_MAX_DEFAULT: u32 = 16 << 20;
+    /// The most file descriptors that the kernel passes with one message (SCM_MAX_FD, unix(7)).
+    pub const DESCRIPTORS_MAX: u8 = 253;
 
-    /// The native profile, messages of at most 16 MiB, five seconds for the greeting.
+    /// The native profile, messages of at most 16 MiB without file descriptors, five seconds for the
+    /// greeting.
     pub fn new() -> Self {
         Self {
             profile: Profile::Native,
             frame_bytes_max: Self::FRAME_BYTES_MAX_DEFAULT,
             gather_bytes_min: 2048,
             handshake_ms_max: 5000,
+            descriptors_max: 0,
+            descriptors_held_max: 64,
         }
     }
 
@@ -62,7 +69,39 @@ impl ConnectionOptions {
         self.handshake_ms_max = milliseconds;
         self
     }
+
+    /// The most file descriptors with one message, to send or to receive; none by default, at most
+    /// [`DESCRIPTORS_MAX`](Self::DESCRIPTORS_MAX). The smaller of both sides' limits counts. Only the
+    /// native profile over a Unix-domain socket has them.
+    ///
+    /// A connection of which none are expected costs nothing more, and from Linux 6.16 on nobody can send
+    /// it any (SO_PASSRIGHTS); on older kernels they are closed on arrival. A connection that may receive
+    /// some is served with a poll and recvmsg(2) in place of multishot receives: somewhat more work for
+    /// each message. If the peer turns out to have none, it is served as any other from the greeting on.
+    pub fn descriptors_max(mut self, count: u8) -> Self {
+        self.descriptors_max = count.min(Self::DESCRIPTORS_MAX);
+        self
+    }
+
+    /// How many file descriptors a connection may have received and not yet handed out with their
+    /// messages before receiving pauses, 64 by default; those of one message may go beyond it. They count
+    /// towards RLIMIT_NOFILE, and what arrives beyond that is lost
+    /// ([`RecvError::DescriptorsLost`](crate::RecvError::DescriptorsLost)). What a program keeps of the
+    /// messages it has taken is its own.
+    pub fn descriptors_held_max(mut self, count: u16) -> Self {
+        self.descriptors_held_max = count;
+        self
+    }
+
+    /// Whether descriptors may be received.
+    pub(crate) fn takes_descriptors(&self) -> bool {
+        self.descriptors_max > 0 && matches!(self.profile, Profile::Native)
+    }
 }
+
+const _: () = assert!(
+    ConnectionOptions::DESCRIPTORS_MAX as usize == ringpost_reactor::DESCRIPTORS_PER_MESSAGE_MAX
+);
 
 impl Default for ConnectionOptions {
     fn default() -> Self {

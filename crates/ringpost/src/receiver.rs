@@ -3,13 +3,15 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ringpost_frame::{
-    Decoder, FrameHeader, FrameKind, ProtocolError, Step, StreamEnd, control_frame,
+    Decoder, FrameHeader, FrameKind, HEADER_BYTES, HELLO_BYTES, ProtocolError, Step, StreamEnd,
+    control_frame,
 };
-use ringpost_reactor::{Chunk, Inbound, Prefix};
+use ringpost_reactor::{Chunk, DescriptorClaim, Inbound, Prefix};
 
 use crate::error::{Closed, RecvError};
 use crate::link::{Half, Link};
@@ -34,6 +36,10 @@ pub struct Receiver {
     partial: Option<FrameKind>,
     /// What has arrived of it.
     pieces: Pieces,
+    /// The descriptors that came with it.
+    announced: Option<Box<Announced>>,
+    /// A batch met a message whose descriptors were lost, of this number.
+    lost: Option<u8>,
     /// For the next one, while `pieces` or the message lent last is in use.
     spare: Pieces,
     /// A message that lay in pieces, lent by the batch.
@@ -41,11 +47,32 @@ pub struct Receiver {
     end: Option<Result<(), Box<RecvError>>>,
 }
 
+/// What came with a frame whose header announces descriptors.
+enum Announced {
+    /// It announces none.
+    Nothing,
+    /// All of them.
+    Whole(Vec<OwnedFd>),
+    /// This process could not take all of them; they are this many.
+    Lost(u8),
+}
+
+impl Announced {
+    /// The message that they came with.
+    fn join(self, message: Message) -> Result<Next, RecvError> {
+        match self {
+            Self::Nothing => Ok(Next::Assembled(message)),
+            Self::Whole(descriptors) => Ok(Next::Assembled(message.with_descriptors(descriptors))),
+            Self::Lost(declared) => Err(RecvError::DescriptorsLost { declared }),
+        }
+    }
+}
+
 /// What the decoder found next.
 enum Next {
     /// A whole message in the current chunk; the cursor is behind it.
     Whole(Range<usize>),
-    /// A message that lay in pieces.
+    /// A message that lay in pieces, or with descriptors.
     Assembled(Message),
     /// Nothing complete in what has arrived.
     Nothing,
@@ -61,6 +88,8 @@ impl Receiver {
             told: 0,
             partial: None,
             pieces: Pieces::default(),
+            announced: None,
+            lost: None,
             spare: Pieces::default(),
             assembled: None,
             end: None,
@@ -75,7 +104,8 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`RecvError`], repeated on every later call.
+    /// [`RecvError`], repeated on every later call, but for [`RecvError::DescriptorsLost`]: then one
+    /// message is lost, and the next call goes on behind it.
     pub async fn recv(&mut self) -> Result<Option<Message>, RecvError> {
         poll_fn(|context| self.poll_recv(context)).await
     }
@@ -116,7 +146,8 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`RecvError`], after the messages before it have been lent; repeated on every later call.
+    /// [`RecvError`], after the messages before it have been lent; repeated on every later call, but for
+    /// [`RecvError::DescriptorsLost`].
     pub async fn recv_batch(&mut self) -> Result<Option<Batch<'_>>, RecvError> {
         if poll_fn(|context| self.poll_input(context)).await? {
             Ok(Some(Batch { receiver: self }))
@@ -126,7 +157,8 @@ impl Receiver {
     }
 
     /// Waits for messages and takes as many as lie together, in their framing, to be passed on by
-    /// [`Sender::send_run`](crate::Sender::send_run) without a copy. `None` is the clean end.
+    /// [`Sender::send_run`](crate::Sender::send_run) without a copy. A message with file descriptors is a
+    /// run of its own, and they are passed on with it. `None` is the clean end.
     ///
     /// # Cancel safety
     ///
@@ -134,7 +166,7 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// [`RecvError`], repeated on every later call.
+    /// [`RecvError`], repeated on every later call, but for [`RecvError::DescriptorsLost`].
     pub async fn recv_run(&mut self) -> Result<Option<Run>, RecvError> {
         poll_fn(|context| self.poll_run(context)).await
     }
@@ -272,14 +304,25 @@ impl Receiver {
                 Step::NeedMore { .. } => {}
                 Step::Frame { header, body } => {
                     let range = start + body.start..start + body.end;
-                    if header.kind == FrameKind::Message {
+                    if header.kind == FrameKind::Message && header.fds == 0 {
                         return Ok(Next::Whole(range));
                     }
-                    let body = current.slice(range);
-                    self.control(header.kind, &Message::whole(body))?;
+                    let message = Message::whole(current.slice(range));
+                    let frame_bytes = HEADER_BYTES as u64 + u64::from(header.len);
+                    let position = decoder.position_bytes() - frame_bytes;
+                    let announced = self.claim(header, position)?;
+                    if header.kind == FrameKind::Message {
+                        return announced.join(message);
+                    }
+                    self.control(header.kind, &message)?;
                 }
-                Step::Begin { header: FrameHeader { kind, .. }, .. } => {
-                    self.partial = Some(kind);
+                Step::Begin { header, .. } => {
+                    let position = decoder.position_bytes();
+                    self.announced = match self.claim(header, position)? {
+                        Announced::Nothing => None,
+                        announced => Some(Box::new(announced)),
+                    };
+                    self.partial = Some(header.kind);
                     if self.pieces.is_unused() {
                         std::mem::swap(&mut self.pieces, &mut self.spare);
                     }
@@ -293,12 +336,54 @@ impl Receiver {
                     if last {
                         self.partial = None;
                         let message = self.pieces.take();
+                        let announced = self
+                            .announced
+                            .take()
+                            .map_or(Announced::Nothing, |announced| *announced);
                         if kind == FrameKind::Message {
-                            return Ok(Next::Assembled(message));
+                            return announced.join(message);
                         }
                         self.control(kind, &message)?;
                     }
                 }
+            }
+        }
+    }
+
+    /// The descriptors that a frame announces, whose header lies at `position` behind the greeting.
+    fn claim(&mut self, header: FrameHeader, position: u64) -> Result<Announced, RecvError> {
+        let FrameHeader { fds: declared, .. } = header;
+        if declared == 0 {
+            return Ok(Announced::Nothing);
+        }
+        let received = match self.link.stream.claim_descriptors(HELLO_BYTES as u64 + position) {
+            Ok(DescriptorClaim::Whole(found)) if found.len() == usize::from(declared) => {
+                return Ok(Announced::Whole(found));
+            }
+            Ok(DescriptorClaim::Lost) => return Ok(Announced::Lost(declared)),
+            Ok(DescriptorClaim::Whole(found)) => count(found.len()),
+            Ok(_) => 0,
+            Err(strays) => {
+                let source = ProtocolError::DescriptorsUndeclared { count: count(strays) };
+                return Err(self.protocol_error_at(position, source));
+            }
+        };
+        let source = ProtocolError::DescriptorCount { declared, received };
+        Err(self.protocol_error_at(position, source))
+    }
+
+    /// Once everything taken has been decoded: descriptors that came with none of it end the
+    /// connection.
+    fn check_undeclared(&mut self) -> Result<(), RecvError> {
+        if self.link.descriptors_max.get() == 0 {
+            return Ok(());
+        }
+        let kept = self.decoder.as_ref().map_or(0, Decoder::header_bytes_kept);
+        match self.link.stream.undeclared_descriptors(kept) {
+            0 => Ok(()),
+            strays => {
+                let source = ProtocolError::DescriptorsUndeclared { count: count(strays) };
+                Err(self.protocol_error(source))
             }
         }
     }
@@ -334,6 +419,11 @@ impl Receiver {
     #[cold]
     fn protocol_error(&mut self, source: ProtocolError) -> RecvError {
         let position = self.decoder.as_ref().map_or(0, Decoder::position_bytes);
+        self.protocol_error_at(position, source)
+    }
+
+    #[cold]
+    fn protocol_error_at(&mut self, position: u64, source: ProtocolError) -> RecvError {
         self.link.reject(&source.to_string());
         self.link.close(Closed::Protocol(Box::new(source)));
         self.end_with(RecvError::Protocol { position, source })
@@ -343,6 +433,7 @@ impl Receiver {
         self.set_current(None);
         self.partial = None;
         self.pieces.clear();
+        self.announced = None;
         self.end = Some(Err(Box::new(error.clone())));
         error
     }
@@ -359,6 +450,9 @@ impl Receiver {
     /// Waits until there is undecoded input. False at the clean end.
     fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
         self.let_go();
+        if let Some(declared) = self.lost.take() {
+            return Poll::Ready(Err(RecvError::DescriptorsLost { declared }));
+        }
         if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
             return Poll::Ready(Ok(true));
         }
@@ -385,6 +479,7 @@ impl Receiver {
                 return self.begin(chunk);
             }
         }
+        self.check_undeclared()?;
         match self.link.stream.poll_receive(context) {
             // FIN has come. A peer may wait for ours before it closes, so that waiting for the end of
             // the stream might be for ever.
@@ -427,6 +522,10 @@ impl Receiver {
         };
         Err(self.end_with(error))
     }
+}
+
+fn count(descriptors: usize) -> u16 {
+    u16::try_from(descriptors).unwrap_or(u16::MAX)
 }
 
 /// A peer's text for people's eyes: it can't forge lines or steer a terminal.
@@ -506,6 +605,13 @@ impl Batch<'_> {
         Some(Frames { first: Some(first), source: Some(Source { decoder, chunk, rest, cursor }) })
     }
 
+    /// Takes the file descriptors of the message that was lent last, if it came with some. They are
+    /// closed when the next message with descriptors, or in pieces, is lent, and with the batch after
+    /// this one.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.receiver.assembled.as_mut().map(Message::take_descriptors).unwrap_or_default()
+    }
+
     /// Control frames, messages in pieces, and the next chunk if it has arrived.
     #[cold]
     fn advance_slow(&mut self) -> Option<Found> {
@@ -519,8 +625,13 @@ impl Batch<'_> {
                     return Some(Found::Assembled);
                 }
                 Ok(Next::Nothing) => {
+                    receiver.check_undeclared().ok()?;
                     let chunk = receiver.link.stream.try_receive()?;
                     receiver.set_current(Some(chunk));
+                }
+                Err(RecvError::DescriptorsLost { declared }) => {
+                    receiver.lost = Some(declared);
+                    return None;
                 }
                 // Kept for the next call of `recv_batch`.
                 Err(_) => return None,

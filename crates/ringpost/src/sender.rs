@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use ringpost_frame::{ControlFrame, Profile, message_header};
-use ringpost_reactor::{Appender, Chunk, Payload, Prefix};
+use ringpost_frame::{ControlFrame, FrameHeader, HEADER_BYTES, Profile, message_header};
+use ringpost_reactor::{Appender, Chunk, DescriptorSendError, Payload, Prefix};
 
 use crate::error::SendError;
 use crate::link::{Half, Link};
@@ -26,12 +27,18 @@ use crate::message::{Message, Run, RunKind};
 pub struct Sender {
     link: Rc<Link>,
     native: bool,
+    /// Messages with descriptors sent since this half last let the runtime turn for it.
+    direct_sends: u32,
 }
+
+/// Messages with descriptors sent in a row before others get a turn: they don't wait in a queue, so
+/// nothing else would make their sender pause while the peer reads.
+const DIRECT_SENDS_MAX: u32 = 64;
 
 impl Sender {
     pub(crate) fn new(link: Rc<Link>) -> Self {
         let native = matches!(link.options.profile, Profile::Native);
-        Self { link, native }
+        Self { link, native, direct_sends: 0 }
     }
 
     /// Accepts a copy of `body` if there is room. Never waits.
@@ -195,8 +202,82 @@ impl Sender {
         Ok(())
     }
 
+    /// Sends a copy of `body` with file descriptors, which stay open here: the receiver gets
+    /// descriptors of its own for the same files, and the caller may close its own once this has returned.
+    /// Files, sockets, pipes, memory files and whatever else can be passed
+    /// (unix(7), SCM_RIGHTS) but io_uring instances.
+    ///
+    /// Such a message does not wait in the outbound queue. What was accepted before is handed to the
+    /// kernel, which then takes the descriptors with the beginning of the message, or refuses them. So
+    /// `Ok` means that they are on their way, and nothing that can't be delivered is kept open. What does
+    /// not fit the socket of a long body is queued as usual.
+    ///
+    /// Without any descriptors this is [`Sender::send`].
+    ///
+    /// ```
+    /// # async fn example(sender: &mut ringpost::Sender) -> Result<(), Box<dyn std::error::Error>> {
+    /// let log = std::fs::File::open("/dev/null")?;
+    /// sender.send_with_descriptors(b"write here", &[log]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, nothing of the message has been sent.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooManyDescriptors`], [`SendError::DescriptorsRefused`], or as [`Sender::send`].
+    /// Nothing of the message has been sent then.
+    pub async fn send_with_descriptors(
+        &mut self,
+        body: &[u8],
+        descriptors: &[impl AsFd],
+    ) -> Result<(), SendError> {
+        if descriptors.is_empty() {
+            return self.send(body).await;
+        }
+        self.let_others_go().await;
+        let taken = poll_fn(|context| {
+            self.poll_send_with_descriptors(context, body.len(), &[body], descriptors)
+        })
+        .await?;
+        self.append_rest(taken, body, descriptors.len());
+        Ok(())
+    }
+
+    /// As [`Sender::send_with_descriptors`], if the kernel takes the message and everything before it
+    /// now. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Full`] if the kernel does not, [`SendError::NotReady`] before the peer's greeting is
+    /// there; else as [`Sender::send_with_descriptors`]. Nothing of the message has been sent then.
+    pub fn try_send_with_descriptors(
+        &mut self,
+        body: &[u8],
+        descriptors: &[impl AsFd],
+    ) -> Result<(), SendError> {
+        if descriptors.is_empty() {
+            return self.try_send(body);
+        }
+        // Whoever waits in this half holds `&mut self`, so no waker is lost.
+        let mut context = Context::from_waker(Waker::noop());
+        let parts = &[body];
+        match self.poll_send_with_descriptors(&mut context, body.len(), parts, descriptors) {
+            Poll::Ready(taken) => {
+                self.append_rest(taken?, body, descriptors.len());
+                Ok(())
+            }
+            Poll::Pending if self.link.is_open() => Err(self.full()),
+            Poll::Pending => Err(SendError::NotReady),
+        }
+    }
+
     /// Passes a received message on, waiting for room; copies nothing from
-    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on.
+    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on. File descriptors that
+    /// came with it go on with it; if they can't, they are closed, and nothing is sent.
     ///
     /// # Cancel safety
     ///
@@ -206,6 +287,9 @@ impl Sender {
     ///
     /// As [`Sender::send`].
     pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
+        if !message.descriptors().is_empty() {
+            return self.send_message_with_descriptors(message).await;
+        }
         let len = message.len();
         self.room(len).await?;
         let prefix = self.prefix(len);
@@ -238,10 +322,11 @@ impl Sender {
                     self.link.stream.append_shared(Prefix::NONE, payload(chunk));
                 }
             }
-            RunKind::Single(message) => {
+            RunKind::Single(message) if message.descriptors().is_empty() => {
                 let prefix = self.prefix(message.len());
                 self.append_message(prefix, message);
             }
+            RunKind::Single(message) => self.send_message_with_descriptors(message).await?,
         }
         Ok(())
     }
@@ -309,6 +394,106 @@ impl Sender {
     /// The longest message that may be sent now, bytes. Grows once the peer's greeting is there.
     pub fn message_bytes_max(&self) -> usize {
         self.link.message_bytes_max.get()
+    }
+
+    /// The most file descriptors that a message may have now: zero before the peer's greeting is there,
+    /// and if this side or the other takes none.
+    pub fn descriptors_max(&self) -> usize {
+        self.link.descriptors_max.get().into()
+    }
+
+    #[cold]
+    async fn send_message_with_descriptors(&mut self, message: Message) -> Result<(), SendError> {
+        self.let_others_go().await;
+        let len = message.len();
+        let taken = {
+            let parts: Vec<&[u8]> = message.chunks().collect();
+            poll_fn(|context| {
+                let descriptors = message.descriptors();
+                self.poll_send_with_descriptors(context, len, &parts, descriptors)
+            })
+            .await?
+        };
+        let sent = self.append_rest_of_header(taken, len, message.descriptors().len());
+        let gather = len >= self.link.options.gather_bytes_min;
+        let mut skipped = 0;
+        for mut chunk in message.into_chunks() {
+            let done = (sent - skipped).min(chunk.len());
+            skipped += done;
+            chunk.advance(done);
+            if chunk.is_empty() {
+                continue;
+            }
+            if gather {
+                self.link.stream.append_shared(Prefix::NONE, payload(chunk));
+            } else {
+                chunk.count_copied(chunk.len());
+                self.link.stream.append(Prefix::NONE, chunk.as_slice());
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the runtime turn after many messages with descriptors.
+    async fn let_others_go(&mut self) {
+        self.direct_sends += 1;
+        if self.direct_sends >= DIRECT_SENDS_MAX {
+            self.direct_sends = 0;
+            crate::runtime::yield_now().await;
+        }
+    }
+
+    /// Sends the front of a message of `len` bytes with its descriptors: the number of bytes taken,
+    /// header included.
+    fn poll_send_with_descriptors(
+        &self,
+        context: &mut Context<'_>,
+        len: usize,
+        parts: &[&[u8]],
+        descriptors: &[impl AsFd],
+    ) -> Poll<Result<usize, SendError>> {
+        if !self.link.is_open() && !self.link.finished.get() && self.native {
+            match self.link.poll_open(Half::Sender, context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(opened) => opened?,
+            }
+        }
+        if len > self.link.message_bytes_max.get() || self.link.finished.get() {
+            return Poll::Ready(Err(self.refusal(len)));
+        }
+        self.link.closed()?;
+        let limit = self.descriptors_max();
+        let count = descriptors.len();
+        if count > limit {
+            return Poll::Ready(Err(SendError::TooManyDescriptors { count, limit }));
+        }
+        let header = u64::from_le_bytes(header_with_descriptors(len, count));
+        let header = Prefix::word(header);
+        self.link.stream.poll_send_with_descriptors(context, header, parts, descriptors).map_err(
+            |error| match error {
+                DescriptorSendError::Refused { errno } => SendError::DescriptorsRefused { errno },
+                DescriptorSendError::Ended(error) => self.link.explain(error).into(),
+                // The enum is open; what it may gain is an end of the stream as well.
+                _ => SendError::Closed(crate::error::Closed::Aborted),
+            },
+        )
+    }
+
+    /// Queues what the kernel has not taken of a message with descriptors.
+    fn append_rest(&self, taken: usize, body: &[u8], descriptors: usize) {
+        let sent = self.append_rest_of_header(taken, body.len(), descriptors);
+        if sent < body.len() {
+            self.link.stream.append(Prefix::NONE, &body[sent..]);
+        }
+    }
+
+    /// The number of bytes of the body that were taken; what was not of the header is queued.
+    fn append_rest_of_header(&self, taken: usize, len: usize, descriptors: usize) -> usize {
+        let header = header_with_descriptors(len, descriptors);
+        if let Some(rest) = header.get(taken..).filter(|rest| !rest.is_empty()) {
+            self.link.stream.append(Prefix::NONE, rest);
+        }
+        taken.saturating_sub(header.len())
     }
 
     fn append_message(&self, prefix: Prefix, message: Message) {
@@ -461,6 +646,13 @@ impl SendBatch<'_> {
         let limit = self.sender.link.outbound_bytes_max();
         SendError::Full { queued: limit, limit }
     }
+}
+
+/// The header of a message of `len` bytes with so many descriptors, both within the agreed limits.
+fn header_with_descriptors(len: usize, descriptors: usize) -> [u8; HEADER_BYTES] {
+    let len = u32::try_from(len).expect("message_bytes_max is agreed in 32 bits");
+    let fds = u8::try_from(descriptors).expect("descriptors_max is 253 at most");
+    FrameHeader::message_with_descriptors(len, fds).encode()
 }
 
 fn payload(chunk: Chunk) -> Payload {

@@ -1,6 +1,8 @@
 //! Peers that break the protocol: a typed error, a reason for the peer, and nobody else is touched.
 
 use std::future::Future;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -374,22 +376,30 @@ fn an_oversize_length_costs_nothing(engine: EngineChoice) {
     });
 }
 
-/// Descriptors that nobody asked for are closed by the kernel, not collected by us.
+/// Descriptors that nobody asked for can't be sent (Linux 6.16), or are closed by the kernel, not collected
+/// by us. The bytes without them are taken either way.
 fn descriptors_that_come_along(engine: EngineChoice) {
+    use rustix::io::Errno;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use std::io::{IoSlice, Read};
     use std::os::fd::AsFd;
     block_on(engine, async {
-        let (mut connection, peer) = raw();
+        let (mut connection, mut peer) = raw();
         let before = process::descriptors();
-        let (mut witness, sent) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let (mut witness, sent) = UnixStream::pair().expect("a pair");
         let bytes = [&greeting()[..], &message(b"with luggage")].concat();
         let fds = [sent.as_fd()];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         let slices = [IoSlice::new(&bytes)];
-        sendmsg(peer.stream(), &slices, &mut control, SendFlags::empty()).expect("sent");
+        let outcome = sendmsg(peer.stream(), &slices, &mut control, SendFlags::empty());
+        if can_refuse_descriptors(peer.stream()) {
+            assert_eq!(outcome, Err(Errno::PERM));
+            peer.send(&bytes);
+        } else {
+            assert_eq!(outcome, Ok(bytes.len()));
+        }
         let message = connection.recv().await.expect("a message").expect("no end");
         assert_eq!(message, *b"with luggage");
         drop(sent);
@@ -397,4 +407,17 @@ fn descriptors_that_come_along(engine: EngineChoice) {
         witness.set_read_timeout(Some(peer::LIMIT)).expect("a socket");
         assert_eq!(witness.read(&mut [0; 1]).expect("an end"), 0, "nobody holds it");
     });
+}
+
+/// Whether the kernel has SO_PASSRIGHTS (include/uapi/asm-generic/socket.h, Linux 6.16).
+fn can_refuse_descriptors(socket: &UnixStream) -> bool {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let (mut value, mut len): (libc::c_int, libc::socklen_t) = (0, 4);
+    let fd = socket.as_raw_fd();
+    // SAFETY: the value is an int of the four bytes that `len` states; both live through the call.
+    let result = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, &raw mut len)
+    };
+    result == 0
 }

@@ -33,7 +33,7 @@ fn greetings() {
 
 #[test]
 fn agreements() {
-    for vector in section("agreements", 12) {
+    for vector in section("agreements", 16) {
         let hello = |name: &str| {
             let bytes = bytes(&vector[name]).try_into().expect("64 bytes");
             Hello::decode(&bytes).expect("a valid greeting")
@@ -52,7 +52,7 @@ fn agreements() {
 
 #[test]
 fn headers() {
-    for vector in section("headers", 121) {
+    for vector in section("headers", 136) {
         let bytes = bytes(&vector["bytes"]).try_into().expect("8 bytes");
         let decoded = FrameHeader::decode(bytes);
         assert_eq!(decoded.err().map(error_name), text(&vector["error"]), "{vector}");
@@ -64,7 +64,7 @@ fn headers() {
 
 #[test]
 fn streams() {
-    for vector in section("streams", 34) {
+    for vector in section("streams", 39) {
         let stream = bytes(&vector["bytes"]);
         let decoder = Decoder::native(&agreement(&vector["agreement"]));
         let found = check_stream(&vector, &decoder, &stream, |frame| {
