@@ -75,7 +75,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             // Past libtest's capture.
             let line = b"SKIPPED peer_groups::as_many_as_there_are: needs root\n";
-            return std::io::stderr().write_all(line).expect("standard error is open");
+            return io::stderr().write_all(line).expect("standard error is open");
         }
         for count in [0, 1, 63, 64, 65, 1000, 65_536] {
             let own: Vec<u32> = (1..=count).collect();
