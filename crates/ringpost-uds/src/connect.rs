@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
 
 use crate::address::{Address, AddressError};
 use crate::bind_error::FileKind;
-use crate::directory::{Pin, explain_proc, socket_address};
+use crate::directory::{Pin, SHORTER_PATH, explain_proc, socket_address};
 use crate::options::SocketKind;
 use crate::reason::words;
 
@@ -209,7 +209,7 @@ fn connect_through(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
     let encoded = socket_address(&pin.path()).ok_or(Errno::NAMETOOLONG)?;
     attempt(&encoded, kind).map_err(|failure| match failure.kind {
         ConnectErrorKind::Missing => {
-            let source = explain_proc(Errno::NOENT);
+            let source = explain_proc(Errno::NOENT, SHORTER_PATH);
             let kind = match source.raw_os_error() {
                 Some(_) => ConnectErrorKind::Missing,
                 None => ConnectErrorKind::Other(Errno::NOENT.raw_os_error()),
