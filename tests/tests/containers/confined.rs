@@ -254,6 +254,15 @@ fn without_proc() {
              a umask that leaves the mode its bits"
         )
     );
+    let member = container().groups(&[3000]);
+    let mut server = member.start(&["server", "epoll", "/run/app/new.sock", "660", "owner=3000"]);
+    assert_eq!(
+        server.hear(),
+        format!(
+            "failed: cannot change the mode of /run/app/new.sock: {takes_proc} do not change the owner \
+             of the socket"
+        )
+    );
     // Nothing half-made is left, and the remedies help.
     assert_eq!(client.ask("names /run/app"), format!("{long} echo.sock echo.sock.lock"));
     assert_eq!(client.ask(&format!("names /run/app/{long}")), "");

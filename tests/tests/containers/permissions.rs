@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::container::{Container, Host, Running, containers_or_skip, set};
 
@@ -99,9 +99,7 @@ fn a_shared_group() {
         return;
     }
     let host = Host::new();
-    let volume = host.volume("volume");
-    std::os::unix::fs::chown(&volume, Some(0), Some(SHARED)).expect("root may");
-    std::fs::set_permissions(&volume, Permissions::from_mode(0o2770)).expect("root may");
+    let volume = empty_dir(&host, 0o2770);
     let mut server = serve(&host, &volume, "660");
     let client = || Container::new(&host).user(OTHER, OTHER);
     check(client().groups(&[SHARED]), &volume, &mut server, Some("uid 2000, gid 2000"));
@@ -172,41 +170,57 @@ fn as_in_the_compose_file() {
     assert_eq!(health.start(&["client", "auto"]).ask(&format!("check {PATH} 20000")), "healthy");
 }
 
-/// The pod of `docs/containers.md`: an `emptyDir` with `fsGroup`, in which an init container makes a
-/// directory for the server's user.
+/// A volume as the kubelet makes an `emptyDir` of a pod with `fsGroup`.
+fn empty_dir(host: &Host, mode: u32) -> PathBuf {
+    let volume = host.volume(&format!("{mode:o}"));
+    std::os::unix::fs::chown(&volume, Some(0), Some(SHARED)).expect("root may");
+    std::fs::set_permissions(&volume, Permissions::from_mode(mode)).expect("root may");
+    volume
+}
+
+/// The pods of `docs/containers.md`: an `emptyDir` in memory, which is sticky, and one on disk, which is not,
+/// and in which an init container makes a directory for the server's user.
 #[test]
 fn as_in_the_pod() {
     if !containers_or_skip("permissions::as_in_the_pod") {
         return;
     }
     let host = Host::new();
-    let volume = host.volume("volume");
-    std::os::unix::fs::chown(&volume, Some(0), Some(SHARED)).expect("root may");
-    std::fs::set_permissions(&volume, Permissions::from_mode(0o2777)).expect("root may");
     let container = |user| {
         let container = Container::new(&host).without_capabilities().user(user, user);
         container.groups(&[SHARED])
     };
-    let directory = "/run/app/server";
-    let mut init = container(OWNER).mount(&volume, "/run/app").start(&["client", "epoll"]);
-    assert_eq!(init.ask(&format!("run mkdir -p -m 2750 {directory}")), "done");
-    // A second time, as when the pod's sandbox is made anew.
-    assert_eq!(init.ask(&format!("run mkdir -p -m 2750 {directory}")), "done");
-
-    let path = format!("{directory}/app.sock");
-    let server = container(OWNER).mount(&volume, "/run/app");
-    let mut server = server.start(&["server", "auto", &path, "660"]);
-    assert!(server.hear().starts_with("ready: "));
-    let mut client =
-        container(OTHER).mount_read_only(&volume, "/run/app").start(&["client", "auto"]);
-    let answer = client.ask(&format!("connect {path}"));
-    assert!(answer.starts_with("connected to "), "{answer}");
-    assert_eq!(client.ask("hello"), "hello");
-    // Who has not the pod's group.
-    let stranger = Container::new(&host).without_capabilities().user(OTHER, OTHER);
-    let mut stranger = stranger.mount(&volume, "/run/app").start(&["client", "epoll"]);
-    let answer = stranger.ask(&format!("connect {path}"));
-    assert!(answer.starts_with(&format!("failed: cannot connect to {path}: permission denied; ")));
+    for (mode, directory) in [(0o3777, "/run/app"), (0o2777, "/run/app/server")] {
+        let volume = empty_dir(&host, mode);
+        if directory != "/run/app" {
+            let mut init = container(OWNER).mount(&volume, "/run/app").start(&["client", "epoll"]);
+            // Twice, as when the pod's sandbox is made anew.
+            for _ in 0..2 {
+                assert_eq!(init.ask(&format!("run mkdir -p -m 2750 {directory}")), "done");
+            }
+        }
+        let path = format!("{directory}/app.sock");
+        let server = container(OWNER).mount(&volume, "/run/app");
+        let mut server = server.start(&["server", "auto", &path, "660"]);
+        let answer = server.hear();
+        assert!(answer.starts_with("ready: "), "{mode:o}: {answer}");
+        let client = container(OTHER).mount_read_only(&volume, "/run/app");
+        let mut client = client.start(&["client", "auto"]);
+        let answer = client.ask(&format!("connect {path}"));
+        assert!(answer.starts_with("connected to "), "{mode:o}: {answer}");
+        assert_eq!(client.ask("hello"), "hello");
+        // One that has not the pod's group, but may write to the volume.
+        let stranger = Container::new(&host).without_capabilities().user(OTHER, OTHER);
+        let mut stranger = stranger.mount(&volume, "/run/app").start(&["client", "epoll"]);
+        let answer = stranger.ask(&format!("connect {path}"));
+        let denied = format!("failed: cannot connect to {path}: permission denied; ");
+        assert!(answer.starts_with(&denied), "{mode:o}: {answer}");
+        for change in [format!("run rm -f {path}"), format!("run mv {path} /run/app/taken")] {
+            let answer = stranger.ask(&change);
+            assert!(answer.starts_with("failed: "), "{mode:o}: {change}: {answer}");
+        }
+        assert_eq!(client.ask("hello"), "hello");
+    }
 }
 
 /// A volume outlives its containers, and what a killed server left in it belongs to the server's user.

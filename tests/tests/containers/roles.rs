@@ -177,15 +177,18 @@ fn serve(engine: &str, path: &str, mode: &str, rules: &[&str]) {
     });
 }
 
-/// `anyone`, or the users `uid=` and the groups `gid=`.
-fn with_rules(builder: ListenerBuilder, rules: &[&str]) -> ListenerBuilder {
+/// Lets in the users `uid=` and the groups `gid=`, or anyone; gives the socket to a group, `owner=`.
+fn with_rules(mut builder: ListenerBuilder, rules: &[&str]) -> ListenerBuilder {
     let mut policy = AccessPolicy::anyone();
     for rule in rules {
-        policy = match rule.split_once('=') {
-            Some(("uid", id)) => policy.allow_uid(id.parse().expect("a number")),
-            Some(("gid", id)) => policy.allow_gid(id.parse().expect("a number")),
+        let (kind, id) = rule.split_once('=').expect("a rule");
+        let id = id.parse().expect("a number");
+        match kind {
+            "uid" => policy = policy.allow_uid(id),
+            "gid" => policy = policy.allow_gid(id),
+            "owner" => builder = builder.owner(None, Some(id)),
             _ => panic!("no such rule: {rule}"),
-        };
+        }
     }
     builder.policy(policy)
 }
