@@ -69,6 +69,9 @@ impl Client {
                 // What this process sees.
                 ["exists", path] => Path::new(path).exists().to_string(),
                 ["names", path] => names(path).join(" "),
+                ["link", path] => {
+                    std::fs::read_link(path).expect("a link").to_string_lossy().into_owned()
+                }
                 ["write", path] => outcome(std::fs::write(path, "text")),
                 ["run", program, ref arguments @ ..] => {
                     let status = Command::new(program).args(arguments).status();

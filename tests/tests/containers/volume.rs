@@ -19,6 +19,35 @@ pub(crate) fn ready(server: &mut Running, path: &str) -> String {
     engine.to_owned()
 }
 
+/// What the other tests rely on.
+#[test]
+fn containers_share_nothing_else() {
+    if !containers_or_skip("volume::containers_share_nothing_else") {
+        return;
+    }
+    let host = Host::new();
+    let volume = host.volume("volume");
+    let container = Container::new(&host).mount(&volume, "/run/app");
+    let mut both = [container.start(&["client", "epoll"]), container.start(&["client", "epoll"])];
+    for name in ["mnt", "pid", "net", "ipc", "uts"] {
+        let path = format!("/proc/self/ns/{name}");
+        let outside = std::fs::read_link(&path).expect("a link").to_string_lossy().into_owned();
+        let inside = both.each_mut().map(|container| container.ask(&format!("link {path}")));
+        assert!(inside[0] != inside[1] && !inside.contains(&outside), "{outside}, {inside:?}");
+    }
+    for container in &mut both {
+        assert_eq!(container.ask("link /proc/self"), "1", "process 1");
+        assert_eq!(container.ask("names /outside"), "", "nothing of the host's root");
+        for path in ["/dev", "/sys", "/home", volume.to_str().expect("text")] {
+            assert_eq!(container.ask(&format!("exists {path}")), "false", "{path}");
+        }
+    }
+    std::fs::write(volume.join("file"), "text").expect("write");
+    for container in &mut both {
+        assert_eq!(container.ask("names /run/app"), "file");
+    }
+}
+
 fn messages_of_all_sizes(engine: EngineChoice) {
     if !containers_or_skip("volume::messages_of_all_sizes") {
         return;
