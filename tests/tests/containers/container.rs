@@ -253,7 +253,8 @@ impl<'a> Container<'a> {
         if let Some(id) = self.user_namespace {
             words.add(&["nsenter", &format!("--user=/proc/{id}/ns/user"), "--"]);
         }
-        words.add(&["unshare"]);
+        // Ends with the test that started it, however that ends. Entering a user namespace would lose it.
+        words.add(&["setpriv", "--pdeathsig", "KILL", "--", "unshare"]);
         let own = |option: &&&str| self.network_of.is_none() || **option != "--net";
         NAMESPACES.iter().filter(own).for_each(|option| words.add(&[option]));
         let proc = if self.has_proc { "with-proc" } else { "without-proc" };
@@ -344,6 +345,28 @@ impl Running {
         self.signal(Signal::TERM);
         let status = self.child.wait(LIMIT);
         assert!(status.success(), "an orderly end: {status}");
+    }
+}
+
+/// Also of a program that took the place of a role, and in a user namespace: no test leaves one behind.
+#[test]
+fn a_dropped_container_ends() {
+    if !user_namespaces_or_skip("container::a_dropped_container_ends") {
+        return;
+    }
+    let host = Host::new();
+    let namespace = UserNamespace::new(400_000);
+    let echo = executable("echo");
+    for container in [Container::new(&host), Container::new(&host).user_namespace(&namespace)] {
+        let mut all = [
+            container.start(&["exec", &echo, "--path", "@echo"]),
+            container.user(1000, 1000).run("echo", &["--path", "@echo"]),
+        ];
+        all.iter_mut().for_each(|running| drop(running.line("ready: ")));
+        let processes = all.each_ref().map(|running| format!("/proc/{}", running.id()));
+        drop(all);
+        let exists = |path: &String| Path::new(path).exists();
+        eventually("they end", LIMIT, || !processes.iter().any(exists));
     }
 }
 

@@ -35,6 +35,9 @@ fn enter(words: &[&str]) {
             enter(rest);
         }
         ["exec", program, arguments @ ..] => {
+            // Set for the process, but lost: a signal for the death of the parent is a thread's own.
+            let killed = Some(rustix::process::Signal::KILL);
+            rustix::process::set_parent_process_death_signal(killed).expect("a signal");
             panic!("can't execute {program}: {}", Command::new(program).args(arguments).exec());
         }
         ["client", engine] => Client::new(engine).obey(),
