@@ -1,7 +1,7 @@
 //! Who the peer is, across user and pid namespaces, and what an access policy makes of it.
 
-use ringpost::EngineChoice;
-use ringpost::{Listener, spawn};
+use ringpost::{EngineChoice, Listener, PeerProcessError, spawn};
+use ringpost_testkit::child::skip;
 use ringpost_tests::rig::{block_on, blocking, echo};
 
 use crate::container::{
@@ -135,6 +135,72 @@ fn a_number_is_translated_for_the_looker() {
     turned_away(&mapped, "uid=0", &container(), OVERFLOW, why);
 }
 
+/// The groups that a pod's containers share are supplementary ones; they are translated like users.
+#[test]
+fn supplementary_groups_across_containers() {
+    if !user_namespaces_or_skip("identity::supplementary_groups_across_containers") {
+        return;
+    }
+    let host = Host::new();
+    let volume = host.volume("volume");
+    let container = || Container::new(&host).mount(&volume, "/run/app");
+    let client = container().user(2000, 2000).groups(&[3000]);
+    let_in(&container(), "supplementary=3000", &client);
+    let other = container().user(2000, 3000).groups(&[2000]);
+    let why = "allowed are only supplementary gid 3000";
+    let running = serve(&container(), &["supplementary=3000"]);
+    let outside = "a process outside this pid namespace (uid 2000, gid 3000)";
+    let expected =
+        format!("failed: the peer refused the connection: {outside} may not connect: {why}");
+    assert_eq!(visit(&other).1, expected);
+    running.kill();
+
+    // A member of the group 103000 of the host is one of the group 3000 in the namespace.
+    let volume = host.volume("mapped");
+    set(&volume, FIRST, 0o755);
+    let namespace = UserNamespace::new(FIRST);
+    let server = Container::new(&host).mount(&volume, "/run/app").user_namespace(&namespace);
+    let member = Container::new(&host).mount(&volume, "/run/app").user(FIRST + 7, FIRST + 7);
+    let member = member.groups(&[FIRST + 3000]);
+    let_in(&server, "supplementary=3000", &member);
+    turned_away(
+        &server,
+        "supplementary=103000",
+        &member,
+        7,
+        "allowed are only supplementary gid 103000",
+    );
+    // Groups do not make up for a user without a number, nor does the number of one without.
+    let stranger = Container::new(&host).mount(&volume, "/run/app").user(2000, 2000);
+    let stranger = stranger.groups(&[FIRST + 3000, 3000]);
+    let why = "its user has no number in this user namespace, so nobody knows who it is";
+    turned_away(&server, "supplementary=3000", &stranger, OVERFLOW, why);
+}
+
+/// A process in a container beside can be held, and be seen to end, though it has no number.
+#[test]
+fn a_process_beside_is_held() {
+    if !containers_or_skip("identity::a_process_beside_is_held") {
+        return;
+    }
+    let host = Host::new();
+    let volume = host.volume("volume");
+    let container = Container::new(&host).mount(&volume, "/run/app");
+    let server = serve(&container, &[]);
+    let mut client = container.start(&["client", "epoll"]);
+    assert_eq!(client.ask(&format!("connect {PATH}")), format!("connected to {}", outside(0)));
+    let known = client.ask("process");
+    if known.starts_with("the kernel does not tell the peer's process") {
+        return skip("identity::a_process_beside_is_held", &known);
+    }
+    assert_eq!(
+        known,
+        "the peer's process is outside the pid namespace of the /proc that is mounted here"
+    );
+    server.kill();
+    assert_eq!(client.ask("process"), "the peer's process has ended");
+}
+
 /// A process has a number where its pid namespace can be seen: from outside, but not from beside.
 #[test]
 fn the_process_is_known_from_outside() {
@@ -149,6 +215,7 @@ fn the_process_is_known_from_outside() {
         client.tell(&format!("connect {PATH}"));
         let connection = listener.accept().await.expect("a connection");
         let peer = connection.peer_credentials().expect("a Unix socket");
+        let held = connection.peer_process();
         spawn(echo(connection));
         let (client, answer) = blocking(move || {
             let answer = client.hear();
@@ -156,6 +223,16 @@ fn the_process_is_known_from_outside() {
         })
         .await;
         assert_eq!(peer.pid, Some(client.id()));
+        match held {
+            Ok(held) => {
+                let namespace =
+                    held.inspect(|directory| std::fs::read_link(directory.join("ns/pid")));
+                let own = std::fs::read_link("/proc/self/ns/pid").expect("a link");
+                assert_ne!(namespace.expect("it lives"), own);
+            }
+            Err(PeerProcessError::Unsupported) => {}
+            Err(error) => panic!("{error}"),
+        }
         assert_eq!(answer, format!("connected to {}", outside(0)));
     });
 }

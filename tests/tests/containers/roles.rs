@@ -87,6 +87,7 @@ impl Client {
                 ["check", path, limit_ms] => self.check(path, limit_ms.parse().expect("a number")),
                 ["plain-connect", path] => outcome(UnixStream::connect(path).map(drop)),
                 ["hello"] => self.hello(),
+                ["process"] => self.process(),
                 ["talk", longest] => self.talk(longest.parse().expect("a number")),
                 _ => panic!("no such command: {command}"),
             };
@@ -104,6 +105,19 @@ impl Client {
                 format!("connected to {peer}")
             }
             Err(error) => format!("failed: {error}"),
+        }
+    }
+
+    /// What is known of the server's process.
+    fn process(&self) -> String {
+        let connection = self.connection.as_ref().expect("connected before");
+        let held = match connection.peer_process() {
+            Ok(held) => held,
+            Err(error) => return error.to_string(),
+        };
+        match held.inspect(|directory| Ok(directory.to_owned())) {
+            Ok(directory) => format!("it is {}", directory.display()),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -183,7 +197,8 @@ fn serve(engine: &str, path: &str, mode: &str, rules: &[&str]) {
     });
 }
 
-/// Lets in the users `uid=` and the groups `gid=`, or anyone; gives the socket to a group, `owner=`.
+/// Lets in the users `uid=`, the groups `gid=` and `supplementary=`, or anyone; gives the socket to a group,
+/// `owner=`.
 fn with_rules(mut builder: ListenerBuilder, rules: &[&str]) -> ListenerBuilder {
     let mut policy = AccessPolicy::anyone();
     for rule in rules {
@@ -192,6 +207,7 @@ fn with_rules(mut builder: ListenerBuilder, rules: &[&str]) -> ListenerBuilder {
         match kind {
             "uid" => policy = policy.allow_uid(id),
             "gid" => policy = policy.allow_gid(id),
+            "supplementary" => policy = policy.allow_supplementary_gid(id),
             "owner" => builder = builder.owner(None, Some(id)),
             _ => panic!("no such rule: {rule}"),
         }
