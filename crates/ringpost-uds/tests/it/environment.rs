@@ -41,11 +41,9 @@ fn read_only_directory_of_ones_own() {
     if !root_or_skip("environment::read_only_directory_of_ones_own") {
         return;
     }
-    use std::os::unix::fs::PermissionsExt;
     let directory = directory();
     let set = |mode| {
-        let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(directory.path(), permissions).expect("root may");
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(mode)).expect("root may");
     };
     std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
     let path = directory.path().join("app.sock");
