@@ -7,3 +7,7 @@
 pub mod engines;
 pub mod privileges;
 pub mod rig;
+
+#[doc = include_str!("../../docs/containers.md")]
+#[cfg(doctest)]
+struct ContainersPage;

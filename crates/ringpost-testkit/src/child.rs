@@ -78,12 +78,22 @@ pub struct Child {
 impl Child {
     /// Starts the test `test` of this program, which calls [`role`], with these words.
     pub fn start(test: &str, words: &[&str]) -> Self {
-        let mut command = again(&[], test);
+        Self::start_through(&[], test, words)
+    }
+
+    /// Like [`Child::start`], through another program, such as `unshare`, that executes its arguments.
+    pub fn start_through(wrapper: &[&str], test: &str, words: &[&str]) -> Self {
+        let mut command = again(wrapper, test);
         command.env(ROLE, words.join("\n"));
         Self::spawn(command)
     }
 
-    fn spawn(mut command: Command) -> Self {
+    /// Starts any program, whose output is read with [`Child::line`].
+    ///
+    /// # Panics
+    ///
+    /// If it can't be started.
+    pub fn spawn(mut command: Command) -> Self {
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -122,14 +132,29 @@ impl Child {
     /// If the child ends or stays silent; what it printed otherwise is shown.
     #[track_caller]
     pub fn hear(&mut self) -> String {
+        // libtest prints lines of its own, and does not end all of them.
+        self.find(|line| line.split_once(MARK).map(|(_, said)| said.to_owned()))
+    }
+
+    /// The next line of its output or its errors that has `start` in it, from there on.
+    ///
+    /// # Panics
+    ///
+    /// If the child ends or stays silent; what it printed otherwise is shown.
+    #[track_caller]
+    pub fn line(&mut self, start: &str) -> String {
+        self.find(|line| line.find(start).map(|at| line[at..].to_owned()))
+    }
+
+    #[track_caller]
+    fn find(&mut self, wanted: impl Fn(&str) -> Option<String>) -> String {
         let end = Instant::now() + LIMIT;
         let mut others = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                // libtest prints lines of its own, and does not end all of them.
-                Ok(line) => match line.split_once(MARK) {
-                    Some((_, said)) => return said.to_owned(),
+                Ok(line) => match wanted(&line) {
+                    Some(found) => return found,
                     None => others.push(line),
                 },
                 Err(RecvTimeoutError::Timeout) => panic!("the child is silent: {others:#?}"),

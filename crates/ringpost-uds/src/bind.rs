@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
 
 use crate::address::{Address, AddressError};
 use crate::bind_error::{BindError, FileKind, Step};
-use crate::directory::{Directory, Pin};
+use crate::directory::{Directory, Pin, explain_proc};
 use crate::guard::PathGuard;
 use crate::liveness::{Liveness, probe};
 use crate::lock::Lock;
@@ -154,19 +154,22 @@ fn bind_locked(
     await_former_owner(directory, name, lock)?;
 
     let socket = new_socket(options, &path)?;
-    // At bind, the kernel gives the file these bits minus the umask; so this can only narrow, which
-    // is what keeps group and others out until the owner is right.
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(options.mode & 0o700))
+    // At bind, the kernel gives the file these bits minus the umask; so this can only narrow. Group
+    // and others stay out until the owner is right.
+    let gives_away = options.uid.is_some() || options.gid.is_some();
+    let first = if gives_away { options.mode & 0o700 } else { options.mode };
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(first))
         .map_err(|errno| BindError::system(Step::ChangeMode, &path, errno))?;
     let temporary = Temporary::bind(&socket, directory, name, lock)?;
     let pin = temporary.pin();
-    if options.uid.is_some() || options.gid.is_some() {
+    if gives_away {
         pin.change_owner(options.uid, options.gid)
             .map_err(|errno| BindError::system(Step::ChangeOwner, &path, errno))?;
     }
     if pin.mode().map_err(|errno| BindError::system(Step::Inspect, &path, errno))? != options.mode {
         pin.change_mode(options.mode).map_err(|errno| {
-            BindError::system(Step::ChangeMode, &path, crate::directory::explain_proc(errno))
+            let remedy = if gives_away { KEEP_OWNER } else { WIDER_UMASK };
+            BindError::system(Step::ChangeMode, &path, explain_proc(errno, remedy))
         })?;
     }
     if options.kind.listens() {
@@ -305,6 +308,11 @@ fn listen(socket: &OwnedFd, options: &BindOptions, path: &Path) -> Result<(), Bi
     rustix::net::listen(socket, backlog)
         .map_err(|errno| BindError::system(Step::Listen, path, errno))
 }
+
+/// What makes up for `/proc` where the mode has to be changed: the umask has narrowed it, or group and
+/// others had to wait for the owner.
+const WIDER_UMASK: &str = "start the process with a umask that leaves the mode its bits";
+const KEEP_OWNER: &str = "do not change the owner of the socket";
 
 /// Each repetition takes somebody else who changes the path at the same moment, without the lock.
 const ATTEMPTS_MAX: u32 = 16;

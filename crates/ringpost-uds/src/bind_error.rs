@@ -77,6 +77,18 @@ pub enum BindError {
         /// What is there.
         found: FileKind,
     },
+    /// The lock file beside the socket belongs to another user, as whom an earlier server ran.
+    #[error(
+        "the lock file {} belongs to user {owner}, and this process may not open it; start as that \
+         user, or make sure that their server has ended and remove the lock file and the socket",
+        .path.display()
+    )]
+    LockForeign {
+        /// The path of the lock file.
+        path: PathBuf,
+        /// Its owner, as numbered in this user namespace.
+        owner: u32,
+    },
     /// Names in the directory kept changing while the socket was being made.
     #[error(
         "{} was changed by someone else {attempts} times while it was being bound; find out who",

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
 
 use crate::address::{Address, AddressError};
 use crate::bind_error::FileKind;
-use crate::directory::{Pin, explain_proc, socket_address};
+use crate::directory::{Pin, SHORTER_PATH, explain_proc, socket_address};
 use crate::options::SocketKind;
 use crate::reason::words;
 
@@ -104,6 +104,10 @@ impl fmt::Display for ConnectError {
             ConnectErrorKind::Refused => {
                 f.write_str("no server listens there any more; start it again")
             }
+            ConnectErrorKind::MountedSocket => f.write_str(
+                "the socket itself is mounted there, and its server has ended; a server that starts \
+                 again makes a new socket, so mount the directory of the socket instead",
+            ),
             ConnectErrorKind::Forbidden => f.write_str(
                 "permission denied; connecting takes write permission on the socket and execute \
                  permission on every directory on the way",
@@ -142,6 +146,10 @@ pub enum ConnectErrorKind {
     Missing,
     /// A socket is at the path, and nobody listens on it.
     Refused,
+    /// The same, and it can't change: this very socket is mounted there, as into a container, so a
+    /// new one that a server makes will not be seen. (Told from Linux 5.8 on; before, it is
+    /// [`Refused`](Self::Refused).)
+    MountedSocket,
     /// The permission bits, or a security module, say no.
     Forbidden,
     /// Something else is at the path.
@@ -198,6 +206,7 @@ fn connect_path(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
         && let Ok(pin) = pin(path)
     {
         not_a_socket(&pin)?;
+        return Err(explain_refusal(failure, &pin));
     }
     Err(failure)
 }
@@ -209,15 +218,30 @@ fn connect_through(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
     let encoded = socket_address(&pin.path()).ok_or(Errno::NAMETOOLONG)?;
     attempt(&encoded, kind).map_err(|failure| match failure.kind {
         ConnectErrorKind::Missing => {
-            let source = explain_proc(Errno::NOENT);
+            let source = explain_proc(Errno::NOENT, SHORTER_PATH);
             let kind = match source.raw_os_error() {
                 Some(_) => ConnectErrorKind::Missing,
                 None => ConnectErrorKind::Other(Errno::NOENT.raw_os_error()),
             };
             Failure { kind, source }
         }
-        _ => failure,
+        _ => explain_refusal(failure, &pin),
     })
+}
+
+/// Tells a socket that is mounted by itself (`STATX_ATTR_MOUNT_ROOT`, statx(2)) from one whose place a
+/// new one can take.
+fn explain_refusal(failure: Failure, socket: &Pin) -> Failure {
+    let mounted = || {
+        let stat = rustix::fs::statx(socket, "", AtFlags::EMPTY_PATH, StatxFlags::empty());
+        stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    };
+    match failure.kind {
+        ConnectErrorKind::Refused if mounted() => {
+            Failure { kind: ConnectErrorKind::MountedSocket, ..failure }
+        }
+        _ => failure,
+    }
 }
 
 fn attempt(encoded: &SocketAddrUnix, kind: SocketKind) -> Result<OwnedFd, Failure> {

@@ -156,16 +156,18 @@ pub(crate) fn socket_address(path: &Path) -> Option<SocketAddrUnix> {
     SocketAddrUnix::new(path).ok()
 }
 
-/// Adds what is missing where `/proc` is not mounted, to an error met on a path through it.
-pub(crate) fn explain_proc(errno: Errno) -> io::Error {
+/// Adds what is missing where `/proc` is not mounted, or is that of another pid namespace, to an error
+/// met on a path through it; `remedy` is what else would help.
+pub(crate) fn explain_proc(errno: Errno, remedy: &str) -> io::Error {
     if errno == Errno::NOENT && !Path::new("/proc/self/fd").exists() {
-        return io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this takes /proc, which is not mounted; mount it, or use a path of at most 107 bytes",
-        );
+        let text = format!("this takes a /proc that shows this process; mount it, or {remedy}");
+        return io::Error::new(io::ErrorKind::Unsupported, text);
     }
     errno.into()
 }
+
+/// What makes up for `/proc` where a path is too long for a socket address.
+pub(crate) const SHORTER_PATH: &str = "use a path of at most 107 bytes";
 
 fn through(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::directory::{Pin, explain_proc, socket_address};
+use crate::directory::{Pin, SHORTER_PATH, explain_proc, socket_address};
 
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,6 @@ pub(crate) fn probe(pin: &Pin, path: &Path) -> io::Result<Liveness> {
         Err(Errno::CONNREFUSED) => Ok(Liveness::Dead),
         // EPERM: a datagram socket that is connected to somebody else.
         Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM | Errno::AGAIN) => Ok(Liveness::Alive),
-        Err(errno) => Err(explain_proc(errno)),
+        Err(errno) => Err(explain_proc(errno, SHORTER_PATH)),
     }
 }

@@ -170,7 +170,16 @@ fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<Owned
             return Err(BindError::LockUnusable { path: path.into(), found: FileKind::Socket });
         }
         Err(Errno::INTR) => return Ok(None),
-        Err(errno) => return Err(BindError::system(Step::OpenLock, path, errno)),
+        Err(errno) => {
+            // Left by a server that was killed, and that ran as somebody else.
+            if errno == Errno::ACCESS
+                && let Ok(Some(stat)) = directory.stat(name)
+                && stat.st_uid != rustix::process::geteuid().as_raw()
+            {
+                return Err(BindError::LockForeign { path: path.into(), owner: stat.st_uid });
+            }
+            return Err(BindError::system(Step::OpenLock, path, errno));
+        }
     }
     let create = flags | OFlags::CREATE | OFlags::EXCL;
     match rustix::fs::openat(directory, name, create, Mode::RUSR | Mode::WUSR) {

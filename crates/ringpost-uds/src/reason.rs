@@ -22,6 +22,9 @@ pub(crate) fn words(error: &io::Error) -> String {
              sticky bit only the owner of a file may replace it"
         }
         Errno::ROFS => "the file system is mounted read-only",
+        Errno::BUSY => {
+            "something is mounted at that very name; mount the directory of the socket instead"
+        }
         Errno::NOSPC => "the file system is full",
         Errno::DQUOT => "the disk quota is used up",
         Errno::MFILE => "this process has no free descriptor; raise its limit (ulimit -n)",

@@ -9,7 +9,7 @@ use rustix::net::SocketAddrUnix;
 
 use crate::address::COMPONENT_BYTES_MAX;
 use crate::bind_error::{BindError, FileKind, Step};
-use crate::directory::{Directory, Pin, explain_proc};
+use crate::directory::{Directory, Pin, SHORTER_PATH, explain_proc};
 use crate::liveness::{Liveness, probe};
 use crate::lock::Lock;
 
@@ -46,7 +46,11 @@ impl<'a> Temporary<'a> {
                 }
                 Err(Errno::ADDRINUSE) => {}
                 Err(errno) => {
-                    return Err(BindError::system(Step::Bind, path, explain_proc(errno)));
+                    return Err(BindError::system(
+                        Step::Bind,
+                        path,
+                        explain_proc(errno, SHORTER_PATH),
+                    ));
                 }
             }
         }

@@ -3,7 +3,9 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use ringpost_uds::{Address, BindError, BindOptions, FileKind, SocketKind, connect_kind};
+use ringpost_uds::{
+    Address, BindError, BindOptions, ConnectErrorKind, FileKind, SocketKind, connect_kind,
+};
 
 use crate::support::{bind, connect, directory, is_socket, leave_stale, names, root_or_skip};
 
@@ -182,6 +184,11 @@ fn abstract_names() {
     let address: Address = format!("@{name}").parse().expect("valid");
     let missing = ringpost_uds::connect(&address).expect_err("nobody there");
     assert!(missing.is_no_server(), "{missing}");
+    assert_eq!(missing.kind(), ConnectErrorKind::Missing);
+    let expected = format!(
+        "cannot connect to @{name}: no server has this abstract name in this network namespace"
+    );
+    assert_eq!(missing.to_string(), expected);
 
     let bound = ringpost_uds::bind(&address, &BindOptions::new()).expect("free");
     ringpost_uds::connect(&address).expect("listens");
@@ -206,10 +213,7 @@ fn packets() {
     let options = BindOptions::new().kind(SocketKind::SeqPacket);
     let bound = ringpost_uds::bind(&address, &options).expect("free");
     connect_kind(&address, SocketKind::SeqPacket).expect("same kind");
-    assert_eq!(
-        connect(&path).expect_err("another kind").kind(),
-        ringpost_uds::ConnectErrorKind::WrongKind
-    );
+    assert_eq!(connect(&path).expect_err("another kind").kind(), ConnectErrorKind::WrongKind);
     drop(bound);
 }
 

@@ -1,6 +1,10 @@
 //! File systems that say no: nothing half-made stays, and the error names the path.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use ringpost_uds::BindError;
 
 use crate::child::Peer;
 use crate::support::{
@@ -19,17 +23,14 @@ fn unwritable_directory() {
     if !root_or_skip("environment::unwritable_directory") {
         return;
     }
-    use std::os::unix::fs::PermissionsExt;
     let directory = directory();
-    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))
-        .expect("set");
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("set");
     let path = directory.path().join("app.sock");
     let error = as_user(NOBODY, NOBODY, || bind(&path).map(|_| ())).expect_err("not theirs");
     let expected = format!("cannot open the lock file {}.lock: permission denied", path.display());
     assert!(error.to_string().starts_with(&expected), "{error}");
     assert!(names(directory.path()).is_empty());
-    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700))
-        .expect("set");
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("set");
     let error = as_user(NOBODY, NOBODY, || bind(&path).map(|_| ())).expect_err("not theirs");
     assert!(error.to_string().contains("permission denied"), "{error}");
 }
@@ -40,11 +41,9 @@ fn read_only_directory_of_ones_own() {
     if !root_or_skip("environment::read_only_directory_of_ones_own") {
         return;
     }
-    use std::os::unix::fs::PermissionsExt;
     let directory = directory();
     let set = |mode| {
-        let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(directory.path(), permissions).expect("root may");
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(mode)).expect("root may");
     };
     std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
     let path = directory.path().join("app.sock");
@@ -96,6 +95,32 @@ fn read_only_mount_of_a_live_directory() {
     drop(bound);
     let answer = child.ask(&format!("connect {}", path.display()));
     assert!(answer.contains("there is no such path"), "{answer}");
+}
+
+#[test]
+fn lock_of_another_user() {
+    if !root_or_skip("environment::lock_of_another_user") {
+        return;
+    }
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+    // As a server leaves it that ran as root and was killed.
+    let lock = directory.path().join("app.sock.lock");
+    std::fs::write(&lock, "pid 1\n").expect("write");
+    std::fs::set_permissions(&lock, Permissions::from_mode(0o600)).expect("set");
+    let error = as_user(NOBODY, NOBODY, || bind(&path).map(|_| ())).expect_err("not theirs");
+    let BindError::LockForeign { path: named, owner: 0 } = &error else { panic!("{error}") };
+    assert_eq!(named, &lock);
+    let expected = format!(
+        "the lock file {} belongs to user 0, and this process may not open it; start as that user, or \
+         make sure that their server has ended and remove the lock file and the socket",
+        lock.display()
+    );
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(names(directory.path()), ["app.sock.lock"]);
+    std::fs::remove_file(&lock).expect("the remedy");
+    as_user(NOBODY, NOBODY, || bind(&path).map(|_| ())).expect("free");
 }
 
 #[test]
