@@ -1,0 +1,3 @@
+//! Unmodified software of others over ringpost, on the real kernel: one module for each.
+
+mod postgres;
