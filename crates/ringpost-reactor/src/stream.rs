@@ -107,6 +107,8 @@ struct State {
     writer: Option<Waker>,
     dirty: bool,
     closing: bool,
+    /// Once drained, the peer is told that nothing more follows.
+    finishing: bool,
     shut_down: bool,
     hangup: Option<Token>,
 }
@@ -148,6 +150,7 @@ impl Stream {
             writer: None,
             dirty: false,
             closing: false,
+            finishing: false,
             shut_down: false,
             hangup: None,
         };
@@ -249,6 +252,21 @@ impl Stream {
         match state.send_error() {
             Some(error) => Err(error),
             None => Ok(state.prompt_room(self.core.config.outbound_bytes_max) > 0),
+        }
+    }
+
+    /// Bytes that may be accepted now within the bounds that [`Stream::poll_room`] waits for; for those
+    /// who can cut what they send.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
+    pub fn prompt_room(&self) -> Result<usize, StreamError> {
+        let state = self.cell.state.borrow();
+        match state.send_error() {
+            Some(error) => Err(error),
+            None => Ok(state.prompt_room(self.core.config.outbound_bytes_max)),
         }
     }
 
@@ -370,6 +388,24 @@ impl Stream {
     pub fn shutdown_write(&self) {
         // Only ENOTCONN can come back, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
+    }
+
+    /// Tells the peer that nothing more will be sent as soon as everything accepted so far has left; at
+    /// once if it has. Append nothing after it.
+    pub fn finish(&self) {
+        let drained = {
+            let mut state = self.cell.state.borrow_mut();
+            if std::mem::replace(&mut state.finishing, true) {
+                return;
+            }
+            state.is_drained()
+        };
+        if drained {
+            self.shutdown_write();
+        } else {
+            // Nobody else may wait for the end of that send.
+            self.core.writers_wait.set(true);
+        }
     }
 
     #[inline]
@@ -736,6 +772,9 @@ impl StreamCell {
             }
         } else if state.closing {
             self.shut_down_in(state);
+        } else if state.finishing {
+            // As `Stream::shutdown_write`.
+            let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
         }
     }
 
