@@ -393,19 +393,17 @@ impl Stream {
     /// Tells the peer that nothing more will be sent as soon as everything accepted so far has left; at
     /// once if it has. Append nothing after it.
     pub fn finish(&self) {
-        let drained = {
+        {
             let mut state = self.cell.state.borrow_mut();
             if std::mem::replace(&mut state.finishing, true) {
                 return;
             }
-            state.is_drained()
-        };
-        if drained {
-            self.shutdown_write();
-        } else {
-            // Nobody else may wait for the end of that send.
-            self.core.writers_wait.set(true);
+            if !state.is_drained() {
+                state.announce(&self.core);
+                return;
+            }
         }
+        self.shutdown_write();
     }
 
     #[inline]
@@ -545,6 +543,13 @@ impl State {
     #[inline]
     fn send_error(&self) -> Option<StreamError> {
         self.send_failure.or_else(|| self.closing.then_some(StreamError::PeerGone))
+    }
+
+    /// Lets the reactor know that what follows a send must not wait for other events.
+    fn announce(&self, core: &Core) {
+        if self.closing || self.finishing {
+            core.writers_wait.set(true);
+        }
     }
 
     fn is_drained(&self) -> bool {
@@ -692,6 +697,7 @@ impl StreamCell {
         }
         let Some(memory) = state.outbound.take(&mut core.blocks.borrow_mut()) else { return };
         state.sending_bytes = memory.len();
+        state.announce(core);
         self.send(&mut state, driver, memory, !driver.tracked_only);
     }
 
@@ -731,6 +737,7 @@ impl StreamCell {
             if !state.sending
                 && let Some(memory) = state.unsent.take()
             {
+                state.announce(core);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             if state.receive != Receive::Idle {
@@ -836,6 +843,8 @@ impl StreamCell {
         if drained {
             state.outbound.clear(&mut core.blocks.borrow_mut());
             self.shut_down_in(&mut state);
+        } else {
+            state.announce(core);
         }
         drop(state);
         // Leases go without a borrow: the last one of a block notifies the mailbox.
