@@ -10,7 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ringpost::{
-    Connection, ConnectionOptions, EngineChoice, Runtime, RuntimeBuilder, spawn, timeout, yield_now,
+    ByteStream, Connection, ConnectionOptions, EngineChoice, Runtime, RuntimeBuilder, spawn,
+    timeout, yield_now,
 };
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::RawPeer;
@@ -80,6 +81,24 @@ pub fn pair_of(left: ConnectionOptions, right: ConnectionOptions) -> (Connection
 pub fn raw() -> (Connection, RawPeer) {
     let (ours, theirs) = sockets();
     (adopt(ours, ConnectionOptions::new()), RawPeer::new(theirs))
+}
+
+/// Two connected byte streams of the current runtime.
+pub fn byte_pair() -> (ByteStream, ByteStream) {
+    let (left, right) = sockets();
+    (ByteStream::from_socket(left.into()), ByteStream::from_socket(right.into()))
+}
+
+/// A byte stream of the current runtime, and its other end for another thread, whose waits are bounded.
+///
+/// # Panics
+///
+/// If the kernel has none.
+pub fn byte_peer() -> (ByteStream, UnixStream) {
+    let (ours, theirs) = sockets();
+    theirs.set_read_timeout(Some(LIMIT)).expect("a socket");
+    theirs.set_write_timeout(Some(LIMIT)).expect("a socket");
+    (ByteStream::from_socket(ours.into()), theirs)
 }
 
 /// A directory, and a path for a socket in it.

@@ -2,40 +2,14 @@
 //!
 //! One test, because it counts for the whole process: the allocator is replaced.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use ringpost::{Connection, ConnectionOptions, EngineChoice, Frame, Stats, spawn};
 use ringpost_testkit::child::skip;
+use ringpost_tests::counting::Counting;
 use ringpost_tests::engines::{EPOLL, URING};
 use ringpost_tests::rig::{builder, pair, run};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is handed on to the system's allocator as it is; counting touches no memory of it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.realloc(block, layout, bytes) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 #[test]
 fn a_message_in_steady_state() {
@@ -119,12 +93,12 @@ fn echoed(engine: EngineChoice, connections: u64, len: usize, messages: u64) -> 
             ringpost::yield_now().await;
         }
         let mut finished = Vec::with_capacity(tasks.len());
-        let (start, before) = (ALLOCATIONS.load(Ordering::Relaxed), ringpost::stats());
+        let (start, before) = (ALLOCATOR.allocations(), ringpost::stats());
         gate.set(true);
         for task in tasks {
             finished.push(task.await.expect("no panic"));
         }
-        let (end, after) = (ALLOCATIONS.load(Ordering::Relaxed), ringpost::stats());
+        let (end, after) = (ALLOCATOR.allocations(), ringpost::stats());
         drop(finished);
         Cost { allocations: end - start, before, after }
     })

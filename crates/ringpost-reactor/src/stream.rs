@@ -113,6 +113,8 @@ struct State {
     writer: Option<Waker>,
     dirty: bool,
     closing: bool,
+    /// Once drained, the peer is told that nothing more follows.
+    finishing: bool,
     shut_down: bool,
     hangup: Option<Token>,
     /// Present if descriptors may come along.
@@ -161,6 +163,7 @@ impl Stream {
             writer: None,
             dirty: false,
             closing: false,
+            finishing: false,
             shut_down: false,
             hangup: None,
             intake,
@@ -263,6 +266,21 @@ impl Stream {
         match state.send_error() {
             Some(error) => Err(error),
             None => Ok(state.prompt_room(self.core.config.outbound_bytes_max) > 0),
+        }
+    }
+
+    /// Bytes that may be accepted now within the bounds that [`Stream::poll_room`] waits for; for those
+    /// who can cut what they send.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if nothing can be sent any more.
+    #[inline]
+    pub fn prompt_room(&self) -> Result<usize, StreamError> {
+        let state = self.cell.state.borrow();
+        match state.send_error() {
+            Some(error) => Err(error),
+            None => Ok(state.prompt_room(self.core.config.outbound_bytes_max)),
         }
     }
 
@@ -384,6 +402,22 @@ impl Stream {
     pub fn shutdown_write(&self) {
         // Only ENOTCONN can come back, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
+    }
+
+    /// Tells the peer that nothing more will be sent as soon as everything accepted so far has left; at
+    /// once if it has. Append nothing after it.
+    pub fn finish(&self) {
+        {
+            let mut state = self.cell.state.borrow_mut();
+            if std::mem::replace(&mut state.finishing, true) {
+                return;
+            }
+            if !state.is_drained() {
+                state.announce(&self.core);
+                return;
+            }
+        }
+        self.shutdown_write();
     }
 
     #[inline]
@@ -523,6 +557,13 @@ impl State {
     #[inline]
     fn send_error(&self) -> Option<StreamError> {
         self.send_failure.or_else(|| self.closing.then_some(StreamError::PeerGone))
+    }
+
+    /// Lets the reactor know that what follows a send must not wait for other events.
+    fn announce(&self, core: &Core) {
+        if self.closing || self.finishing {
+            core.writers_wait.set(true);
+        }
     }
 
     fn is_drained(&self) -> bool {
@@ -674,6 +715,7 @@ impl StreamCell {
         }
         let Some(memory) = state.outbound.take(&mut core.blocks.borrow_mut()) else { return };
         state.sending_bytes = memory.len();
+        state.announce(core);
         self.send(&mut state, driver, memory, !driver.tracked_only);
     }
 
@@ -713,6 +755,7 @@ impl StreamCell {
             if !state.sending
                 && let Some(memory) = state.unsent.take()
             {
+                state.announce(core);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             if state.receive != Receive::Idle {
@@ -754,6 +797,9 @@ impl StreamCell {
             }
         } else if state.closing {
             self.shut_down_in(state);
+        } else if state.finishing {
+            // As `Stream::shutdown_write`.
+            let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
         }
     }
 
@@ -817,6 +863,8 @@ impl StreamCell {
         if drained {
             state.outbound.clear(&mut core.blocks.borrow_mut());
             self.shut_down_in(&mut state);
+        } else {
+            state.announce(core);
         }
         drop(state);
         // Leases go without a borrow: the last one of a block notifies the mailbox.

@@ -92,18 +92,7 @@ impl Connection {
         options: ConnectionOptions,
     ) -> Result<Self, ConnectError> {
         let address = address.into();
-        let give_up = Instant::now() + BACKLOG_WAIT_MAX;
-        let mut pause = BACKLOG_PAUSE_MIN;
-        let socket = loop {
-            match uds::connect(&address) {
-                Ok(socket) => break socket,
-                Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
-                    crate::sleep(pause).await;
-                    pause = (pause * 2).min(BACKLOG_PAUSE_MAX);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let socket = connect_socket(&address).await?;
         let mut connection = Self::from_socket(socket, options);
         match connection.ready().await {
             Ok(()) => Ok(connection),
@@ -359,6 +348,21 @@ impl Connection {
 /// Whether descriptors can be passed over this socket.
 fn is_unix(socket: &OwnedFd) -> bool {
     rustix::net::sockopt::socket_domain(socket).is_ok_and(|family| family == AddressFamily::UNIX)
+}
+
+/// Connects a non-blocking socket; a full backlog is tried again for a while.
+pub(crate) async fn connect_socket(address: &Address) -> Result<OwnedFd, uds::ConnectError> {
+    let give_up = Instant::now() + BACKLOG_WAIT_MAX;
+    let mut pause = BACKLOG_PAUSE_MIN;
+    loop {
+        match uds::connect(address) {
+            Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
+                crate::sleep(pause).await;
+                pause = (pause * 2).min(BACKLOG_PAUSE_MAX);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 impl AsFd for Connection {

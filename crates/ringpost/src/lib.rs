@@ -59,6 +59,7 @@
 //! Linux 6.1 for io_uring, any supported Linux for epoll. [`Runtime::engine`] tells which runs and why.
 #![forbid(unsafe_code)]
 
+mod byte_stream;
 mod connection;
 mod error;
 mod executor;
@@ -76,6 +77,7 @@ mod time;
 #[cfg(doctest)]
 struct Readme;
 
+pub use byte_stream::{ByteReader, ByteStream, ByteWriter};
 pub use connection::Connection;
 pub use error::{AcceptError, Closed, ConnectError, RecvError, SendError};
 pub use executor::{JoinError, JoinHandle, Panic};

@@ -10,6 +10,7 @@ use ringpost_uds::{
     BindOptions, PathGuard, SocketKind,
 };
 
+use crate::byte_stream::ByteStream;
 use crate::connection::Connection;
 use crate::error::AcceptError;
 use crate::executor::Inner;
@@ -132,21 +133,45 @@ impl Listener {
     pub async fn accept_socket(&mut self) -> Result<OwnedFd, AcceptError> {
         loop {
             let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
-            if self.policy.is_anyone() {
-                return Ok(socket);
-            }
-            let denied = match uds::peer_credentials(&socket) {
-                Ok(peer) => {
-                    let groups = || ringpost_reactor::peer_groups(&socket);
-                    let decision = self.policy.check_with_groups(&peer, groups);
-                    decision.err().map(|denied| denied.to_string())
-                }
-                Err(error) => Some(format!("the peer's credentials can't be read: {error}")),
-            };
-            let Some(reason) = denied else { return Ok(socket) };
-            tracing::warn!(%reason, "connection refused by the access policy");
+            let Some(reason) = self.denial(&socket) else { return Ok(socket) };
             Connection::from_socket(socket, self.options).refuse(&reason);
         }
+    }
+
+    /// As [`Listener::accept`], for peers that speak a protocol of their own: no greeting, no framing,
+    /// whatever [`ListenerBuilder::connection`] says. A peer that the policy refuses finds an end of
+    /// the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped before it is ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::accept`].
+    pub async fn accept_stream(&mut self) -> Result<ByteStream, AcceptError> {
+        loop {
+            let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
+            if self.denial(&socket).is_none() {
+                return Ok(ByteStream::from_socket(socket));
+            }
+        }
+    }
+
+    /// Why the policy refuses this peer, which is logged.
+    fn denial(&self, socket: &OwnedFd) -> Option<String> {
+        if self.policy.is_anyone() {
+            return None;
+        }
+        let reason = match uds::peer_credentials(socket) {
+            Ok(peer) => {
+                let groups = || ringpost_reactor::peer_groups(socket);
+                self.policy.check_with_groups(&peer, groups).err()?.to_string()
+            }
+            Err(error) => format!("the peer's credentials can't be read: {error}"),
+        };
+        tracing::warn!(%reason, "connection refused by the access policy");
+        Some(reason)
     }
 
     /// The address, unless the socket was taken over.

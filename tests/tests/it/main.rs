@@ -2,6 +2,9 @@
 
 mod access;
 mod backpressure;
+mod byte_stream_ends;
+mod byte_streams;
+mod byte_streams_tokio;
 mod connecting;
 mod connections;
 mod descriptors;
