@@ -47,6 +47,8 @@ pub struct Decoder {
     rules: Rules,
     /// Stream offset of the frame that `state` is about.
     frame_start: u64,
+    /// The header of the frame whose body is being read.
+    begun: FrameHeader,
 }
 
 impl Decoder {
@@ -74,6 +76,7 @@ impl Decoder {
             partial_len: 0,
             rules,
             frame_start: 0,
+            begun: FrameHeader::message(0),
         };
         decoder.set_fast_bound();
         decoder
@@ -148,6 +151,21 @@ impl Decoder {
     /// How many bytes of an incomplete header have been consumed; they end where the input begins.
     pub const fn header_bytes_kept(&self) -> usize {
         self.partial_len
+    }
+
+    /// What of a frame has been consumed without being complete, for whoever goes on with the stream
+    /// elsewhere: another decoder that is shown these bytes again (and, in a body, what was consumed of
+    /// it) is in the state of this one.
+    pub fn unfinished(&self) -> Option<Unfinished<'_>> {
+        match self.state {
+            State::Body { remaining, .. } => {
+                Some(Unfinished::Body { header: self.begun, remaining })
+            }
+            State::Header if self.partial_len > 0 => {
+                Some(Unfinished::Header(self.partial.get(..self.partial_len)?))
+            }
+            State::Header | State::Poisoned(_) => None,
+        }
     }
 
     /// Whether the peer has said that it sends no more messages.
@@ -258,6 +276,7 @@ impl Decoder {
             self.frame_start = after;
             return Ok(Step::Frame { header, body: consumed..consumed + body_bytes });
         }
+        self.begun = header;
         self.state = State::Body { remaining: header.len, after };
         Ok(Step::Begin { header, consumed })
     }
@@ -316,6 +335,20 @@ impl Step {
             | Self::Body { consumed, .. } => *consumed,
         }
     }
+}
+
+/// The consumed part of an incomplete frame; see [`Decoder::unfinished`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished<'a> {
+    /// The first bytes of a header.
+    Header(&'a [u8]),
+    /// A header, and a part of the body behind it.
+    Body {
+        /// What stands in front of the body.
+        header: FrameHeader,
+        /// Bytes of the body that have not been consumed.
+        remaining: u32,
+    },
 }
 
 /// What the end of a stream means; see [`Decoder::end`].

@@ -67,7 +67,7 @@ mod kind;
 mod profile;
 
 pub use control::{ControlFrame, control_frame};
-pub use decoder::{Decoder, Step, StreamEnd};
+pub use decoder::{Decoder, Step, StreamEnd, Unfinished};
 pub use error::{EncodeError, HelloError, ProtocolError};
 pub use features::Features;
 pub use header::{FrameHeader, HEADER_BYTES, message_header};

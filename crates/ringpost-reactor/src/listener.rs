@@ -28,6 +28,10 @@ struct State {
     waiter: Option<Waker>,
     failure: Option<StreamError>,
     closed: bool,
+    /// Accepting has been stopped from above.
+    paused: bool,
+    /// Whoever waits until the kernel has stopped.
+    pauser: Option<Waker>,
 }
 
 pub(crate) struct ListenerCell {
@@ -59,6 +63,8 @@ impl Listener {
             waiter: None,
             failure: core.is_closed().then_some(StreamError::RuntimeEnded),
             closed: false,
+            paused: false,
+            pauser: None,
         };
         let cell = Rc::new(ListenerCell { socket, state: RefCell::new(state) });
         if !core.is_closed() {
@@ -99,6 +105,46 @@ impl Listener {
         }
         Poll::Pending
     }
+
+    /// Stops accepting, and waits until the kernel accepts no more for this listener: what it has
+    /// accepted by then can be taken with [`Listener::poll_accept`], later connections stay in the
+    /// backlog. Undone by [`Listener::resume`]. Cancel safe: the stop goes on without the waiter.
+    pub fn poll_paused(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.cell.state.borrow_mut();
+        let Some(token) = state.armed.filter(|_| !self.core.is_closed()) else {
+            state.paused = true;
+            return Poll::Ready(());
+        };
+        if state.failure.is_some() {
+            return Poll::Ready(());
+        }
+        match &mut state.pauser {
+            Some(pauser) => pauser.clone_from(context.waker()),
+            None => state.pauser = Some(context.waker().clone()),
+        }
+        state.paused = true;
+        if !std::mem::replace(&mut state.cancelling, true) {
+            drop(state);
+            self.core.driver.borrow_mut().cancel(token, self.cell.raw_fd());
+        }
+        Poll::Pending
+    }
+
+    /// Accepts again after [`Listener::poll_paused`].
+    pub fn resume(&self) {
+        self.cell.state.borrow_mut().paused = false;
+        if !self.core.is_closed() {
+            self.cell.arm(&self.core, &mut self.core.driver.borrow_mut());
+        }
+    }
+
+    /// Ends a paused listener: once what was accepted has been taken, [`Listener::poll_accept`] reports
+    /// [`StreamError::RuntimeEnded`].
+    pub fn end(&self) {
+        let mut wakers = Vec::new();
+        self.cell.fail(libc::ECANCELED, &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
 }
 
 impl Drop for Listener {
@@ -137,6 +183,7 @@ impl ListenerCell {
         state.resting = false;
         if state.armed.is_some()
             || state.closed
+            || state.paused
             || state.failure.is_some()
             || state.queue.len() >= core.config.accept_queue_max
         {
@@ -182,7 +229,8 @@ impl ListenerCell {
             return;
         }
         state.armed = None;
-        if state.closed {
+        driver.wakers.extend(state.pauser.take());
+        if state.closed || state.paused {
             return;
         }
         match -done.result {
@@ -210,5 +258,6 @@ impl ListenerCell {
         };
         state.failure.get_or_insert(error);
         wakers.extend(state.waiter.take());
+        wakers.extend(state.pauser.take());
     }
 }

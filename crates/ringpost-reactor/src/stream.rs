@@ -11,6 +11,7 @@
 //!           Ended    end of file or an error was seen
 //!           (Armed is a poll where descriptors may come along, see `descriptors`)
 //! send:     at most one in flight, silent first; short or refused -> tracked until it is whole
+//! stop:     Armed -> Pausing -> Idle, and stays there: the socket can be handed over
 //! close:    the handle is gone -> what was accepted is sent (bounded in time) -> shutdown(2)
 //!           -> the receive ends -> the last reference closes the descriptor
 //! ```
@@ -119,6 +120,8 @@ struct State {
     hangup: Option<Token>,
     /// Present if descriptors may come along.
     intake: Option<Box<Intake>>,
+    /// Receiving is to end, for the socket to be handed over.
+    stopping: bool,
 }
 
 /// The shared part of a stream: op slots and the handle refer to it.
@@ -167,6 +170,7 @@ impl Stream {
             shut_down: false,
             hangup: None,
             intake,
+            stopping: false,
         };
         let cell = Rc::new(StreamCell { socket, state: RefCell::new(state) });
         if core.is_closed() {
@@ -420,6 +424,82 @@ impl Stream {
         self.shutdown_write();
     }
 
+    /// Stops receiving, and waits until the kernel receives no more for this stream. What it has received
+    /// by then can be taken as before; what comes later stays in the socket. Cancel safe: the stop goes
+    /// on without the waiter.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if the stream is over.
+    pub fn poll_stopped(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(Err(error)) = state.end {
+            return Poll::Ready(Err(error));
+        }
+        if self.core.is_closed() {
+            return Poll::Ready(Err(StreamError::RuntimeEnded));
+        }
+        if !std::mem::replace(&mut state.stopping, true) {
+            let hangup = state.hangup;
+            let armed = match state.receive {
+                Receive::Armed(token) => {
+                    state.receive = Receive::Pausing(token);
+                    Some(token)
+                }
+                _ => None,
+            };
+            drop(state);
+            let mut driver = self.core.driver.borrow_mut();
+            driver.starved.retain(|stream| !Rc::ptr_eq(stream, &self.cell));
+            for token in armed.into_iter().chain(hangup) {
+                driver.cancel(token, self.cell.raw_fd());
+            }
+            drop(driver);
+            state = self.cell.state.borrow_mut();
+        }
+        if !state.is_receiving() {
+            return Poll::Ready(Ok(()));
+        }
+        replace_waker(&mut state.watcher, context);
+        Poll::Pending
+    }
+
+    /// A descriptor of its own for the socket of a stream that has been [stopped](Self::poll_stopped) and
+    /// [flushed](Self::poll_flushed), and what was received and not taken. This handle is closed then, and
+    /// leaves the socket as it is: nothing is shut down.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if something is still received or sent; the kernel's error if no descriptor is free.
+    /// The stream then goes on as before it was stopped.
+    pub fn detach(&self) -> std::io::Result<(OwnedFd, Vec<Chunk>)> {
+        let state = self.cell.state.borrow();
+        let quiet = !state.is_receiving() && state.is_drained() && state.send_error().is_none();
+        let stopping = state.stopping;
+        drop(state);
+        let socket = if quiet && stopping {
+            self.cell.socket.try_clone()
+        } else {
+            Err(std::io::ErrorKind::WouldBlock.into())
+        };
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.cell.state.borrow_mut().stopping = false;
+                self.cell.arm_receive(&self.core, &mut self.core.driver.borrow_mut());
+                return Err(error);
+            }
+        };
+        let mut state = self.cell.state.borrow_mut();
+        state.closing = true;
+        // What closing would do to the socket has been done, as far as anybody asks.
+        state.shut_down = true;
+        state.end.get_or_insert(Err(StreamError::PeerGone));
+        state.inbound_bytes = 0;
+        let rest = state.inbound.take().into_iter().flat_map(|inbound| *inbound);
+        Ok((socket, state.first.take().into_iter().chain(rest).collect()))
+    }
+
     #[inline]
     fn mark_dirty(&self, state: &mut State) {
         if !state.dirty {
@@ -566,6 +646,11 @@ impl State {
         }
     }
 
+    /// Something in flight uses the socket to receive or to watch it.
+    fn is_receiving(&self) -> bool {
+        matches!(self.receive, Receive::Armed(_) | Receive::Pausing(_)) || self.hangup.is_some()
+    }
+
     fn is_drained(&self) -> bool {
         !self.sending && self.unsent.is_none() && self.outbound.is_empty()
             || self.send_failure.is_some()
@@ -586,6 +671,7 @@ impl StreamCell {
         let mut state = self.state.borrow_mut();
         if state.end.is_some()
             || state.closing
+            || state.stopping
             || matches!(state.receive, Receive::Armed(_) | Receive::Pausing(_))
         {
             return;
@@ -697,6 +783,9 @@ impl StreamCell {
     pub(crate) fn hung_up(self: &Rc<Self>, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
         state.hangup = None;
+        if state.stopping {
+            driver.wakers.extend(state.watcher.take());
+        }
         if let Receive::Armed(token) = state.receive {
             // Its end makes `received` arm again.
             state.receive = Receive::Pausing(token);

@@ -33,6 +33,16 @@ impl Directory {
         Ok((Self { fd, path: directory }, OsStr::from_bytes(name)))
     }
 
+    /// The directory that `fd` is, known as `path`.
+    pub(crate) fn from_descriptor(fd: OwnedFd, path: PathBuf) -> Self {
+        Self { fd, path }
+    }
+
+    /// The path the user gave.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Refuses a directory in which anyone may rename and remove anyone's files.
     pub(crate) fn check_sticky(&self) -> Result<(), BindError> {
         let stat = rustix::fs::fstat(&self.fd)

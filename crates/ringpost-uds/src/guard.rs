@@ -1,9 +1,13 @@
 //! Removal of the socket path when the server ends.
 
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::directory::{Directory, Pin};
+use crate::handover::{GuardParts, HandoverError};
 use crate::lock::Lock;
 
 /// Owns the path of a bound socket: dropping it removes the path and its lock file.
@@ -38,6 +42,58 @@ impl PathGuard {
 
     pub(crate) fn nothing() -> Self {
         Self { held: None }
+    }
+
+    /// What another process needs to own the path after this one, as descriptors of its own. `None` for
+    /// an abstract address, which nobody has to own.
+    ///
+    /// Nothing changes yet: this guard goes on to own the path until [`release`](Self::release), and the
+    /// other process owns it from [`from_parts`](Self::from_parts) on. In between, and if either is
+    /// killed, the lock holds as long as one of them lives.
+    ///
+    /// # Errors
+    ///
+    /// If no descriptor is free.
+    pub fn parts(&self) -> Result<Option<GuardParts>, HandoverError> {
+        let Some(held) = &self.held else { return Ok(None) };
+        let copy = |fd: std::os::fd::BorrowedFd<'_>| {
+            fd.try_clone_to_owned().map_err(|source| HandoverError::Copy { source })
+        };
+        Ok(Some(GuardParts {
+            directory: copy(held.directory.as_fd())?,
+            socket_file: copy(held.pin.as_fd())?,
+            lock: copy(held.lock.as_fd())?,
+            directory_path: held.directory.path().to_path_buf(),
+            name: held.name.clone(),
+        }))
+    }
+
+    /// Owns the path from now on, in the place of the process that the parts come from. That one
+    /// [releases](Self::release) its guard, or has ended.
+    ///
+    /// # Errors
+    ///
+    /// If the parts are not what a guard is made of, or somebody else has the lock.
+    pub fn from_parts(parts: GuardParts) -> Result<Self, HandoverError> {
+        parts.check()?;
+        let path = parts.directory_path.join(&parts.name);
+        let fail = |what| {
+            let path = path.clone();
+            move |errno: Errno| HandoverError::Parts { path, what, source: errno.into() }
+        };
+        let directory = Directory::from_descriptor(parts.directory, parts.directory_path);
+        let pin = Pin::new(parts.socket_file).map_err(fail("socket file"))?;
+        let lock = Lock::share(&parts.name, parts.lock).map_err(fail("lock"))?;
+        if let Err(error) = lock.record(None) {
+            tracing::debug!(path = %path.display(), %error, "cannot write the lock file");
+        }
+        Ok(Self::new(directory, parts.name, pin, lock))
+    }
+
+    /// Lets go of the path without removing anything: another process owns it now.
+    pub fn release(mut self) {
+        // Closing our descriptors leaves the lock with whoever shares it.
+        self.held = None;
     }
 
     /// Whether the path still leads to this socket. False for an abstract address.

@@ -8,6 +8,7 @@
 //! - [`bind()`] takes a path over race-free: of several starters exactly one wins, a stale socket is
 //!   replaced atomically, a live one and anything that is not a socket are left alone, and the
 //!   socket is never reachable with wider permissions than asked for.
+//! - [`handover`] passes a listening socket and its path to another process, and any descriptors.
 //! - [`PathGuard`] removes the path when the server ends, unless the path has become somebody
 //!   else's in the meantime.
 //! - [`connect()`] makes one attempt and says in words why it failed.
@@ -56,6 +57,7 @@ mod credentials;
 mod descriptor;
 mod directory;
 mod guard;
+pub mod handover;
 mod liveness;
 mod lock;
 mod options;

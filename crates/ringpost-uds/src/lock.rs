@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -27,6 +27,12 @@ use crate::directory::{Directory, Pin};
 pub(crate) struct Lock {
     name: OsString,
     file: Pin,
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Lock {
@@ -63,6 +69,15 @@ impl Lock {
             }
         }
         Err(BindError::Unstable { path, attempts: ATTEMPTS_MAX })
+    }
+
+    /// Takes part in the lock that another process holds, through its descriptor: a `flock` belongs to
+    /// the open file description (flock(2)), which both processes then share. It lasts until both have
+    /// closed it.
+    pub(crate) fn share(name: &OsStr, fd: OwnedFd) -> Result<Self, Errno> {
+        let mut lock_name = name.to_owned();
+        lock_name.push(SUFFIX);
+        Ok(Self { name: lock_name, file: Pin::new(fd)? })
     }
 
     /// Notes this process and the temporary name it is about to use, for those who find the file.
@@ -147,7 +162,7 @@ fn lock_name(directory: &Directory, name: &OsStr) -> Result<OsString, BindError>
         }));
     }
     let mut lock_name = name.to_owned();
-    lock_name.push(".lock");
+    lock_name.push(SUFFIX);
     Ok(lock_name)
 }
 
@@ -188,6 +203,9 @@ fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<Owned
         Err(errno) => Err(BindError::system(Step::OpenLock, path, errno)),
     }
 }
+
+/// What the lock file's name adds to the socket's.
+const SUFFIX: &str = ".lock";
 
 /// Each repetition takes another process that starts or stops on the same path at the same moment.
 const ATTEMPTS_MAX: u32 = 64;

@@ -64,6 +64,11 @@ impl BindOptions {
         self
     }
 
+    /// The backlog asked for.
+    pub fn backlog_len(&self) -> u32 {
+        self.backlog
+    }
+
     /// Stream, packets or datagrams; the default is stream.
     pub fn kind(mut self, kind: SocketKind) -> Self {
         self.kind = kind;

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringpost_frame::Agreement;
+use ringpost_reactor::Chunk;
 use ringpost_uds::{
     self as uds, Activation, ActivationError, Address, AdoptError, PeerCredentials, PeerProcess,
     PeerProcessError, SocketKind,
 };
 use rustix::net::AddressFamily;
 
+use crate::detached::{DetachError, DetachErrorReason, DetachedConnection};
 use crate::error::{Closed, ConnectError, RecvError, SendError};
 use crate::executor::Inner;
 use crate::link::{Half, Link};
@@ -217,6 +219,79 @@ impl Connection {
     /// The two halves, each for its own task.
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
+    }
+
+    /// Takes the connection off its runtime, between two messages, without the peer noticing: to go on
+    /// with it in another runtime of this process ([`DetachedConnection::attach`]), or in another process
+    /// ([`restart`](crate::restart)). What has been accepted for sending leaves first; what has been
+    /// received and not been taken, the beginning of a message included, goes along.
+    ///
+    /// A connection that may pass descriptors stays where it is. Waits for the peer's greeting, then at most `flush_max` until the kernel has what was accepted.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: if the future is dropped before it is ready, the connection is closed.
+    ///
+    /// # Errors
+    ///
+    /// [`DetachError`] has the reason and the connection, which goes on.
+    pub async fn detach(mut self, flush_max: Duration) -> Result<DetachedConnection, DetachError> {
+        match self.stop(flush_max).await {
+            Ok((socket, behind)) => Ok(DetachedConnection::new(self, socket, behind)),
+            Err(reason) => Err(DetachError { reason, connection: Box::new(self) }),
+        }
+    }
+
+    async fn stop(
+        &mut self,
+        flush_max: Duration,
+    ) -> Result<(OwnedFd, Vec<Chunk>), DetachErrorReason> {
+        self.ready().await?;
+        if let Some(failure) = self.receiver.failure() {
+            return Err(failure.into());
+        }
+        if self.link.stream.takes_descriptors() {
+            return Err(DetachErrorReason::PassesDescriptors);
+        }
+        match crate::timeout(flush_max, self.flush()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => {
+                let bytes = self.sender.queued_bytes();
+                return Err(DetachErrorReason::NotFlushed { bytes, limit: flush_max });
+            }
+        }
+        let stream = &self.link.stream;
+        std::future::poll_fn(|context| stream.poll_stopped(context))
+            .await
+            .map_err(|error| self.link.explain(error))?;
+        stream.detach().map_err(|source| DetachErrorReason::Descriptor { source })
+    }
+
+    pub(crate) fn into_receiver(self) -> Receiver {
+        self.receiver
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// A connection whose greeting is over.
+    pub(crate) fn resume(
+        socket: OwnedFd,
+        options: ConnectionOptions,
+        agreement: Option<Agreement>,
+        received: Vec<u8>,
+        finished: bool,
+    ) -> Self {
+        let reactor = Inner::current().reactor.clone();
+        let stream = reactor.adopt_stream(socket);
+        let received = Chunk::Copied(received.into());
+        let link = Link::resume(reactor, stream, options, agreement, received, finished);
+        Self {
+            sender: Sender::new(Rc::clone(&link)),
+            receiver: Receiver::new(Rc::clone(&link)),
+            link,
+        }
     }
 
     /// Both halves at once, borrowed: receive from one while sending to the other.

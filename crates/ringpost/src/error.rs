@@ -158,6 +158,9 @@ pub enum AcceptError {
     /// The runtime has ended.
     #[error("the runtime has ended")]
     RuntimeEnded,
+    /// Another process has taken the socket over, and all that this one had accepted has been taken.
+    #[error("another process accepts now: the socket has been handed over")]
+    HandedOver,
     /// The kernel refuses to accept on this socket.
     #[error("the kernel refuses to accept: error {errno}")]
     Kernel {

@@ -61,6 +61,7 @@
 
 mod byte_stream;
 mod connection;
+mod detached;
 mod error;
 mod executor;
 mod handle;
@@ -79,6 +80,7 @@ struct Readme;
 
 pub use byte_stream::{ByteReader, ByteStream, ByteWriter};
 pub use connection::Connection;
+pub use detached::{DetachError, DetachErrorReason, DetachedConnection};
 pub use error::{AcceptError, Closed, ConnectError, RecvError, SendError};
 pub use executor::{JoinError, JoinHandle, Panic};
 pub use handle::{Handle, SubmitError};

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use ringpost_frame::{
@@ -44,6 +44,8 @@ pub(crate) struct Link {
     pub(crate) finished: Cell<bool>,
     /// The peer has asked for an end.
     pub(crate) peer_going_away: Cell<bool>,
+    /// Whoever waits for that.
+    going_away_waiter: RefCell<Option<Waker>>,
     /// The last PONG was queued although the queue was full.
     pub(crate) pong_beyond_bound: Cell<bool>,
 }
@@ -77,14 +79,7 @@ impl Link {
         } else {
             Phase::Open
         };
-        let limit = match options.profile {
-            Profile::Native => FRAME_BYTES_MAX_FLOOR.min(options.frame_bytes_max) as usize,
-            Profile::LengthPrefixed(prefix) => {
-                let width = usize::try_from(prefix.len_max()).unwrap_or(usize::MAX);
-                width.min(options.frame_bytes_max as usize)
-            }
-            _ => usize::MAX,
-        };
+        let limit = message_bytes_max(options);
         Rc::new(Self {
             stream,
             options,
@@ -96,6 +91,36 @@ impl Link {
             agreement: Cell::new(None),
             finished: Cell::new(false),
             peer_going_away: Cell::new(false),
+            going_away_waiter: RefCell::new(None),
+            pong_beyond_bound: Cell::new(false),
+        })
+    }
+
+    /// A link whose greeting is over, and which has received `received` since.
+    pub(crate) fn resume(
+        reactor: Reactor,
+        stream: Stream,
+        options: ConnectionOptions,
+        agreement: Option<Agreement>,
+        received: Chunk,
+        finished: bool,
+    ) -> Rc<Self> {
+        let limit = match agreement {
+            Some(agreement) => agreement.frame_bytes_max as usize,
+            None => message_bytes_max(options),
+        };
+        let phase = if received.is_empty() { Phase::Open } else { Phase::Leftover(received) };
+        Rc::new(Self {
+            stream,
+            options,
+            reactor,
+            phase: RefCell::new(phase),
+            message_bytes_max: Cell::new(limit),
+            closed: RefCell::new(None),
+            agreement: Cell::new(agreement),
+            finished: Cell::new(finished),
+            peer_going_away: Cell::new(false),
+            going_away_waiter: RefCell::new(None),
             pong_beyond_bound: Cell::new(false),
         })
     }
@@ -216,6 +241,23 @@ impl Link {
         })
     }
 
+    /// GOAWAY has come.
+    pub(crate) fn set_peer_going_away(&self) {
+        self.peer_going_away.set(true);
+        if let Some(waiter) = self.going_away_waiter.take() {
+            waiter.wake();
+        }
+    }
+
+    /// Waits for GOAWAY, which comes while somebody receives.
+    pub(crate) fn poll_peer_going_away(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.peer_going_away.get() {
+            return Poll::Ready(());
+        }
+        self.going_away_waiter.replace(Some(context.waker().clone()));
+        Poll::Pending
+    }
+
     /// Tells the peer why it is refused.
     fn refuse(&self, error: HelloError) -> Closed {
         // A peer that speaks something else could not read it.
@@ -236,6 +278,18 @@ impl Link {
     pub(crate) fn close(&self, closed: Closed) {
         self.closed.borrow_mut().get_or_insert_with(|| Box::new(closed));
         self.stream.close();
+    }
+}
+
+/// The longest message that may be sent before the peer has said anything, bytes.
+fn message_bytes_max(options: ConnectionOptions) -> usize {
+    match options.profile {
+        Profile::Native => FRAME_BYTES_MAX_FLOOR.min(options.frame_bytes_max) as usize,
+        Profile::LengthPrefixed(prefix) => {
+            let width = usize::try_from(prefix.len_max()).unwrap_or(usize::MAX);
+            width.min(options.frame_bytes_max as usize)
+        }
+        _ => usize::MAX,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Accepting connections.
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use ringpost_reactor::let_descriptors_pass;
 use ringpost_uds::{
@@ -21,12 +24,52 @@ use crate::options::ConnectionOptions;
 /// Dropping it stops accepting and removes the socket's path, unless the path has become somebody
 /// else's; connections taken before go on.
 pub struct Listener {
-    listener: ringpost_reactor::Listener,
-    /// Removes the path; dropped after the socket has stopped accepting.
-    guard: Option<PathGuard>,
-    address: Option<Address>,
+    shared: Rc<Shared>,
     policy: AccessPolicy,
     options: ConnectionOptions,
+}
+
+/// What a [`restart::Parcel`](crate::restart::Parcel) knows of a listener.
+pub(crate) struct Shared {
+    pub(crate) listener: ringpost_reactor::Listener,
+    /// Removes the path; dropped after the socket has stopped accepting.
+    pub(crate) guard: RefCell<Option<PathGuard>>,
+    pub(crate) address: Option<Address>,
+    handed_over: Cell<bool>,
+}
+
+impl Shared {
+    fn new(socket: OwnedFd, guard: Option<PathGuard>, address: Option<Address>) -> Rc<Self> {
+        Rc::new(Self {
+            listener: Inner::current().reactor.adopt_listener(socket),
+            guard: RefCell::new(guard),
+            address,
+            handed_over: Cell::new(false),
+        })
+    }
+
+    /// Lets go of the path, which is another process's from now on.
+    pub(crate) fn release_path(&self) {
+        if let Some(guard) = self.guard.take() {
+            guard.release();
+        }
+    }
+
+    /// The end of a paused listener whose socket another process serves.
+    pub(crate) fn hand_over(&self) {
+        self.handed_over.set(true);
+        self.release_path();
+        self.listener.end();
+    }
+
+    pub(crate) fn poll_accept(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<OwnedFd, AcceptError>> {
+        self.listener.poll_accept(context).map_err(|error| {
+            if self.handed_over.get() { AcceptError::HandedOver } else { error.into() }
+        })
+    }
 }
 
 impl Listener {
@@ -132,7 +175,7 @@ impl Listener {
     /// As [`Listener::accept`].
     pub async fn accept_socket(&mut self) -> Result<OwnedFd, AcceptError> {
         loop {
-            let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
+            let socket = poll_fn(|context| self.shared.poll_accept(context)).await?;
             let Some(reason) = self.denial(&socket) else { return Ok(socket) };
             Connection::from_socket(socket, self.options).refuse(&reason);
         }
@@ -151,7 +194,7 @@ impl Listener {
     /// As [`Listener::accept`].
     pub async fn accept_stream(&mut self) -> Result<ByteStream, AcceptError> {
         loop {
-            let socket = poll_fn(|context| self.listener.poll_accept(context)).await?;
+            let socket = poll_fn(|context| self.shared.poll_accept(context)).await?;
             if self.denial(&socket).is_none() {
                 return Ok(ByteStream::from_socket(socket));
             }
@@ -176,24 +219,28 @@ impl Listener {
 
     /// The address, unless the socket was taken over.
     pub fn address(&self) -> Option<&Address> {
-        self.address.as_ref()
+        self.shared.address.as_ref()
+    }
+
+    pub(crate) fn shared(&self) -> &Rc<Shared> {
+        &self.shared
     }
 
     /// True while the path still leads to this socket.
     pub fn is_in_place(&self) -> bool {
-        self.guard.as_ref().is_none_or(PathGuard::is_in_place)
+        self.shared.guard.borrow().as_ref().is_none_or(PathGuard::is_in_place)
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.socket()
+        self.shared.listener.socket()
     }
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Listener").field("address", &self.shared.address).finish_non_exhaustive()
     }
 }
 
@@ -308,18 +355,40 @@ impl ListenerBuilder {
     fn serve(self, bound: uds::Bound) -> Listener {
         let address = bound.address().clone();
         let (socket, guard) = bound.into_parts();
-        Listener { guard: Some(guard), address: Some(address), ..self.take_over(socket) }
+        self.listen(socket, Some(guard), Some(address))
     }
 
     fn take_over(self, socket: OwnedFd) -> Listener {
+        self.listen(socket, None, None)
+    }
+
+    fn listen(
+        self,
+        socket: OwnedFd,
+        guard: Option<PathGuard>,
+        address: Option<Address>,
+    ) -> Listener {
         // For connections that wait to be accepted, which inherit it.
         let_descriptors_pass(socket.as_fd(), self.options.takes_descriptors());
         Listener {
-            listener: Inner::current().reactor.adopt_listener(socket),
-            guard: None,
-            address: None,
+            shared: Shared::new(socket, guard, address),
             policy: self.policy,
             options: self.options,
         }
+    }
+
+    /// Accepts on a socket that another process has handed over. Of the settings for binding only the
+    /// backlog counts; path, mode and owner stay as they are.
+    pub(crate) fn adopt(
+        self,
+        socket: OwnedFd,
+        guard: Option<PathGuard>,
+        address: Option<Address>,
+    ) -> Listener {
+        // Listening again tells clients who we are (SO_PEERCRED: "at the time of the call to listen(2)",
+        // unix(7)). If it fails they see the process before us, which is nothing to fail for.
+        let backlog = i32::try_from(self.bind.backlog_len()).unwrap_or(i32::MAX);
+        let _ = rustix::net::listen(&socket, backlog);
+        self.listen(socket, guard, address)
     }
 }

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ringpost_frame::{
-    Decoder, FrameHeader, FrameKind, HEADER_BYTES, HELLO_BYTES, ProtocolError, Step, StreamEnd,
-    control_frame,
+    ControlFrame, Decoder, FrameHeader, FrameKind, HEADER_BYTES, HELLO_BYTES, Profile,
+    ProtocolError, Step, StreamEnd, Unfinished, control_frame,
 };
 use ringpost_reactor::{Chunk, DescriptorClaim, Inbound, Prefix};
 
@@ -82,8 +82,9 @@ impl Receiver {
     pub(crate) fn new(link: Rc<Link>) -> Self {
         Self {
             decoder: link.decoder(),
+            // Only a link that goes on from elsewhere has something before its first chunk.
+            current: link.take_leftover(),
             link,
-            current: None,
             cursor: 0,
             told: 0,
             partial: None,
@@ -403,7 +404,7 @@ impl Receiver {
                     self.link.stream.append(Prefix::NONE, pong.as_bytes());
                 }
             }
-            FrameKind::GoAway => self.link.peer_going_away.set(true),
+            FrameKind::GoAway => self.link.set_peer_going_away(),
             FrameKind::Reject => {
                 let reason = readable(body);
                 let closed = Closed::Rejected { reason };
@@ -414,6 +415,55 @@ impl Receiver {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What has been received and not been handed out, as bytes which put another receiver of this
+    /// connection into the state of this one. `behind` is what came after the current chunk.
+    ///
+    /// A message in pieces starts anew with its header; what the peer has said about its end is said again.
+    pub(crate) fn into_received(mut self, behind: Vec<Chunk>) -> Vec<u8> {
+        self.tell();
+        let mut bytes = Vec::new();
+        if self.link.peer_going_away.get() {
+            bytes.extend_from_slice(ControlFrame::go_away(u64::MAX).as_bytes());
+        }
+        let decoder = self.decoder.as_ref();
+        if matches!(self.link.options.profile, Profile::Native)
+            && decoder.is_some_and(Decoder::is_finished)
+        {
+            bytes.extend_from_slice(ControlFrame::fin().as_bytes());
+        }
+        match decoder.and_then(Decoder::unfinished) {
+            Some(Unfinished::Header(part)) => bytes.extend_from_slice(part),
+            Some(Unfinished::Body { mut header, remaining }) => {
+                if matches!(header.kind, FrameKind::Unknown(_)) {
+                    // Nothing of it is kept: what is left to skip is a frame of its own.
+                    header.len = remaining;
+                }
+                let profile = self.link.options.profile;
+                let mut prefix = [0; Prefix::BYTES_MAX];
+                if matches!(profile, Profile::Native) {
+                    bytes.extend_from_slice(&header.encode());
+                } else if let Ok(size) =
+                    profile.write_message_header(header.len as usize, &mut prefix)
+                {
+                    bytes.extend_from_slice(&prefix[..size]);
+                }
+                self.pieces.take().chunks().for_each(|piece| bytes.extend_from_slice(piece));
+            }
+            None => {}
+        }
+        if let Some(current) = &self.current {
+            bytes.extend_from_slice(current.as_slice().get(self.cursor..).unwrap_or_default());
+        }
+        let leftover = self.link.take_leftover();
+        leftover.iter().chain(&behind).for_each(|chunk| bytes.extend_from_slice(chunk.as_slice()));
+        bytes
+    }
+
+    /// The error after which nothing more is received.
+    pub(crate) fn failure(&self) -> Option<RecvError> {
+        self.end.clone().and_then(Result::err)
     }
 
     #[cold]

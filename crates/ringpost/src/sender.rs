@@ -386,6 +386,33 @@ impl Sender {
         Ok(())
     }
 
+    /// Waits until the peer has asked for an end of the connection (GOAWAY). Finish what is open then,
+    /// and [`shutdown`](Self::shutdown).
+    ///
+    /// The frame is found by receiving, so this is ready only while somebody receives. If the peer never
+    /// asks it waits for ever:
+    ///
+    /// ```
+    /// # use std::pin::pin;
+    /// # use futures_util::future::{Either, select};
+    /// # async fn example(mut connection: ringpost::Connection) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (sender, receiver) = connection.halves();
+    /// match select(pin!(receiver.recv()), pin!(sender.peer_going_away())).await {
+    ///     Either::Left((message, _)) => drop(message?),
+    ///     // A server that ends, or is replaced: this connection is finished, and the next one is made.
+    ///     Either::Right(((), _)) => sender.shutdown().await?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and repeated at will. One waiter at a time.
+    pub async fn peer_going_away(&self) {
+        poll_fn(|context| self.link.poll_peer_going_away(context)).await;
+    }
+
     /// Bytes accepted and not yet handed to the kernel.
     pub fn queued_bytes(&self) -> usize {
         self.link.stream.outbound_bytes()
