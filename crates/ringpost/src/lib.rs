@@ -70,6 +70,7 @@ mod listener;
 mod message;
 mod options;
 mod receiver;
+pub mod restart;
 mod runtime;
 mod sender;
 mod time;

@@ -1,0 +1,205 @@
+//! The end of a process that serves no more new clients: what is open comes to its end.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+
+/// Tells tasks that the process is about to end, and waits for them.
+///
+/// Each connection's task has a [`Hold`]. When the drain begins, it asks its peer for an end
+/// ([`Sender::go_away`](crate::Sender::go_away)), goes on to serve what still comes, and drops the hold at
+/// the end. Clones share the drain, also across threads and runtimes.
+///
+/// ```
+/// # use std::pin::pin;
+/// # use std::time::Duration;
+/// # use futures_util::future::{Either, select};
+/// # use ringpost::{Connection, restart::{Drain, Hold}};
+/// async fn echo(mut connection: Connection, hold: Hold) -> Result<(), Box<dyn std::error::Error>> {
+///     let (sender, receiver) = connection.halves();
+///     let mut asked = false;
+///     loop {
+///         let received = if asked {
+///             receiver.recv().await
+///         } else {
+///             match select(pin!(receiver.recv()), pin!(hold.begun())).await {
+///                 Either::Left((received, _)) => received,
+///                 Either::Right(_) => {
+///                     asked = true;
+///                     sender.go_away()?;
+///                     continue;
+///                 }
+///             }
+///         };
+///         match received? {
+///             Some(message) => sender.send_message(message).await?,
+///             None => return Ok(sender.shutdown().await?),
+///         }
+///     }
+/// }
+///
+/// # async fn end(connection: Connection) {
+/// let drain = Drain::new();
+/// let hold = drain.hold();
+/// ringpost::spawn(async move { echo(connection, hold).await.ok() });
+/// // At the end of the service:
+/// drain.begin();
+/// if let Err(unfinished) = drain.finished(Duration::from_secs(30)).await {
+///     eprintln!("{unfinished}");
+/// }
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Drain {
+    shared: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    begun: bool,
+    open: usize,
+    waiters: Slab<Waker>,
+}
+
+impl Drain {
+    /// A drain that has not begun.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more thing to wait for, until the hold is dropped. May be taken after the drain has begun, too.
+    pub fn hold(&self) -> Hold {
+        self.lock().open += 1;
+        Hold { drain: self.clone() }
+    }
+
+    /// Begins the drain. Idempotent.
+    pub fn begin(&self) {
+        let mut state = self.lock();
+        state.begun = true;
+        wake(state);
+    }
+
+    /// Whether the drain has begun.
+    pub fn is_begun(&self) -> bool {
+        self.lock().begun
+    }
+
+    /// Holds that have not been dropped.
+    pub fn open(&self) -> usize {
+        self.lock().open
+    }
+
+    /// Waits until no hold is left, at most `limit` long. Does not begin the drain. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Unfinished`] if the time is up first. Dropping the runtime then ends what is left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub async fn finished(&self, limit: Duration) -> Result<(), Unfinished> {
+        let finished = self.wait(|state| state.open == 0);
+        crate::timeout(limit, finished).await.map_err(|_| Unfinished { open: self.open(), limit })
+    }
+
+    async fn wait(&self, done: impl Fn(&State) -> bool) {
+        let mut waiter = Waiter { drain: self, key: None };
+        poll_fn(|context| waiter.poll(&done, context)).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that is done under the lock panics.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes everybody, without the lock.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waiters: Vec<Waker> = state.waiters.drain().collect();
+    drop(state);
+    waiters.into_iter().for_each(Waker::wake);
+}
+
+struct Waiter<'a> {
+    drain: &'a Drain,
+    key: Option<usize>,
+}
+
+impl Waiter<'_> {
+    fn poll(&mut self, done: impl Fn(&State) -> bool, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.drain.lock();
+        self.forget(&mut state);
+        if done(&state) {
+            return Poll::Ready(());
+        }
+        self.key = Some(state.waiters.insert(context.waker().clone()));
+        Poll::Pending
+    }
+
+    fn forget(&mut self, state: &mut State) {
+        if let Some(key) = self.key.take() {
+            // Gone if it has been woken, and then the place may be another's: it looks again, and waits
+            // again, which is no loss.
+            drop(state.waiters.try_remove(key));
+        }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let drain = self.drain;
+        self.forget(&mut drain.lock());
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Drain").field("begun", &state.begun).field("open", &state.open).finish()
+    }
+}
+
+/// Something that a [`Drain`] waits for.
+#[derive(Debug)]
+pub struct Hold {
+    drain: Drain,
+}
+
+impl Hold {
+    /// Waits until the drain has begun. Cancel safe.
+    pub async fn begun(&self) {
+        self.drain.wait(|state| state.begun).await;
+    }
+
+    /// Whether the drain has begun.
+    pub fn is_begun(&self) -> bool {
+        self.drain.is_begun()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.drain.lock();
+        state.open -= 1;
+        if state.open == 0 {
+            wake(state);
+        }
+    }
+}
+
+/// The time for a drain was up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{open} connections had not ended within {limit:?}")]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// Holds that are left.
+    pub open: usize,
+    /// How long was waited.
+    pub limit: Duration,
+}
