@@ -410,6 +410,15 @@ impl Connection {
         self.sender.flush().await
     }
 
+    /// See [`Sender::go_away`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::go_away`].
+    pub fn go_away(&mut self) -> Result<(), SendError> {
+        self.sender.go_away()
+    }
+
     /// See [`Sender::shutdown`].
     ///
     /// # Errors

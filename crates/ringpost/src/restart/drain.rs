@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -15,29 +16,26 @@ use slab::Slab;
 /// the end. Clones share the drain, also across threads and runtimes.
 ///
 /// ```
-/// # use std::pin::pin;
 /// # use std::time::Duration;
-/// # use futures_util::future::{Either, select};
 /// # use ringpost::{Connection, restart::{Drain, Hold}};
 /// async fn echo(mut connection: Connection, hold: Hold) -> Result<(), Box<dyn std::error::Error>> {
-///     let (sender, receiver) = connection.halves();
 ///     let mut asked = false;
 ///     loop {
 ///         let received = if asked {
-///             receiver.recv().await
+///             connection.recv().await?
 ///         } else {
-///             match select(pin!(receiver.recv()), pin!(hold.begun())).await {
-///                 Either::Left((received, _)) => received,
-///                 Either::Right(_) => {
+///             match hold.until_begun(connection.recv()).await {
+///                 Some(received) => received?,
+///                 None => {
 ///                     asked = true;
-///                     sender.go_away()?;
+///                     connection.go_away()?;
 ///                     continue;
 ///                 }
 ///             }
 ///         };
-///         match received? {
-///             Some(message) => sender.send_message(message).await?,
-///             None => return Ok(sender.shutdown().await?),
+///         match received {
+///             Some(message) => connection.send_message(message).await?,
+///             None => return Ok(connection.shutdown().await?),
 ///         }
 ///     }
 /// }
@@ -175,6 +173,18 @@ impl Hold {
     /// Waits until the drain has begun. Cancel safe.
     pub async fn begun(&self) {
         self.drain.wait(|state| state.begun).await;
+    }
+
+    /// Runs `future` to its end, unless the drain has begun or begins before: then it is dropped and the
+    /// result is `None`. As cancel safe as the future.
+    pub async fn until_begun<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut begun = pin!(self.begun());
+        poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => begun.as_mut().poll(context).map(|()| None),
+        })
+        .await
     }
 
     /// Whether the drain has begun.

@@ -39,9 +39,7 @@
 //! `examples/restart.rs` is a server that replaces itself on SIGHUP. In short:
 //!
 //! ```no_run
-//! use std::pin::pin;
 //! use std::time::Duration;
-//! use futures_util::future::{Either, select};
 //! use ringpost::restart::{Drain, Parcel, Predecessor, Successor};
 //! use ringpost::{Listener, Runtime};
 //!

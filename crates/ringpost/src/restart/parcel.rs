@@ -13,7 +13,7 @@ use ringpost_uds::{Address, PathGuard};
 
 use super::error::RestartError;
 use super::wire::{
-    self, CONNECTION_BYTES_MAX, DESCRIPTORS_MAX, Fields, LISTENERS_MAX, NAME_BYTES_MAX, Record,
+    CONNECTION_BYTES_MAX, DESCRIPTORS_MAX, Fields, LISTENERS_MAX, NAME_BYTES_MAX, Record,
     STATE_BYTES_MAX, Writer, protocol,
 };
 use crate::detached::DetachedConnection;
@@ -317,7 +317,7 @@ fn check_name<'a>(
     name: &str,
     mut others: impl Iterator<Item = &'a String>,
 ) -> Result<(), RestartError> {
-    within("bytes of a name:", name.len(), wire::NAME_BYTES_MAX)?;
+    within("bytes of a name:", name.len(), NAME_BYTES_MAX)?;
     if others.any(|other| other == name) {
         return Err(RestartError::Duplicate { name: name.to_owned() });
     }
