@@ -20,6 +20,7 @@ mod plain_profiles;
 mod pool;
 mod python;
 mod refused_uring;
+mod restart;
 mod roles;
 mod runtime_end;
 mod sizes;

@@ -27,6 +27,9 @@ fn play() {
         ["clients", path, count] => clients(path.as_ref(), count.parse().expect("a number")),
         ["writer", path, hex, greets] => writer(path.as_ref(), &from_hex(hex), greets == "greets"),
         ["sender", path, engine, count] => sender(path, engine, count.parse().expect("a number")),
+        ["generation", path, engine, ref settings @ ..] => {
+            crate::restart::generation::play(path, engine, settings);
+        }
         ["user", path, id] => user(path, id.parse().expect("a number"), &[]),
         ["member", path, id, group] => {
             user(path, id.parse().expect("a number"), &[group.parse().expect("a number")]);
