@@ -1,13 +1,12 @@
 //! The end of a process that serves no more new clients: what is open comes to its end.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-
-use slab::Slab;
 
 /// Tells tasks that the process is about to end, and waits for them.
 ///
@@ -60,7 +59,9 @@ pub struct Drain {
 struct State {
     begun: bool,
     open: usize,
-    waiters: Slab<Waker>,
+    /// By a number that is never used again: whoever has been woken must not take out another.
+    waiters: BTreeMap<u64, Waker>,
+    last_key: u64,
 }
 
 impl Drain {
@@ -119,14 +120,14 @@ impl Drain {
 
 /// Wakes everybody, without the lock.
 fn wake(mut state: MutexGuard<'_, State>) {
-    let waiters: Vec<Waker> = state.waiters.drain().collect();
+    let waiters = std::mem::take(&mut state.waiters);
     drop(state);
-    waiters.into_iter().for_each(Waker::wake);
+    waiters.into_values().for_each(Waker::wake);
 }
 
 struct Waiter<'a> {
     drain: &'a Drain,
-    key: Option<usize>,
+    key: Option<u64>,
 }
 
 impl Waiter<'_> {
@@ -136,15 +137,17 @@ impl Waiter<'_> {
         if done(&state) {
             return Poll::Ready(());
         }
-        self.key = Some(state.waiters.insert(context.waker().clone()));
+        state.last_key += 1;
+        let key = state.last_key;
+        self.key = Some(key);
+        state.waiters.insert(key, context.waker().clone());
         Poll::Pending
     }
 
     fn forget(&mut self, state: &mut State) {
         if let Some(key) = self.key.take() {
-            // Gone if it has been woken, and then the place may be another's: it looks again, and waits
-            // again, which is no loss.
-            drop(state.waiters.try_remove(key));
+            // Gone if it has been woken.
+            drop(state.waiters.remove(&key));
         }
     }
 }
@@ -212,4 +215,75 @@ pub struct Unfinished {
     pub open: usize,
     /// How long was waited.
     pub limit: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::rc::Rc;
+    use std::task::Poll;
+
+    use super::*;
+    use crate::Runtime;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn everybody_who_waits_is_woken() {
+        Runtime::new().expect("a runtime").block_on(async {
+            let drain = Drain::new();
+            let tasks: Vec<_> = (0..10)
+                .map(|number| {
+                    let hold = drain.hold();
+                    crate::spawn(async move {
+                        hold.begun().await;
+                        for _ in 0..number {
+                            crate::yield_now().await;
+                        }
+                    })
+                })
+                .collect();
+            // Waits as the last one, and again after each spurious wake.
+            let all = Rc::new(drain.clone());
+            let finished = crate::spawn(async move { all.finished(LIMIT * 10).await });
+            crate::yield_now().await;
+            drain.begin();
+            assert_eq!(crate::timeout(LIMIT, finished).await.expect("woken").ok(), Some(Ok(())));
+            assert!(tasks.iter().all(crate::JoinHandle::is_finished));
+        });
+    }
+
+    #[test]
+    fn a_waiter_that_was_woken_takes_nobody_out() {
+        let drain = Drain::new();
+        let count = || drain.lock().waiters.len();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut first = Waiter { drain: &drain, key: None };
+        assert!(first.poll(|_| false, &mut context).is_pending());
+        wake(drain.lock());
+        let mut second = Waiter { drain: &drain, key: None };
+        assert!(second.poll(|_| false, &mut context).is_pending());
+        drop(first);
+        assert_eq!(count(), 1, "the second still waits");
+        drop(second);
+        assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_over_in_time_is_told() {
+        Runtime::new().expect("a runtime").block_on(async {
+            let drain = Drain::new();
+            let hold = drain.hold();
+            let limit = Duration::from_millis(1);
+            assert_eq!(drain.finished(limit).await, Err(Unfinished { open: 1, limit }));
+            assert!(!hold.is_begun());
+            assert_eq!(hold.until_begun(async { 7 }).await, Some(7));
+            drain.begin();
+            assert_eq!(hold.until_begun(std::future::pending::<()>()).await, None);
+            let ready = poll_fn(|_| Poll::Ready(8));
+            assert_eq!(hold.until_begun(ready).await, Some(8), "the future goes first");
+            drop(hold);
+            assert_eq!(drain.finished(limit).await, Ok(()));
+        });
+    }
 }
