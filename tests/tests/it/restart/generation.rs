@@ -5,8 +5,9 @@ use std::time::Duration;
 use ringpost::restart::{
     Drain, Hold, Parcel, Predecessor, ReadySuccessor, RestartError, Successor,
 };
-use ringpost::{Address, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener};
+use ringpost::{AccessPolicy, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener};
 use ringpost_testkit::child::{Child, say, told};
+use ringpost_tests::privileges::{NOBODY, become_user};
 use ringpost_tests::rig;
 
 use crate::roles;
@@ -15,7 +16,7 @@ use crate::roles;
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
 /// Starts a generation. Settings: `move` asks for connections; `le32` is the profile of the second listener;
-/// `hold` waits for a line after the sockets have been offered, and says `offered` before.
+/// `nobody` acts as that user; `anyone` trusts every predecessor; `hold` waits for a line after the sockets have been offered, and says `offered` before.
 pub(crate) fn start(path: &str, engine: EngineChoice, settings: &[&str]) -> Child {
     let engine = if engine == EngineChoice::Uring { "uring" } else { "epoll" };
     let mut words = vec![path, engine];
@@ -41,11 +42,18 @@ struct Server {
 /// The process: takes over from another one if there is one, serves, hands over, drains, ends.
 pub(crate) fn play(path: &str, engine: &str, settings: &[&str]) {
     let engine = if engine == "uring" { EngineChoice::Uring } else { EngineChoice::Epoll };
+    if settings.contains(&"nobody") {
+        become_user(NOBODY);
+    }
     let runtime = rig::runtime(engine);
     runtime.block_on(async {
         let control = control_path(path);
         let connections = if settings.contains(&"move") { 1000 } else { 0 };
-        let successor = Successor::builder().connections_max(connections).connect(control.as_str());
+        let mut builder = Successor::builder().connections_max(connections);
+        if settings.contains(&"anyone") {
+            builder = builder.policy(AccessPolicy::anyone());
+        }
+        let successor = builder.connect(control.as_str());
         let server = Server {
             drain: Drain::new(),
             give_back: Drain::new().into(),
@@ -201,9 +209,4 @@ async fn echo(mut connection: Connection, give_back: Hold, drain: Hold) -> Optio
             Some(Some(Err(_))) => return None,
         }
     }
-}
-
-/// The address of a path, for the API.
-pub(crate) fn address(path: &str) -> Address {
-    Address::from(path)
 }

@@ -1,5 +1,10 @@
 //! Hot restart: what clients notice (nothing), and what is left when either side dies at any step.
 
+mod detached;
+mod failures;
 pub(crate) mod generation;
 mod load;
+mod paths;
+mod raw;
+mod rivals;
 mod under_load;

@@ -1,0 +1,168 @@
+//! More than one process that wants the same: successors, users, and predecessors that die.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use ringpost::restart::{Predecessor, RestartError};
+use ringpost::{AcceptError, EngineChoice};
+use ringpost_testkit::peer::{RawPeer, greeting, message};
+use ringpost_tests::on_both_engines;
+use ringpost_tests::privileges::root_or_skip;
+use ringpost_tests::rig::{block_on, blocking, place};
+
+use super::failures::Old;
+use super::generation::start;
+
+on_both_engines!(second_successor, other_user, predecessor_killed, both_killed);
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Asks a server once.
+fn is_served(path: &str) {
+    let mut peer = RawPeer::connect(path.as_ref());
+    peer.send(&greeting());
+    peer.send(&message(b"hello"));
+    peer.read_hello();
+    assert_eq!(peer.read_message(), b"hello");
+}
+
+fn second_successor(engine: EngineChoice) {
+    block_on(engine, async {
+        let mut old = Old::new(Predecessor::builder());
+        let path = old.path.to_str().expect("text").to_owned();
+        let (mut child, ready) = old
+            .with(move || {
+                let mut first = start(&path, engine, &["hold"]);
+                assert_eq!(first.hear(), "offered");
+                for _ in 0..3 {
+                    let mut second = start(&path, engine, &[]);
+                    assert_eq!(
+                        second.hear(),
+                        "refused: another successor is taking over; only one at a time"
+                    );
+                    assert!(second.wait(LIMIT).success());
+                }
+                first.tell("go on");
+                first
+            })
+            .await;
+        ready.expect("the first one").commit(b"").await.expect("taken");
+        assert_eq!(old.listener.accept().await.map(drop), Err(AcceptError::HandedOver));
+        let path = old.path.to_str().expect("text").to_owned();
+        blocking(move || {
+            assert_eq!(child.hear(), "serving 2");
+            is_served(&path);
+            // Clients see who serves them now.
+            let stream = UnixStream::connect(&path).expect("served");
+            let peer = ringpost_uds::peer_credentials(&stream).expect("connected");
+            assert_eq!(peer.pid, Some(child.id()));
+        })
+        .await;
+    });
+}
+
+fn other_user(engine: EngineChoice) {
+    if !root_or_skip("restart::rivals::other_user") {
+        return;
+    }
+    block_on(engine, async {
+        let mut old = Old::new(Predecessor::builder());
+        let path = old.path.to_str().expect("text").to_owned();
+        // The mode of the control socket keeps others out.
+        let said = hear_nobody(&path, engine, &["nobody"]).await;
+        assert!(said.contains("ermission denied"), "{said}");
+        // If somebody opens it, the other side's user does.
+        let open = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
+        };
+        open(old.path.parent().expect("in a directory"), 0o755);
+        open(&old.control, 0o666);
+        // (Both notice: this side does when it looks.)
+        let by_itself = path.clone();
+        let (said, result) = old
+            .with(move || {
+                let mut child = start(&by_itself, engine, &["nobody"]);
+                child.hear()
+            })
+            .await;
+        assert!(said.contains("may not take part in a restart"), "{said}");
+        assert!(matches!(result, Err(RestartError::Denied { .. })), "{result:?}");
+        // And this side's policy, whatever the other side thinks.
+        let ((), result) = old
+            .with(move || {
+                let mut child = start(&path, engine, &["nobody", "anyone"]);
+                let said = child.hear();
+                assert!(said.contains("may not take part in a restart"), "{said}");
+                assert!(child.wait(LIMIT).success());
+            })
+            .await;
+        let peer = match result.expect_err("refused") {
+            RestartError::Denied { peer, .. } => peer,
+            other => panic!("{other}"),
+        };
+        assert_eq!(peer.uid, ringpost_tests::privileges::NOBODY);
+        old.serves().await;
+    });
+}
+
+async fn hear_nobody(
+    path: &str,
+    engine: EngineChoice,
+    settings: &'static [&'static str],
+) -> String {
+    let path = path.to_owned();
+    blocking(move || {
+        let mut child = start(&path, engine, settings);
+        let said = child.hear();
+        assert!(child.wait(LIMIT).success());
+        said
+    })
+    .await
+}
+
+/// A predecessor that dies while its successor starts up is taken over from as well, and without a gap.
+fn predecessor_killed(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let path = path.to_str().expect("text");
+    let mut first = start(path, engine, &[]);
+    assert_eq!(first.hear(), "serving 1");
+    let mut second = start(path, engine, &["hold"]);
+    assert_eq!(second.hear(), "offered");
+    first.kill();
+    // Nobody accepts, and nobody is refused.
+    let waiting = UnixStream::connect(path).expect("not refused");
+    second.tell("go on");
+    assert_eq!(second.hear(), "serving 2 alone");
+    let mut peer = RawPeer::new(waiting);
+    peer.send(&greeting());
+    peer.send(&message(b"waited"));
+    peer.read_hello();
+    assert_eq!(peer.read_message(), b"waited");
+    is_served(path);
+    // It is a predecessor like any other.
+    let mut third = start(path, engine, &[]);
+    assert_eq!(third.hear(), "serving 3");
+    drop(peer);
+    assert_eq!(second.hear(), "ended");
+    is_served(path);
+}
+
+/// Nothing has to be cleaned by hand.
+fn both_killed(engine: EngineChoice) {
+    let (directory, path) = place();
+    let path = path.to_str().expect("text");
+    for _ in 0..3 {
+        let mut first = start(path, engine, &[]);
+        assert_eq!(first.hear(), "serving 1");
+        let mut second = start(path, engine, &["hold"]);
+        assert_eq!(second.hear(), "offered");
+        first.kill();
+        second.kill();
+    }
+    let mut last = start(path, engine, &[]);
+    assert_eq!(last.hear(), "serving 1");
+    is_served(path);
+    let names = std::fs::read_dir(directory.path()).expect("readable").count();
+    assert_eq!(names, 6, "three sockets and their locks");
+}
