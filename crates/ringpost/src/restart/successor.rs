@@ -190,9 +190,23 @@ impl SuccessorBuilder {
     /// As [`Successor::connect`].
     pub fn connect(self, control: impl Into<Address>) -> Result<Successor, RestartError> {
         let address = control.into();
+        let give_up = Instant::now() + END_WAIT_MAX;
+        loop {
+            match self.attempt(&address) {
+                // A living predecessor says why it ends. The kernel takes some milliseconds to end the
+                // sockets of a killed one; then there is none, or nobody listens.
+                Err(RestartError::Ended { .. }) if Instant::now() < give_up => {
+                    std::thread::sleep(CONNECT_PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn attempt(&self, address: &Address) -> Result<Successor, RestartError> {
         let give_up = Instant::now() + CONNECT_WAIT_MAX;
         let socket = loop {
-            match uds::connect(&address) {
+            match uds::connect(address) {
                 Ok(socket) => break socket,
                 Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
                     std::thread::sleep(CONNECT_PAUSE);
@@ -202,7 +216,7 @@ impl SuccessorBuilder {
         };
         let peer = uds::peer_credentials(&socket).map_err(|source| RestartError::System {
             step: "read the credentials of the predecessor at",
-            address: Some(address),
+            address: Some(address.clone()),
             source,
         })?;
         if let Err(denied) = self.policy.check(&peer) {

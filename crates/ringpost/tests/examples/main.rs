@@ -5,4 +5,5 @@ mod echo;
 mod forward;
 mod program;
 mod quickstart;
+mod restart;
 mod worker_pool;

@@ -1,0 +1,135 @@
+//! The server that is replaced while it serves.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ringpost::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::clients::{block_on, connect};
+use crate::program::{Program, engines};
+
+/// Where its sockets are.
+struct Place {
+    _directory: TempDir,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("server.sock");
+        Self { _directory: directory, path }
+    }
+
+    fn start(&self, arguments: &[&str]) -> Program {
+        let path = self.path.to_str().expect("UTF-8");
+        Program::start("restart", &[&["--path", path], arguments].concat())
+    }
+}
+
+/// The process that says that it serves as this generation.
+#[track_caller]
+fn ready(program: &Program, generation: u32) -> Pid {
+    let line = program.line();
+    let (_, said) = line.split_once(&format!("generation {generation}, process ")).expect(&line);
+    Pid::from_raw(said.parse().expect("a number")).expect("not zero")
+}
+
+async fn asks(connection: &mut Connection, text: &str) {
+    connection.send(text.as_bytes()).await.expect("open");
+    let answer = connection.recv().await.expect("no error").expect("an answer");
+    assert_eq!(&answer[..], text.as_bytes());
+}
+
+#[test]
+fn a_second_instance_takes_over() {
+    for engine in engines() {
+        let place = Place::new();
+        let mut current = place.start(&["--engine", engine]);
+        ready(&current, 1);
+        block_on(async {
+            for generation in 2..=4 {
+                let mut client = connect(&place.path).await;
+                asks(&mut client, "before").await;
+                let next = place.start(&["--engine", engine, "--takeover"]);
+                // The old one asks the client to leave, and serves it until it does.
+                let (sender, receiver) = client.halves();
+                let going_away = std::pin::pin!(sender.peer_going_away());
+                let received = std::pin::pin!(receiver.recv());
+                match futures_util::future::select(received, going_away).await {
+                    futures_util::future::Either::Left((other, _)) => panic!("{other:?}"),
+                    futures_util::future::Either::Right(_) => {}
+                }
+                ready(&next, generation);
+                asks(&mut client, "after").await;
+                client.shutdown().await.expect("open");
+                assert!(client.recv().await.expect("no error").is_none(), "a clean end");
+                let finished = std::mem::replace(&mut current, next).finish();
+                assert_eq!(finished.code, Some(0), "{finished:#?}");
+            }
+            asks(&mut connect(&place.path).await, "served").await;
+        });
+        current.finish_by(Signal::TERM, &place.path);
+    }
+}
+
+#[test]
+fn connections_move() {
+    for engine in engines() {
+        let place = Place::new();
+        let mut current = place.start(&["--engine", engine]);
+        ready(&current, 1);
+        block_on(async {
+            let mut client = connect(&place.path).await;
+            for generation in 2..=4 {
+                asks(&mut client, "before").await;
+                let flags = ["--engine", engine, "--takeover", "--keep-connections"];
+                let next = place.start(&flags);
+                ready(&next, generation);
+                // The old one ends although the client stays.
+                let finished = std::mem::replace(&mut current, next).finish();
+                assert_eq!(finished.code, Some(0), "{finished:#?}");
+                asks(&mut client, "after").await;
+                assert!(!client.halves().1.peer_is_going_away());
+            }
+        });
+        current.finish_by(Signal::TERM, &place.path);
+    }
+}
+
+#[test]
+fn a_hangup_replaces_it_and_a_failure_does_not() {
+    let place = Place::new();
+    let first = place.start(&[]);
+    ready(&first, 1);
+    block_on(async {
+        let mut client = connect(&place.path).await;
+        asks(&mut client, "before").await;
+        let failing = place.start(&["--takeover", "--fail"]).finish();
+        assert_eq!(failing.code, Some(1), "{failing:#?}");
+        asks(&mut client, "still there").await;
+        client.shutdown().await.expect("open");
+        assert!(client.recv().await.expect("no error").is_none());
+    });
+    first.signal(Signal::HUP);
+    // The new one has the same standard output.
+    let second = ready(&first, 2);
+    block_on(async { asks(&mut connect(&place.path).await, "served").await });
+    kill_process(second, Signal::TERM).expect("it serves");
+    let finished = first.finish();
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    assert!(finished.errors.iter().any(|line| line.starts_with("not replaced: ")), "{finished:#?}");
+    ringpost_testkit::patience::eventually("the path is free", Duration::from_secs(10), || {
+        !place.path.exists()
+    });
+}
+
+#[test]
+fn without_a_server_there_is_nothing_to_take_over() {
+    let place = Place::new();
+    let finished = place.start(&["--takeover"]).finish();
+    assert_eq!(finished.code, Some(1), "{finished:#?}");
+    assert!(finished.errors[0].contains("there is no such path"), "{finished:#?}");
+}
