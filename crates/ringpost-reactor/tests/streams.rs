@@ -341,3 +341,111 @@ fn sleep_waits_and_fires_once() {
         assert!(start.elapsed() >= Duration::from_millis(15));
     });
 }
+
+/// Each engine, with its receives in the ring and, where there is such a thing, tried by hand.
+fn each_engine_and_spin(test: impl Fn(Reactor)) {
+    each_engine(&test);
+    for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+        let mut config = Config::default();
+        config.engine = engine;
+        config.spin = Spin::Always;
+        test(Reactor::new(config).unwrap());
+    }
+}
+
+fn read_by_hand(socket: &OwnedFd) -> Result<Vec<u8>, rustix::io::Errno> {
+    let mut bytes = [0; 64];
+    let (_, count) = rustix::net::recv(socket, &mut bytes[..], rustix::net::RecvFlags::DONTWAIT)?;
+    Ok(bytes[..count].to_vec())
+}
+
+#[test]
+fn a_stopped_stream_leaves_later_bytes_in_the_socket() {
+    each_engine_and_spin(|reactor| {
+        let (ours, theirs) = socket_pair();
+        let stream = reactor.adopt_stream(ours);
+        block_on(&reactor, async {
+            rustix::io::write(&theirs, b"taken").unwrap();
+            assert_eq!(receive_exactly(&stream, 5).await, b"taken");
+            rustix::io::write(&theirs, b"early").unwrap();
+            poll_fn(|context| stream.poll_arrival(context)).await;
+            let error = stream.detach().expect_err("still receiving");
+            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            // It goes on, and can be stopped again.
+            send_all(&stream, b"answer", 6).await;
+            poll_fn(|context| stream.poll_stopped(context)).await.unwrap();
+            poll_fn(|context| stream.poll_stopped(context)).await.unwrap();
+        });
+        rustix::io::write(&theirs, b"late").unwrap();
+        let (socket, chunks) = stream.detach().unwrap();
+        let received: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.as_slice().to_vec()).collect();
+        assert_eq!(received, b"early");
+        // The handle is closed and says so; the socket is as it was.
+        assert!(stream.detach().is_err());
+        assert_eq!(stream.has_room(), Err(StreamError::PeerGone));
+        drop(stream);
+        drop(chunks);
+        reactor.turn(Wait::No).unwrap();
+        assert_eq!(read_by_hand(&socket).unwrap(), b"late");
+        assert_eq!(read_by_hand(&theirs).unwrap(), b"answer");
+        assert_eq!(read_by_hand(&theirs), Err(rustix::io::Errno::AGAIN), "no end of file");
+        // Another stream of the same reactor goes on with it.
+        let stream = reactor.adopt_stream(socket);
+        rustix::io::write(&theirs, b"again").unwrap();
+        let again = block_on(&reactor, receive_exactly(&stream, 5));
+        assert_eq!(again, b"again");
+        drop(reactor);
+    });
+}
+
+#[test]
+fn a_paused_listener_leaves_connections_in_the_backlog() {
+    each_engine(|reactor| {
+        let name = format!("ringpost-paused-{}-{:?}", std::process::id(), reactor.report().kind);
+        let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = || {
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+        };
+        let listening = socket();
+        rustix::net::bind(&listening, &address).unwrap();
+        rustix::net::listen(&listening, 8).unwrap();
+        let listener = reactor.adopt_listener(listening);
+        let connect = || {
+            let client = socket();
+            rustix::net::connect(&client, &address).unwrap();
+            client
+        };
+        let accepted = |clients: usize| {
+            for _ in 0..clients {
+                block_on(&reactor, poll_fn(|context| listener.poll_accept(context))).unwrap();
+            }
+            let mut context = Context::from_waker(Waker::noop());
+            reactor.turn(Wait::No).unwrap();
+            assert!(listener.poll_accept(&mut context).is_pending(), "no more than {clients}");
+        };
+        let _first = connect();
+        accepted(1);
+        for _ in 0..3 {
+            block_on(&reactor, poll_fn(|context| listener.poll_paused(context)));
+            let _waiting = [connect(), connect()];
+            accepted(0);
+            listener.resume();
+            accepted(2);
+        }
+        // Dropped before it was ready, the pause goes on, and is undone all the same.
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(listener.poll_paused(&mut context).is_pending());
+        listener.resume();
+        let _waiting = connect();
+        accepted(1);
+        // What was accepted before the end is taken first.
+        let _last = connect();
+        reactor.turn(Wait::No).unwrap();
+        block_on(&reactor, poll_fn(|context| listener.poll_paused(context)));
+        listener.end();
+        assert!(matches!(listener.poll_accept(&mut context), Poll::Ready(Ok(_))));
+        let end = listener.poll_accept(&mut context).map(|end| end.map(drop));
+        assert_eq!(end, Poll::Ready(Err(StreamError::RuntimeEnded)));
+    });
+}

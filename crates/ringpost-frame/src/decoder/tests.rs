@@ -222,3 +222,46 @@ fn message(body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len()).expect("a short body");
     [&message_header(len).to_le_bytes()[..], body].concat()
 }
+
+#[test]
+fn the_unfinished_part_puts_another_decoder_into_the_same_state() {
+    let stream = [message(b"first"), message(b"a longer one")].concat();
+    for cut in 0..=stream.len() {
+        let mut decoder = native(1024, Features::NONE, 0);
+        let mut rest = &stream[..cut];
+        let mut bodies = Vec::new();
+        let mut partial = Vec::new();
+        while !rest.is_empty() {
+            let step = decoder.step(rest).unwrap();
+            match &step {
+                Step::Frame { body, .. } => bodies.push(rest[body.clone()].to_vec()),
+                Step::Body { consumed, last: false } => partial = rest[..*consumed].to_vec(),
+                Step::Body { .. } => unreachable!("a frame is cut once"),
+                Step::Begin { .. } => partial.clear(),
+                Step::NeedMore { .. } => {}
+            }
+            rest = &rest[step.consumed()..];
+        }
+        let again = match decoder.unfinished() {
+            None => {
+                assert!(decoder.is_between_frames());
+                Vec::new()
+            }
+            Some(Unfinished::Header(part)) => part.to_vec(),
+            Some(Unfinished::Body { header, remaining }) => {
+                assert_eq!(header.len as usize, partial.len() + remaining as usize);
+                [&header.encode()[..], &partial].concat()
+            }
+        };
+        let mut other = native(1024, Features::NONE, 0);
+        let stream = [&again, &stream[cut..]].concat();
+        let mut rest = &stream[..];
+        while let Some(body) = other.whole_message(rest) {
+            bodies.push(rest[body.clone()].to_vec());
+            rest = &rest[body.end..];
+        }
+        assert!(rest.is_empty(), "cut at {cut}");
+        assert_eq!(bodies, [b"first".to_vec(), b"a longer one".to_vec()], "cut at {cut}");
+        assert_eq!(other.step(&[]), Ok(Step::NeedMore { consumed: 0 }));
+    }
+}

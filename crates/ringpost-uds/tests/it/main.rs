@@ -32,6 +32,7 @@ mod child;
 mod connect;
 mod credentials;
 mod environment;
+mod handover;
 mod lifecycle;
 mod paths;
 mod permissions;

@@ -1,10 +1,13 @@
 //! The server that is replaced while it serves.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use ringpost::Connection;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 use crate::clients::{block_on, connect};
@@ -37,6 +40,26 @@ fn ready(program: &Program, generation: u32) -> Pid {
     Pid::from_raw(said.parse().expect("a number")).expect("not zero")
 }
 
+/// A process that was started by one of ours. Ended on drop, if it has not.
+struct Grandchild(OwnedFd);
+
+impl Grandchild {
+    fn new(process: Pid) -> Self {
+        Self(pidfd_open(process, PidfdFlags::empty()).expect("it serves"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It may have ended; the descriptor stays with it all the same.
+        let _ = pidfd_send_signal(&self.0, signal);
+    }
+}
+
+impl Drop for Grandchild {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
 async fn asks(connection: &mut Connection, text: &str) {
     connection.send(text.as_bytes()).await.expect("open");
     let answer = connection.recv().await.expect("no error").expect("an answer");
@@ -55,12 +78,12 @@ fn a_second_instance_takes_over() {
                 asks(&mut client, "before").await;
                 let next = place.start(&["--engine", engine, "--takeover"]);
                 // The old one asks the client to leave, and serves it until it does.
-                let (sender, receiver) = client.halves();
-                let going_away = std::pin::pin!(sender.peer_going_away());
-                let received = std::pin::pin!(receiver.recv());
-                match futures_util::future::select(received, going_away).await {
-                    futures_util::future::Either::Left((other, _)) => panic!("{other:?}"),
-                    futures_util::future::Either::Right(_) => {}
+                {
+                    let (sender, receiver) = client.halves();
+                    match select(pin!(receiver.recv()), pin!(sender.peer_going_away())).await {
+                        Either::Left((other, _)) => panic!("{other:?}"),
+                        Either::Right(_) => {}
+                    }
                 }
                 ready(&next, generation);
                 asks(&mut client, "after").await;
@@ -115,9 +138,9 @@ fn a_hangup_replaces_it_and_a_failure_does_not() {
     });
     first.signal(Signal::HUP);
     // The new one has the same standard output.
-    let second = ready(&first, 2);
+    let second = Grandchild::new(ready(&first, 2));
     block_on(async { asks(&mut connect(&place.path).await, "served").await });
-    kill_process(second, Signal::TERM).expect("it serves");
+    second.signal(Signal::TERM);
     let finished = first.finish();
     assert_eq!(finished.code, Some(0), "{finished:#?}");
     assert!(finished.errors.iter().any(|line| line.starts_with("not replaced: ")), "{finished:#?}");
