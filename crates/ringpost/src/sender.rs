@@ -408,9 +408,11 @@ impl Sender {
     ///
     /// # Cancel safety
     ///
-    /// May be dropped and repeated at will. One waiter at a time.
-    pub async fn peer_going_away(&self) {
-        poll_fn(|context| self.link.poll_peer_going_away(context)).await;
+    /// May be dropped and repeated at will. One waiter at a time. The future does not borrow the sender; as
+    /// long as it exists the connection stays open.
+    pub fn peer_going_away(&self) -> impl Future<Output = ()> + use<> {
+        let link = Rc::clone(&self.link);
+        poll_fn(move |context| link.poll_peer_going_away(context))
     }
 
     /// Bytes accepted and not yet handed to the kernel.

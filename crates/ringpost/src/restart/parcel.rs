@@ -157,7 +157,7 @@ impl ListenerParts {
         };
         let guarded = fields.u8()? == 1;
         let mut descriptors = record.descriptors.into_iter();
-        let mut next = || descriptors.next().ok_or(protocol("a descriptor is missing"));
+        let mut next = || descriptors.next().ok_or_else(|| protocol("a descriptor is missing"));
         let socket = next()?;
         let guard = if guarded {
             let directory = fields.bytes(0..Address::PATH_BYTES_MAX + 1)?;
@@ -266,7 +266,7 @@ pub(super) fn decode_connection(
         0 => Profile::Native,
         1 => {
             let width = PrefixWidth::ALL.into_iter().find(|known| known.bytes() == width.into());
-            let width = width.ok_or(protocol("an unknown length field"))?;
+            let width = width.ok_or_else(|| protocol("an unknown length field"))?;
             let byte_order = if order == 1 { ByteOrder::Big } else { ByteOrder::Little };
             Profile::LengthPrefixed(LengthPrefix { width, byte_order })
         }
@@ -287,7 +287,7 @@ pub(super) fn decode_connection(
     let received = fields.bytes(0..CONNECTION_BYTES_MAX + 1)?.to_vec();
     fields.end()?;
     let mut descriptors = record.descriptors.into_iter();
-    let socket = descriptors.next().ok_or(protocol("a descriptor is missing"))?;
+    let socket = descriptors.next().ok_or_else(|| protocol("a descriptor is missing"))?;
     Ok((label, DetachedConnection { socket, options, agreement, received, finished }))
 }
 

@@ -32,8 +32,10 @@ const GREETING_MS_MAX: u64 = 5_000;
 pub struct Predecessor {
     control: Rc<Control>,
     /// What goes on between two calls of [`Predecessor::successor`].
-    attempt: Option<Pin<Box<dyn Future<Output = Result<ReadySuccessor, RestartError>>>>>,
+    attempt: Option<Pin<Box<Attempt>>>,
 }
+
+type Attempt = dyn Future<Output = Result<ReadySuccessor, RestartError>>;
 
 struct Control {
     listener: Listener,
@@ -85,8 +87,8 @@ impl Predecessor {
     pub async fn successor(&mut self) -> Result<ReadySuccessor, RestartError> {
         poll_fn(|context| {
             let control = &self.control;
-            let attempt =
-                self.attempt.get_or_insert_with(|| Box::pin(next_successor(Rc::clone(control))));
+            let next = || -> Pin<Box<Attempt>> { Box::pin(next_successor(Rc::clone(control))) };
+            let attempt = self.attempt.get_or_insert_with(next);
             let result = attempt.as_mut().poll(context);
             if result.is_ready() {
                 self.attempt = None;

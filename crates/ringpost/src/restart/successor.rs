@@ -116,7 +116,7 @@ impl Successor {
         let control = listeners.iter().position(|listener| listener.name().is_empty());
         let control = control.map(|index| listeners.remove(index));
         Ok(Inherited {
-            control: control.ok_or(protocol("no control socket"))?,
+            control: control.ok_or_else(|| protocol("no control socket"))?,
             listeners,
             connections,
             state,
@@ -264,7 +264,8 @@ fn receive_offer(mut channel: Blocking, connections_max: usize) -> Result<Succes
                 let name = fields.name(0..NAME_BYTES_MAX + 1)?;
                 fields.end()?;
                 let descriptor = record.descriptors.into_iter().next();
-                descriptors.push((name, descriptor.ok_or(protocol("a descriptor is missing"))?));
+                descriptors
+                    .push((name, descriptor.ok_or_else(|| protocol("a descriptor is missing"))?));
             }
             Kind::State => state = record.body,
             Kind::Offer => {

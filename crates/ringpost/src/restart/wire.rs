@@ -209,7 +209,8 @@ pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], RestartError> {
-        let (field, rest) = self.0.split_first_chunk().ok_or(protocol("a record is cut short"))?;
+        let (field, rest) =
+            self.0.split_first_chunk().ok_or_else(|| protocol("a record is cut short"))?;
         self.0 = rest;
         Ok(*field)
     }
@@ -235,7 +236,8 @@ impl<'a> Fields<'a> {
         if !limits.contains(&len) {
             return Err(protocol("a field of the wrong length"));
         }
-        let (field, rest) = self.0.split_at_checked(len).ok_or(protocol("a field is cut short"))?;
+        let (field, rest) =
+            self.0.split_at_checked(len).ok_or_else(|| protocol("a field is cut short"))?;
         self.0 = rest;
         Ok(field)
     }
