@@ -18,7 +18,7 @@
 use std::pin::pin;
 use std::process::{Command, ExitCode};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -26,7 +26,9 @@ use futures_util::future::{Either, select};
 use ringpost::restart::{
     Drain, Hold, Parcel, Predecessor, ReadySuccessor, RestartError, Successor,
 };
-use ringpost::{AcceptError, Address, Connection, JoinHandle, Listener};
+use ringpost::{
+    AcceptError, Address, Connection, JoinHandle, Listener, OneshotReceiver, OneshotSender,
+};
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 
@@ -65,8 +67,8 @@ struct Arguments {
 const LISTENER: &str = "service";
 /// Connections that move to a new generation; the others are drained.
 const CONNECTIONS_MAX: usize = 4096;
-/// How long a client may take to read what it is owed before its connection moves.
-const FLUSH_MAX: Duration = Duration::from_millis(200);
+/// How long moving connections may take; what is not quiet by then stays.
+const MOVE_MAX: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -180,10 +182,11 @@ impl Service {
             let event = {
                 let accepted = pin!(self.listener.accept());
                 let successor = pin!(self.predecessor.successor());
-                match select(accepted, select(successor, &mut stop)).await {
-                    Either::Left((accepted, _)) => Event::Accepted(accepted),
-                    Either::Right((Either::Left((successor, _)), _)) => Event::Successor(successor),
-                    Either::Right((Either::Right(_), _)) => Event::Stopped,
+                // Clients that keep the listener busy come last.
+                match select(select(&mut stop, successor), accepted).await {
+                    Either::Left((Either::Left(_), _)) => Event::Stopped,
+                    Either::Left((Either::Right((successor, _)), _)) => Event::Successor(successor),
+                    Either::Right((accepted, _)) => Event::Accepted(accepted),
                 }
             };
             match event {
@@ -202,8 +205,10 @@ impl Service {
     /// True if the successor serves now.
     async fn hand_over(&mut self, mut ready: ReadySuccessor) -> bool {
         if ready.connections_max() > 0 {
-            for connection in self.tasks.take_back().await {
-                let sent = match connection.detach(FLUSH_MAX).await {
+            let until = Instant::now() + MOVE_MAX;
+            for connection in self.tasks.take_back(until).await {
+                let left = until.saturating_duration_since(Instant::now());
+                let sent = match connection.detach(left).await {
                     Ok(detached) => ready.send_connection(b"", detached).await,
                     Err(error) => {
                         self.tasks.spawn(*error.connection);
@@ -254,7 +259,7 @@ fn parcel(listener: &Listener, generation: u32) -> Result<Parcel> {
 /// The connections of a service, a task each.
 #[derive(Default)]
 struct Tasks {
-    running: Vec<JoinHandle<Option<Connection>>>,
+    running: Vec<(JoinHandle<()>, OneshotReceiver<Connection>)>,
     /// Asks for their connections.
     give_back: Drain,
     /// Asks their clients to leave.
@@ -263,53 +268,66 @@ struct Tasks {
 
 impl Tasks {
     fn spawn(&mut self, connection: Connection) {
-        self.running.retain(|task| !task.is_finished());
+        let (back, receiver) = ringpost::oneshot();
         let (give_back, drain) = (self.give_back.hold(), self.drain.hold());
-        self.running.push(ringpost::spawn(async move {
-            serve(connection, &give_back, &drain).await.unwrap_or_else(|error| {
+        let task = ringpost::spawn(async move {
+            if let Err(error) = serve(connection, back, give_back, drain).await {
                 tracing::debug!(%error, "connection ended");
-                None
-            })
-        }));
+            }
+        });
+        self.running.retain(|(task, _)| !task.is_finished());
+        self.running.push((task, receiver));
     }
 
-    /// Ends the tasks between two messages.
-    async fn take_back(&mut self) -> Vec<Connection> {
+    /// Asks for the connections. A task that does not get to it in time, because its client does not read,
+    /// goes on to serve.
+    async fn take_back(&mut self, until: Instant) -> Vec<Connection> {
         std::mem::take(&mut self.give_back).begin();
         let mut connections = Vec::new();
-        for task in std::mem::take(&mut self.running) {
-            connections.extend(task.await.ok().flatten());
+        for (_, receiver) in std::mem::take(&mut self.running) {
+            let left = until.saturating_duration_since(Instant::now());
+            if let Ok(Ok(connection)) = ringpost::timeout(left, receiver).await {
+                connections.push(connection);
+            }
         }
         connections
     }
 }
 
-/// Serves a connection to its end, or until it is to be given back.
+/// Serves a connection to its end, or gives it back between two messages.
 async fn serve(
     mut connection: Connection,
-    give_back: &Hold,
-    drain: &Hold,
-) -> Result<Option<Connection>> {
-    let mut asked = false;
+    back: OneshotSender<Connection>,
+    give_back: Hold,
+    drain: Hold,
+) -> Result<()> {
+    let mut back = Some(back);
+    let mut leaving = false;
     loop {
-        let received = if asked {
-            give_back.until_begun(connection.recv()).await.map(Some)
-        } else {
-            give_back.until_begun(drain.until_begun(connection.recv())).await
-        };
-        match received {
-            None => return Ok(Some(connection)),
-            Some(None) => {
-                asked = true;
-                connection.go_away()?;
+        let next = async {
+            match &back {
+                Some(_) => give_back.until_begun(connection.recv()).await,
+                None => Some(connection.recv().await),
             }
+        };
+        let next = if leaving { Some(next.await) } else { drain.until_begun(next).await };
+        match next {
             Some(Some(received)) => match received? {
                 Some(message) => connection.send_message(message).await?,
-                None => {
-                    connection.shutdown().await?;
-                    return Ok(None);
-                }
+                None => return Ok(connection.shutdown().await?),
             },
+            Some(None) => match back.take() {
+                Some(back) => match back.send(connection) {
+                    Ok(()) => return Ok(()),
+                    // Too late: it stays here.
+                    Err(ours) => connection = ours,
+                },
+                None => bail!("given back twice"),
+            },
+            None => {
+                leaving = true;
+                connection.go_away()?;
+            }
         }
     }
 }

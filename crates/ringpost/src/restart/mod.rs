@@ -31,7 +31,9 @@
 //! # What is not
 //!
 //! A successor that dies after it has taken over is not replaced; whoever supervises it starts another, which
-//! finds the stale path and binds anew. State is what the application says; memory is not shared. Both
+//! finds the stale path and binds anew. A client that waits in the backlog during a restart sees the former
+//! process in [`Connection::peer_credentials`](crate::Connection::peer_credentials); later ones see the
+//! successor. State is what the application says; memory is not shared. Both
 //! generations must be on one host and, unless a policy says otherwise, of one user.
 //!
 //! # Example

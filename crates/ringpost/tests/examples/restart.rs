@@ -1,5 +1,6 @@
 //! The server that is replaced while it serves.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -7,10 +8,11 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use ringpost::Connection;
+use ringpost_testkit::peer;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
-use crate::clients::{block_on, connect};
+use crate::clients::{block_on, connect, plain, write_until_stuck};
 use crate::program::{Program, engines};
 
 /// Where its sockets are.
@@ -120,6 +122,29 @@ fn connections_move() {
         });
         current.finish_by(Signal::TERM, &place.path);
     }
+}
+
+#[test]
+fn a_client_that_does_not_read_stays() {
+    let place = Place::new();
+    let old = place.start(&["--drain-ms", "100"]);
+    ready(&old, 1);
+    let mut greedy = plain(&place.path);
+    greedy.write_all(&peer::greeting()).expect("room");
+    write_until_stuck(&greedy, &peer::message(b"0123456").repeat(4096));
+    block_on(async {
+        let mut client = connect(&place.path).await;
+        asks(&mut client, "before").await;
+        let next = place.start(&["--takeover", "--keep-connections"]);
+        ready(&next, 2);
+        asks(&mut client, "after").await;
+        // It holds nobody up, and is cut when the drain is over.
+        let finished = old.finish();
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        assert!(finished.errors.iter().any(|line| line.contains("1 connections")), "{finished:#?}");
+        drop(client);
+        next.finish_by(Signal::TERM, &place.path);
+    });
 }
 
 #[test]
