@@ -76,9 +76,8 @@ impl Stream {
             }
         };
         let mut state = self.cell.state.borrow_mut();
+        // Closed already, as far as the end of this handle is concerned, which shuts nothing down then.
         state.closing = true;
-        // What closing would do to the socket has been done, as far as anybody asks.
-        state.shut_down = true;
         state.end.get_or_insert(Err(StreamError::PeerGone));
         state.inbound_bytes = 0;
         let rest = state.inbound.take().into_iter().flat_map(|inbound| *inbound);
