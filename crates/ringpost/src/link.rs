@@ -116,6 +116,8 @@ impl Link {
             reactor,
             phase: RefCell::new(phase),
             message_bytes_max: Cell::new(limit),
+            // One that may pass descriptors is not detached.
+            descriptors_max: Cell::new(0),
             closed: RefCell::new(None),
             agreement: Cell::new(agreement),
             finished: Cell::new(finished),

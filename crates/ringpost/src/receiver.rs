@@ -463,7 +463,7 @@ impl Receiver {
 
     /// The error after which nothing more is received.
     pub(crate) fn failure(&self) -> Option<RecvError> {
-        self.end.clone().and_then(Result::err)
+        self.end.clone().and_then(Result::err).map(|error| *error)
     }
 
     #[cold]

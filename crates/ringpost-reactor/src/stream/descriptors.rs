@@ -315,9 +315,10 @@ impl StreamCell {
             ..=0 | libc::EINTR | libc::EAGAIN | libc::ENOMEM => {
                 self.receive(core, driver, &mut state)
             }
+            libc::ECANCELED if state.stopping => None,
             errno => Some(Err(StreamError::from_errno(errno))),
         };
-        if ended.is_some() || state.first.is_some() {
+        if ended.is_some() || state.first.is_some() || state.stopping {
             driver.wakers.extend(state.reader.take());
             driver.wakers.extend(state.watcher.take());
         }

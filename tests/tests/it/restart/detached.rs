@@ -10,7 +10,7 @@ use ringpost::{
 use ringpost_frame::FrameKind;
 use ringpost_testkit::peer::{RawPeer, frame, greeting, message};
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{self, adopt, block_on, pair, poll_at_most, sockets};
+use ringpost_tests::rig::{self, adopt, block_on, pair, pair_of, poll_at_most, sockets};
 
 on_both_engines!(
     native_at_every_byte,
@@ -227,6 +227,18 @@ fn what_can_not_be_detached(engine: EngineChoice) {
         let end = server.recv().await.expect_err("no FIN");
         let error = server.detach(FLUSH).await.expect_err("over");
         assert!(error.to_string().contains(&end.to_string()), "{error}");
+        // One that passes descriptors stays; one whose peer does not want any is like all others.
+        let passing = ConnectionOptions::new().descriptors_max(4);
+        let (mut client, server) = pair(passing);
+        client.send(b"stays").await.expect("open");
+        let error = server.detach(FLUSH).await.expect_err("descriptors");
+        assert!(matches!(error.reason, DetachErrorReason::PassesDescriptors), "{error}");
+        let mut server = *error.connection;
+        assert_eq!(&server.recv().await.expect("open").expect("a message")[..], b"stays");
+        let (mut client, server) = pair_of(ConnectionOptions::new(), passing);
+        client.send(b"moves").await.expect("open");
+        let mut server = server.detach(FLUSH).await.expect("quiet").attach();
+        assert_eq!(&server.recv().await.expect("open").expect("a message")[..], b"moves");
         // One whose peer says nothing.
         let (ours, _theirs) = sockets();
         let silent = adopt(ours, ConnectionOptions::new().handshake_ms_max(10));
