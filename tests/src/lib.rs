@@ -8,6 +8,7 @@ pub mod counting;
 pub mod engines;
 pub mod privileges;
 pub mod rig;
+pub mod software;
 
 #[doc = include_str!("../../docs/containers.md")]
 #[cfg(doctest)]

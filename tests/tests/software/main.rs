@@ -1,4 +1,10 @@
 //! Unmodified software of others over ringpost, on the real kernel: one module for each.
+//!
+//! What is not installed is skipped, with the names of the Debian packages. The examples must have been
+//! built (`cargo build --package ringpost --examples`).
 
+mod mariadb;
 mod postgres;
+mod postgres_forwarded;
+mod redis;
 mod tokio_postgres;
