@@ -7,4 +7,5 @@ mod mariadb;
 mod postgres;
 mod postgres_forwarded;
 mod redis;
+mod tokio_codec;
 mod tokio_postgres;

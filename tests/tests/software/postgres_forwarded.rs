@@ -224,10 +224,10 @@ fn large_results(engine: EngineChoice) {
     let test = "postgres_forwarded::large_results";
     let Some(server) = Server::shared(test) else { return };
     let postgres = Postgres::new(server, "large_results", engine);
-    let many = "select i, md5(i::text), repeat('y', i % 200) from generate_series(1, 50000) i;";
+    let many = "select i, md5(i::text), repeat('y', i % 200) from generate_series(1, 40000) i;";
     for flags in [&[][..], &["--variable", "FETCH_COUNT=1000"]] {
         let direct = postgres.same(flags, many);
-        assert!(direct.status.success() && direct.output.len() > 6 << 20, "{direct}");
+        assert!(direct.status.success() && direct.output.len() > 5 << 20, "{direct}");
     }
     let one = postgres.same(&["--tuples-only"], "select repeat('abcdefgh', 3 << 20);");
     assert_eq!((one.status.success(), one.output.len()), (true, (24 << 20) + 1));
@@ -303,30 +303,28 @@ fn killed_clients(engine: EngineChoice) {
 /// PostgreSQL's own load generator, 64 clients at a time: no transaction is lost, and money is neither
 /// made nor lost.
 fn many_clients(engine: EngineChoice) {
-    const TRANSACTIONS: usize = 20;
+    const TRANSACTIONS: usize = 10;
     let test = "postgres_forwarded::many_clients";
     // Apart from the others, which need connections as well.
     let Some(server) = Server::start(test, &[]) else { return };
     let postgres = Postgres::new(std::sync::Arc::new(server), "many_clients", engine);
-    let [direct, forwarded] = postgres.both();
-    let pgbench = |host: &Path, arguments: &[&str]| {
-        let mut command = postgres.server.program("pgbench", host);
+    let pgbench = |arguments: &[&str]| {
+        let directory = postgres.forwarder.directory();
+        let mut command = postgres.server.program("pgbench", directory);
         command.args(arguments).arg(&postgres.database);
         let outcome = client::run(&mut command, PIPELINE);
         outcome.successful();
         outcome
     };
-    pgbench(forwarded, &["--initialize", "--quiet", "--scale=1"]);
+    pgbench(&["--initialize", "--quiet", "--scale=1"]);
     let each = TRANSACTIONS.to_string();
     let common = ["--client=64", "--jobs=2", "--no-vacuum", "--transactions", &each];
     let mut transactions = 0;
-    for host in [forwarded, direct] {
-        for protocol in ["simple", "extended", "prepared"] {
-            let outcome = pgbench(host, &[&common[..], &["--protocol", protocol]].concat());
-            let all = 64 * TRANSACTIONS;
-            assert!(outcome.contains(&format!("processed: {all}/{all}\n")), "{outcome}");
-            transactions += all;
-        }
+    for protocol in ["simple", "extended", "prepared"] {
+        let outcome = pgbench(&[&common[..], &["--protocol", protocol]].concat());
+        let all = 64 * TRANSACTIONS;
+        assert!(outcome.contains(&format!("processed: {all}/{all}\n")), "{outcome}");
+        transactions += all;
     }
     let history = "select count(*) from pgbench_history";
     assert_eq!(postgres.ask(&postgres.database, history), transactions.to_string());
@@ -336,7 +334,7 @@ fn many_clients(engine: EngineChoice) {
     assert_eq!(postgres.ask(&postgres.database, sums), "t");
     // Many statements on the way before the first answer.
     let pipelines = ["--protocol=extended", "--file=/dev/stdin"];
-    pgbench(forwarded, &[&common[..], &pipelines].concat());
+    pgbench(&[&common[..], &pipelines].concat());
     eventually("all are gone", LIMIT, || postgres.connections() == "0");
     postgres.forwarder.stop();
 }

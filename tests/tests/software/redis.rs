@@ -275,7 +275,7 @@ fn benchmark(engine: EngineChoice) {
     let Some(redis) = Redis::start("redis::benchmark", engine) else { return };
     let [_, forwarded] = redis.both();
     for [connections, requests, depth, bytes] in
-        [["200", "10000", "1", "3"], ["50", "50000", "64", "100"], ["20", "2000", "4", "70000"]]
+        [["200", "5000", "1", "3"], ["50", "20000", "64", "100"], ["20", "500", "4", "70000"]]
     {
         assert_eq!(redis.ask(&["CONFIG", "RESETSTAT"]), "OK");
         let mut command = Command::new("redis-benchmark");
