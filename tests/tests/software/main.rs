@@ -6,6 +6,7 @@
 mod mariadb;
 mod postgres;
 mod postgres_forwarded;
+mod python;
 mod redis;
 mod tokio_codec;
 mod tokio_postgres;

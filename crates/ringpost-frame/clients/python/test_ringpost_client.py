@@ -1,0 +1,310 @@
+"""The Python client against the test vectors, and against itself over sockets.
+
+    python3 test_ringpost_client.py
+"""
+
+import json
+import os
+import socket
+import struct
+import threading
+import unittest
+
+import ringpost_client as client
+from ringpost_client import (Aborted, Connection, Decoder, Error, LengthPrefixed, PrefixDecoder,
+                             Refused, Rejected, Truncated, encode_header)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(HERE, "../../vectors/vectors.json"), encoding="utf-8") as file:
+    VECTORS = json.load(file)
+
+WIDE = ("required", "supported", "instance", "features", "peer_instance")
+
+
+def numbers(fields):
+    """64-bit fields are strings in the file."""
+    return {k: int(v, 16) if k in WIDE else v for k, v in fields.items()}
+
+
+def outcome(function, *arguments):
+    try:
+        return function(*arguments), None
+    except Refused as refused:
+        return None, refused.name
+
+
+def read(decoder, parts):
+    """All that a decoder makes of a stream in these parts, which then ends."""
+    found, error = [], None
+    try:
+        for part in parts:
+            decoder.feed(part)
+            while (frame := decoder.next()) is not None:
+                found.append(frame)
+    except Refused as refused:
+        error = refused.name
+    return found, error, None if error else decoder.end(), decoder.position
+
+
+def cuts(data):
+    """The stream whole, byte by byte, and in two parts, cut everywhere if it is short."""
+    yield [data]
+    yield [data[i:i + 1] for i in range(len(data))]
+    for at in range(0, len(data), 1 + len(data) // 200):
+        yield [data[:at], data[at:]]
+
+
+class Vectors(unittest.TestCase):
+    def test_all_lists_are_known(self):
+        known = {"hello", "agreements", "headers", "streams", "length_prefixed"}
+        self.assertEqual(set(VECTORS), known)
+        self.assertTrue(all(VECTORS.values()))
+
+    def test_hello(self):
+        for vector in VECTORS["hello"]:
+            with self.subTest(vector["name"]):
+                data = bytes.fromhex(vector["bytes"])
+                fields, error = outcome(client.decode_hello, data)
+                self.assertEqual(error, vector["error"])
+                if error is None:
+                    self.assertEqual(fields, numbers(vector["fields"]))
+                    self.assertEqual(client.encode_hello(fields), data)
+
+    def test_agreements(self):
+        for vector in VECTORS["agreements"]:
+            with self.subTest(vector["name"]):
+                sides = [client.decode_hello(bytes.fromhex(vector[s])) for s in ("local", "peer")]
+                agreement, error = outcome(client.agree, *sides)
+                self.assertEqual(error, vector["error"])
+                if error is None:
+                    self.assertEqual(agreement, numbers(vector["agreement"]))
+
+    def test_headers(self):
+        for vector in VECTORS["headers"]:
+            with self.subTest(vector["bytes"]):
+                data = bytes.fromhex(vector["bytes"])
+                fields, error = outcome(client.decode_header, data)
+                self.assertEqual(error, vector["error"])
+                if error is None:
+                    expected = vector["fields"]
+                    names = ("len", "kind", "flags", "fds")
+                    self.assertEqual(fields, tuple(expected[name] for name in names))
+                    self.assertEqual(encode_header(*fields), data)
+
+    def test_streams(self):
+        for vector in VECTORS["streams"]:
+            data = bytes.fromhex(vector["bytes"])
+            expected = [(f["kind"], f["flags"], f["fds"], bytes.fromhex(f["body"]))
+                        for f in vector["frames"]]
+            for parts in cuts(data):
+                with self.subTest(vector["name"], parts=len(parts)):
+                    found, error, end, position = read(Decoder(numbers(vector["agreement"])), parts)
+                    self.assertEqual(found, expected)
+                    self.assertEqual((error, end), (vector["error"], vector["end"]))
+                    self.assertEqual(position, vector["position"])
+            again = b"".join(encode_header(len(b), k, f, n) + b for k, f, n, b in expected)
+            self.assertEqual(again, data[:vector["position"]])
+
+    def test_length_prefixed(self):
+        for vector in VECTORS["length_prefixed"]:
+            data = bytes.fromhex(vector["bytes"])
+            names = ("width_bytes", "byte_order", "frame_bytes_max")
+            options = {name: vector[name] for name in names}
+            for parts in cuts(data):
+                with self.subTest(vector["name"], **options, parts=len(parts)):
+                    found, error, end, position = read(PrefixDecoder(**options), parts)
+                    self.assertEqual(found, [bytes.fromhex(body) for body in vector["frames"]])
+                    self.assertEqual((error, end), (vector["error"], vector["end"]))
+                    self.assertEqual(position, vector["position"])
+            decoder = PrefixDecoder(**options)
+            again = b"".join(decoder.encode(body) + body for body in found)
+            self.assertEqual(again, data[:position])
+
+
+class Peer:
+    """The other end of a connection, by hand."""
+
+    def __init__(self, **options):
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(10)
+        self.connection = Connection(ours, **options)
+        self.read(64)
+
+    def greet(self, **changes):
+        self.socket.sendall(client.encode_hello(client.hello(**changes)))
+        return self
+
+    def send(self, kind, body=b"", flags=0):
+        self.socket.sendall(encode_header(len(body), kind, flags) + body)
+
+    def read(self, count):
+        data = b""
+        while len(data) < count:
+            part = self.socket.recv(count - len(data))
+            if not part:
+                break
+            data += part
+        return data
+
+    def read_frame(self):
+        length, kind, _, _ = client.decode_header(self.read(8))
+        return kind, self.read(length)
+
+    def close(self):
+        self.socket.close()
+        self.connection.close()
+
+
+class Connections(unittest.TestCase):
+    def peer(self, **options):
+        peer = Peer(**options)
+        self.addCleanup(peer.close)
+        return peer
+
+    def test_a_conversation(self):
+        peer = self.peer().greet()
+        for body in (b"", b"hello", bytes(range(256)) * 200):
+            peer.connection.send(body)
+            self.assertEqual(peer.read_frame(), (client.MSG, body))
+            peer.send(client.MSG, body)
+            self.assertEqual(peer.connection.recv(), body)
+        peer.connection.finish()
+        peer.connection.finish()
+        self.assertEqual(peer.read_frame(), (client.FIN, b""))
+        with self.assertRaises(Error):
+            peer.connection.send(b"late")
+        peer.send(client.MSG, b"last")
+        peer.send(client.FIN)
+        self.assertEqual(list(peer.connection), [b"last"])
+        self.assertIsNone(peer.connection.recv())
+
+    def test_short_messages_leave_before_the_greeting_and_long_ones_do_not(self):
+        peer = self.peer()
+        peer.connection.send(b"x" * 1024)
+        self.assertEqual(peer.read_frame(), (client.MSG, b"x" * 1024))
+        peer.greet(frame_bytes_max=2000)
+        peer.connection.send(b"y" * 2000)
+        self.assertEqual(peer.read_frame(), (client.MSG, b"y" * 2000))
+        with self.assertRaisesRegex(ValueError, "2001 bytes, the peer takes 2000"):
+            peer.connection.send(b"z" * 2001)
+
+    def test_answers_pings_and_skips_what_it_does_not_know(self):
+        peer = self.peer().greet()
+        peer.send(client.PING, b"tick")
+        peer.send(client.PONG, b"unasked")
+        peer.send(0x42, b"later")
+        peer.send(client.GOAWAY, struct.pack("<Q", 3))
+        peer.send(client.GOAWAY, struct.pack("<Q", 9))
+        peer.send(client.MSG, b"message")
+        self.assertEqual(peer.connection.recv(), b"message")
+        self.assertEqual(peer.read_frame(), (client.PONG, b"tick"))
+        self.assertEqual(peer.connection.peer_takes, 3)
+
+    def test_pings_and_keeps_what_comes_meanwhile(self):
+        peer = self.peer().greet()
+        for body in (b"one", b"two"):
+            peer.send(client.MSG, body)
+        peer.send(client.PING, b"yours")
+        peer.send(client.PONG, b"mine")
+        self.assertGreaterEqual(peer.connection.ping(b"mine"), 0)
+        self.assertEqual(peer.read_frame(), (client.PING, b"mine"))
+        self.assertEqual(peer.read_frame(), (client.PONG, b"yours"))
+        self.assertEqual([peer.connection.recv() for _ in range(2)], [b"one", b"two"])
+
+    def test_a_ping_keeps_no_flood(self):
+        peer = self.peer().greet()
+        flood = encode_header(60_000) + bytes(60_000)
+
+        def send():
+            try:
+                for _ in range(1000):
+                    peer.socket.sendall(flood)
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        with self.assertRaisesRegex(Error, "no answer to PING"):
+            peer.connection.ping()
+        thread.join()
+
+    def test_ends(self):
+        for frames, error in (((), Aborted), (((client.MSG, b"x"),), Aborted)):
+            peer = self.peer().greet()
+            for frame in frames:
+                peer.send(*frame)
+            peer.socket.close()
+            for _ in frames:
+                peer.connection.recv()
+            with self.assertRaises(error):
+                peer.connection.recv()
+        for start in (b"", client.MAGIC, client.encode_hello(client.hello()) + b"\2\0"):
+            peer = self.peer()
+            peer.socket.sendall(start)
+            peer.socket.close()
+            with self.assertRaises(Truncated):
+                peer.connection.recv()
+        peer = self.peer().greet()
+        peer.send(client.REJECT, b"no\nroom \xff\x1b[2J")
+        with self.assertRaises(Rejected) as raised:
+            peer.connection.recv()
+        self.assertEqual(str(raised.exception), "no\\nroom \ufffd\\x1b[2J")
+
+    def test_a_peer_that_breaks_the_rules_is_told(self):
+        peer = self.peer(frame_bytes_max=2000).greet()
+        peer.send(client.MSG, bytes(2001))
+        with self.assertRaises(Refused) as raised:
+            peer.connection.recv()
+        self.assertEqual(raised.exception.name, "FrameTooLarge")
+        kind, reason = peer.read_frame()
+        self.assertEqual(kind, client.REJECT)
+        self.assertIn(b"2001, at most 2000", reason)
+        self.assertEqual(peer.read(1), b"")
+
+        peer = self.peer().greet(version_min=2, version_max=3)
+        with self.assertRaises(Refused) as raised:
+            peer.connection.agreement()
+        self.assertEqual(raised.exception.name, "NoCommonVersion")
+        self.assertEqual(peer.read_frame()[0], client.REJECT)
+
+    def test_a_peer_with_another_protocol_is_refused_at_its_first_byte(self):
+        peer = self.peer()
+        peer.socket.sendall(b"S")
+        with self.assertRaises(Refused) as raised:
+            peer.connection.recv()
+        self.assertEqual(raised.exception.name, "BadMagic")
+        self.assertEqual(peer.read(100), b"")
+
+    def test_a_silent_peer_is_not_waited_for(self):
+        peer = self.peer(timeout=0.05)
+        with self.assertRaises(socket.timeout):
+            peer.connection.recv()
+
+    def test_a_peer_that_does_not_read_is_not_waited_for(self):
+        peer = self.peer(timeout=0.05).greet()
+        with self.assertRaises(socket.timeout):
+            while True:
+                peer.connection.send(bytes(50_000))
+        self.assertEqual(peer.connection.socket.fileno(), -1, "closed: half a message has left")
+
+    def test_length_prefixed(self):
+        for width in (2, 4, 8):
+            for order in ("little", "big"):
+                left, right = (LengthPrefixed(s, width_bytes=width, byte_order=order)
+                               for s in socket.socketpair())
+                with left, right:
+                    for body in (b"", b"hello", b"x" * 60_000):
+                        left.send(body)
+                        self.assertEqual(right.recv(), body)
+                    left.finish()
+                    self.assertIsNone(right.recv())
+                    right.socket.sendall(b"\1")
+                    right.socket.shutdown(socket.SHUT_WR)
+                    with self.assertRaises(Truncated):
+                        left.recv()
+        with self.assertRaises(ValueError):
+            PrefixDecoder(width_bytes=2).encode(bytes(65_536))
+
+
+if __name__ == "__main__":
+    unittest.main()
