@@ -123,11 +123,22 @@ impl Forwarder {
     /// If it does not start.
     #[track_caller]
     pub fn start(engine: EngineChoice, to: &Path) -> Self {
+        Self::start_with(engine, to, &[])
+    }
+
+    /// The same, with more arguments.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    #[track_caller]
+    pub fn start_with(engine: EngineChoice, to: &Path, arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("rp-").tempdir().expect("a directory");
         let path = directory.path().join(to.file_name().expect("a path to a socket"));
         let example = Example::start(
             command("forward")
                 .args(["--profile", "bytes", "--engine", engine_word(engine)])
+                .args(arguments)
                 .arg("--listen")
                 .arg(&path)
                 .arg("--to")
@@ -171,13 +182,11 @@ impl Forwarder {
 /// If it has not been built: `cargo test` of one package does not build another's examples.
 pub fn command(name: &str) -> Command {
     let own = std::env::current_exe().expect("own path");
-    let profile = own.ancestors().nth(2).expect("target/PROFILE/deps/test");
-    let path = profile.join("examples").join(name);
-    assert!(
-        path.exists(),
-        "{} is missing; build it with `cargo build --package ringpost --examples`",
-        path.display()
-    );
+    // target/PROFILE/deps/test, or target/PROFILE/program.
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join("examples").join(name));
+    let path = found.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
+        panic!("{name} is missing; build it with `cargo build --package ringpost --examples`")
+    });
     Command::new(path)
 }
 

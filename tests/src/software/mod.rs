@@ -6,5 +6,6 @@
 
 pub mod client;
 pub mod example;
+pub mod postgres;
 pub mod programs;
 pub mod service;
