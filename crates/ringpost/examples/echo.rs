@@ -1,10 +1,12 @@
 //! A server that sends every message back.
 //!
-//! Shows a listener, receiving in batches, one runtime per thread, and an orderly end on a signal.
+//! Shows a listener, receiving in batches, one runtime per thread, an orderly end on a signal, and a socket
+//! that a service manager made.
 //!
 //! ```text
 //! cargo run --example echo -- --path echo.sock
 //! cargo run --example echo -- --path echo.sock --threads 2 --profile le32
+//! systemd-socket-activate --listen=$PWD/echo.sock --fdname=echo target/debug/examples/echo --activated echo
 //! ```
 //!
 //! **Threads.** A runtime and its connections belong to one thread. The first runtime accepts, and
@@ -18,18 +20,19 @@
 //! the peer gets a clean end. A peer that does not read its answers is given a second.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::{self, Scope};
 
-use anyhow::Result;
-use clap::Parser;
+use anyhow::{Result, bail};
+use clap::{Args, Parser};
 use futures_util::future::{Either, select};
 use ringpost::{
-    Address, Batch, Connection, ConnectionOptions, Handle, Listener, OneshotSender, RuntimeBuilder,
-    SendError, Sender,
+    Activation, Address, Batch, Connection, ConnectionOptions, Handle, Listener, OneshotSender,
+    RuntimeBuilder, SendError, Sender,
 };
 use rustix::net::Shutdown;
 
@@ -47,9 +50,8 @@ mod common {
 /// Sends every message back.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Where to listen: a path, or @name in the abstract namespace
-    #[arg(long)]
-    path: Address,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     profile: ProfileFlag,
     #[command(flatten)]
@@ -59,13 +61,56 @@ struct Arguments {
     threads: u8,
 }
 
+/// Where to listen: one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// Where to listen: a path, or @name in the abstract namespace
+    #[arg(long)]
+    path: Option<Address>,
+    /// Takes the listening socket that the service manager passed under this name (LISTEN_FDS)
+    #[arg(long, value_name = "NAME")]
+    activated: Option<String>,
+}
+
+impl Place {
+    /// Listens there. `activation` is there if it is needed.
+    fn listen(
+        &self,
+        options: ConnectionOptions,
+        activation: Option<&mut Activation>,
+    ) -> Result<Listener> {
+        let builder = Listener::builder().connection(options);
+        match (self, activation) {
+            (Self { activated: Some(name), .. }, Some(activation)) => {
+                // The path is the service manager's, and stays when this program ends.
+                Ok(builder.activated(activation, name)?)
+            }
+            (Self { path: Some(path), .. }, _) => Ok(builder.bind(path.clone())?),
+            _ => bail!("nowhere to listen"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { path: Some(path), .. } => path.fmt(f),
+            Self { activated, .. } => activated.as_deref().unwrap_or_default().fmt(f),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     common::program::run("echo", || run(arguments))
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    // First of all, so that no signal finds the program unprepared.
+    // Before there is another thread, which might use the numbers of inherited descriptors.
+    let mut activation =
+        arguments.place.activated.as_ref().map(|_| Activation::take()).transpose()?;
+    // Before anything else, so that no signal finds the program unprepared.
     let stop = stop::on_signals()?;
     let builder = arguments.engine.runtime();
     let runtime = builder.clone().build()?;
@@ -81,8 +126,8 @@ fn run(arguments: Arguments) -> Result<()> {
         let options = arguments.profile.connection();
         let engine = runtime.engine();
         runtime.block_on(async {
-            let listener = Listener::builder().connection(options).bind(arguments.path.clone())?;
-            println!("ready: {} ({}: {})", arguments.path, engine.kind, engine.reason);
+            let listener = arguments.place.listen(options, activation.as_mut())?;
+            println!("ready: {} ({}: {})", arguments.place, engine.kind, engine.reason);
             serve(listener, options, &handles, stop).await
         })
     })

@@ -120,6 +120,16 @@ impl Service {
             .unwrap_or_default()
     }
 
+    /// Waits for its end, which comes by itself.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come in time.
+    #[track_caller]
+    pub fn wait(mut self) -> ExitStatus {
+        self.ended().unwrap_or_else(|| panic!("a server did not end:\n{}", self.log()))
+    }
+
     /// Asks it to end with SIGTERM and waits for its end.
     ///
     /// # Panics
@@ -136,6 +146,10 @@ impl Service {
         }
         // Not reaped yet, so the number is still its own.
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("our child is there");
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
         let end = Instant::now() + LIMIT;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().expect("it is our child") {

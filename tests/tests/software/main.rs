@@ -3,6 +3,7 @@
 //! What is not installed is skipped, with the names of the Debian packages. The examples must have been
 //! built (`cargo build --package ringpost --examples`).
 
+mod activation;
 mod mariadb;
 mod postgres;
 mod postgres_forwarded;
