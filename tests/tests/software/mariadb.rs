@@ -189,15 +189,15 @@ fn large_data(engine: EngineChoice) {
 
     let mut random = fastrand::Rng::with_seed(3);
     let mut insert = String::from("create table t (b longblob); insert into t values (x'");
-    for _ in 0..2 << 20 {
-        write!(insert, "{:02x}", random.u8(..)).expect("memory");
+    for _ in 0..(2 << 20) / 8 {
+        write!(insert, "{:016x}", random.u64(..)).expect("memory");
     }
     insert += "'); select md5(b), length(b) from t; select hex(b) from t;";
     let direct = server.same(&[], &insert);
     assert!(direct.status.success() && direct.contains(&(2 << 20).to_string()), "{direct}");
 
     let file = server.home.join("rows.tsv");
-    let text: String = (0..100_000).map(|row| format!("{row}\tname {row}\t\\N\n")).collect();
+    let text: String = (0..50_000).map(|row| format!("{row}\tname {row}\t\\N\n")).collect();
     std::fs::write(&file, &text).expect("a directory of our own");
     let load = format!(
         "create table t (id int, name varchar(30), nothing int);
@@ -206,7 +206,7 @@ fn large_data(engine: EngineChoice) {
         file.display()
     );
     let direct = server.same(&["--local-infile"], &load);
-    assert!(direct.status.success() && direct.contains("4999950000"), "{direct}");
+    assert!(direct.status.success() && direct.contains("1249975000"), "{direct}");
     // Over 32 MiB the server refuses, and tells.
     let direct = server.same(&["--force"], "select length(repeat('x', 40000000)); show warnings;");
     assert!(direct.contains("max_allowed_packet"), "{direct}");
