@@ -75,6 +75,7 @@ pub mod restart;
 mod runtime;
 mod sender;
 mod time;
+mod wire;
 
 #[doc = include_str!("../../../README.md")]
 #[cfg(doctest)]
