@@ -2,7 +2,7 @@
 //!
 //! One test, because it counts for the whole process: the allocator is replaced.
 
-use ringpost::{Connection, ConnectionOptions, EngineChoice, Frame, Stats, spawn};
+use ringpost::{Connection, ConnectionOptions, Datagram, EngineChoice, Frame, Stats, spawn};
 use ringpost_testkit::child::skip;
 use ringpost_tests::counting::Counting;
 use ringpost_tests::engines::{EPOLL, URING};
@@ -23,7 +23,58 @@ fn a_message_in_steady_state() {
         {
             measure(engine, connections, len, messages);
         }
+        for (len, messages) in [(64, 50_000), (4096, 20_000)] {
+            measure_datagrams(engine, len, messages);
+        }
     }
+}
+
+/// Two sockets with names send packets back and forth, some at a time.
+fn measure_datagrams(engine: EngineChoice, len: usize, messages: u64) {
+    const WINDOW: u64 = 8;
+    let runtime = builder(engine).build().expect("it was built before");
+    let (allocations, before, after) = run(&runtime, async {
+        let mut left = Datagram::builder().autobind().expect("a name");
+        let mut right = Datagram::builder().autobind().expect("a name");
+        left.connect_to(right.local_address().expect("a name")).expect("bound");
+        let body = [5; 4096];
+        let mut count = (0, ringpost::stats());
+        let total = messages + messages / 4;
+        for round in 0..total / WINDOW {
+            // Long enough for every queue and list to have grown.
+            if round == messages / 4 / WINDOW {
+                count = (ALLOCATOR.allocations(), ringpost::stats());
+            }
+            for _ in 0..WINDOW {
+                left.send(&body[..len]).await.expect("room");
+            }
+            for _ in 0..WINDOW {
+                let packet = right.recv().await.expect("a packet");
+                assert_eq!(packet.len(), len);
+                right.send_to(packet.sender_name(), &packet).await.expect("room");
+            }
+            let mut answers = 0;
+            while answers < WINDOW {
+                let mut batch = left.recv_batch().await.expect("packets");
+                while let Some(packet) = batch.next() {
+                    assert_eq!(packet.expect("a message").len(), len);
+                    answers += 1;
+                }
+            }
+        }
+        (ALLOCATOR.allocations() - count.0, count.1, ringpost::stats())
+    });
+    let received = (after.bytes_received - before.bytes_received) as f64;
+    let copied = (after.bytes_copied - before.bytes_copied) as f64 / received;
+    let calls = (after.system_calls - before.system_calls) as f64 / messages as f64;
+    println!(
+        "{engine:?}, datagrams of {len} bytes, {messages} messages: {allocations} allocations, \
+         {:.3} % copied, {calls:.3} system calls a message",
+        copied * 100.0
+    );
+    assert!(allocations <= PER_CONNECTION_MAX, "{allocations} allocations");
+    assert!(copied < 0.01, "{copied} of all received bytes were copied");
+    assert!(calls < 2.0, "{calls} system calls a message");
 }
 
 /// Allocations of a connection, both ends together, whatever the number of messages: the first two

@@ -266,6 +266,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/ringpost-reactor/src/ancillary.rs",
     "crates/ringpost-reactor/src/listener.rs",
     "crates/ringpost-reactor/src/outbound.rs",
+    "crates/ringpost-reactor/src/packet_io.rs",
     "crates/ringpost-reactor/src/peer_groups.rs",
     "crates/ringpost-reactor/src/pool.rs",
     "crates/ringpost-reactor/src/uring*",

@@ -5,6 +5,7 @@ use core::ops::Range;
 use crate::error::ProtocolError;
 use crate::header::{FrameHeader, HEADER_BYTES, message_header};
 use crate::hello::Agreement;
+use crate::packet::{packet_header, packet_message};
 use crate::profile::{LengthPrefix, Profile};
 
 mod rules;
@@ -140,6 +141,32 @@ impl Decoder {
             return None;
         }
         Some(HEADER_BYTES..HEADER_BYTES + len as usize)
+    }
+
+    /// Whether a packet holds exactly one frame, on sockets that carry packets: one frame each. What the
+    /// frame is, and whether it may come now, is for [`step`](Self::step) to say.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError::PacketLength`], or what is wrong with its header.
+    pub fn check_packet(&self, packet: &[u8]) -> Result<(), ProtocolError> {
+        match self.profile {
+            Profile::Native if packet_message(packet).is_some() => Ok(()),
+            Profile::Native => packet_header(packet).map(|_| ()),
+            Profile::LengthPrefixed(prefix) => {
+                let width = prefix.width.bytes();
+                let frame_bytes = match packet.first_chunk() {
+                    _ if packet.len() < width => width as u64,
+                    Some(window) => prefix.read(*window).saturating_add(width as u64),
+                    None => prefix.read(padded(packet)).saturating_add(width as u64),
+                };
+                if frame_bytes == packet.len() as u64 {
+                    return Ok(());
+                }
+                Err(ProtocolError::PacketLength { packet_bytes: packet.len(), frame_bytes })
+            }
+            Profile::Bytes => Ok(()),
+        }
     }
 
     /// Whether no part of a frame has been consumed: the end of the stream here cuts no frame in

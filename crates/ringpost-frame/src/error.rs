@@ -6,6 +6,7 @@ use core::error::Error;
 use core::fmt;
 
 use crate::features::Features;
+use crate::hello::HELLO_BYTES;
 use crate::kind::FrameKind;
 
 /// Why two sides cannot talk, found in HELLO.
@@ -37,6 +38,11 @@ pub enum HelloError {
     RequiredUnsupported {
         /// The features in question, as bits of [`Features`].
         bits: u64,
+    },
+    /// A greeting in a packet that holds more or less than that.
+    PacketLength {
+        /// The length of the packet.
+        bytes: usize,
     },
     /// A frame limit below the smallest that the format allows.
     FrameLimitTooSmall {
@@ -89,6 +95,9 @@ impl fmt::Display for HelloError {
             }
             Self::RequiredUnsupported { bits } => {
                 write!(f, "HELLO requires features that it does not support: {}", Features(bits))
+            }
+            Self::PacketLength { bytes } => {
+                write!(f, "HELLO came in a packet of {bytes} bytes, it must have {HELLO_BYTES}")
             }
             Self::FrameLimitTooSmall { value, floor } => {
                 write!(f, "HELLO limits frames to {value} bytes, the least allowed is {floor}")
@@ -177,6 +186,13 @@ pub enum ProtocolError {
         /// The most allowed.
         limit: u32,
     },
+    /// A packet that does not hold exactly one frame.
+    PacketLength {
+        /// The length of the packet.
+        packet_bytes: usize,
+        /// The length of the frame that it starts with; of a header, if it has not even that.
+        frame_bytes: u64,
+    },
     /// A message or a second FIN after FIN.
     AfterFin {
         /// The kind of the frame.
@@ -225,6 +241,11 @@ impl fmt::Display for ProtocolError {
             Self::FrameTooLarge { len, limit } => {
                 write!(f, "a frame has {len} bytes, the limit is {limit}")
             }
+            Self::PacketLength { packet_bytes, frame_bytes } => write!(
+                f,
+                "a packet of {packet_bytes} bytes does not hold exactly one frame, which has \
+                 {frame_bytes} bytes"
+            ),
             Self::AfterFin { kind } => write!(f, "a {kind} frame came after FIN"),
             Self::AfterReject { kind } => write!(f, "a {kind} frame came after REJECT"),
         }
@@ -336,6 +357,10 @@ mod tests {
         check(
             &ProtocolError::DescriptorsUndeclared { count: 253 },
             "253 file descriptors came that no frame announces",
+        );
+        check(
+            &ProtocolError::PacketLength { packet_bytes: 10, frame_bytes: 72 },
+            "a packet of 10 bytes does not hold exactly one frame, which has 72 bytes",
         );
         check(&ProtocolError::AfterFin { kind: FrameKind::Message }, "a MSG frame came after FIN");
         check(

@@ -64,6 +64,7 @@ mod header;
 mod hello;
 mod hello_reader;
 mod kind;
+mod packet;
 mod profile;
 
 pub use control::{ControlFrame, control_frame};
@@ -76,4 +77,5 @@ pub use hello::{
 };
 pub use hello_reader::{HelloReader, HelloStep};
 pub use kind::{FrameFlags, FrameKind, GOAWAY_BYTES, PING_BYTES_MAX, REJECT_BYTES_MAX};
+pub use packet::{packet_header, packet_message};
 pub use profile::{ByteOrder, LengthPrefix, PrefixWidth, Profile};

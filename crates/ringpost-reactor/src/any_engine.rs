@@ -180,6 +180,11 @@ impl Engine for AnyEngine {
     }
 
     #[inline]
+    fn settle(&mut self) {
+        each!(self, engine => engine.settle());
+    }
+
+    #[inline]
     fn ready(&mut self) -> bool {
         each!(self, engine => engine.ready())
     }

@@ -169,6 +169,10 @@ pub(crate) trait Engine {
     /// Moves collected completions to `batch`, oldest first.
     fn reap(&mut self, batch: &mut Vec<Completion>);
 
+    /// The completions reaped so far have been dispatched. Sockets whose readiness was told and that were not
+    /// asked for anew meanwhile are let go of here; until then the caller keeps them open.
+    fn settle(&mut self);
+
     /// A hint for spinning: would `enter` deliver something now? Costs no system call where the
     /// engine can see it in memory.
     fn ready(&mut self) -> bool;

@@ -74,6 +74,9 @@ struct Watch {
     input: Option<Input>,
     output: Option<Output>,
     hangup: Option<Token>,
+    /// Readiness was told and has not been asked for anew; the interest stays until [`Engine::settle`], so
+    /// that asking again takes no system call.
+    unsettled: bool,
     /// Events registered with the kernel; `None` if the descriptor is not in the set.
     registered: Option<epoll::EventFlags>,
 }
@@ -109,6 +112,8 @@ pub(crate) struct Epoll {
     sends: HashMap<RawFd, Pending>,
     events: Vec<epoll::Event>,
     completions: Vec<Completion>,
+    /// Descriptors whose watch is unsettled.
+    unsettled: Vec<RawFd>,
     system_calls: u64,
 }
 
@@ -123,6 +128,7 @@ impl Epoll {
             sends: HashMap::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             completions: Vec::with_capacity(EVENTS_MAX),
+            unsettled: Vec::new(),
             system_calls: 0,
         })
     }
@@ -273,14 +279,14 @@ impl Epoll {
                     let done = Completion { token, result: 1, more: true, received: None };
                     self.completions.push(done);
                 }
-                Some(Input::Readable(token)) => self.end(fd, token, count_of(events.bits())),
+                Some(Input::Readable(token)) => self.tell(fd, token, events),
                 None => {}
             }
         }
         if failed || events.contains(epoll::EventFlags::OUT) {
             match output {
                 Some(Output::Send(token)) => self.send_rest(fd, token),
-                Some(Output::Writable(token)) => self.end(fd, token, count_of(events.bits())),
+                Some(Output::Writable(token)) => self.tell(fd, token, events),
                 None => {}
             }
         }
@@ -288,6 +294,9 @@ impl Epoll {
             && (failed || events.contains(epoll::EventFlags::RDHUP))
         {
             self.end(fd, token, count_of(events.bits()));
+        }
+        if self.watch_of(fd).is_some_and(|watch| watch.unsettled) {
+            return;
         }
         // A descriptor that nobody wants any more leaves the set here: its hang-up would be reported
         // for ever.
@@ -298,6 +307,34 @@ impl Epoll {
     fn end(&mut self, fd: RawFd, token: Token, result: i32) {
         self.forget(fd, token);
         self.complete(token, result);
+    }
+
+    /// Tells of readiness that was asked for.
+    fn tell(&mut self, fd: RawFd, token: Token, events: epoll::EventFlags) {
+        self.end(fd, token, count_of(events.bits()));
+        if let Some(watch) = self.watch_of(fd)
+            && !std::mem::replace(&mut watch.unsettled, true)
+        {
+            self.unsettled.push(fd);
+        }
+    }
+
+    /// Asks anew for readiness whose interest is still registered. False if it is not.
+    fn ask_again(&mut self, token: Token, request: Request) -> bool {
+        let (Request::Readable { fd } | Request::Writable { fd }) = request else { return false };
+        let Some(watch) = self.watch_of(fd).filter(|watch| watch.unsettled) else { return false };
+        let registered = watch.registered.unwrap_or(epoll::EventFlags::empty());
+        match request {
+            Request::Readable { .. } if registered.contains(epoll::EventFlags::IN) => {
+                watch.input = Some(Input::Readable(token));
+                true
+            }
+            Request::Writable { .. } if registered.contains(epoll::EventFlags::OUT) => {
+                watch.output = Some(Output::Writable(token));
+                true
+            }
+            _ => false,
+        }
     }
 
     fn send_rest(&mut self, fd: RawFd, token: Token) {
@@ -376,6 +413,9 @@ impl Epoll {
 
 impl Engine for Epoll {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
+        if !self.unsettled.is_empty() && self.ask_again(token, request) {
+            return Ok(());
+        }
         if self.staged.len() >= STAGED_MAX {
             return Err(QueueFull);
         }
@@ -407,6 +447,18 @@ impl Engine for Epoll {
 
     fn reap(&mut self, batch: &mut Vec<Completion>) {
         hand_over(&mut self.completions, batch);
+    }
+
+    fn settle(&mut self) {
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        for fd in unsettled.drain(..) {
+            if let Some(watch) = self.watch_of(fd) {
+                watch.unsettled = false;
+            }
+            // Interest that can't be narrowed only causes events that nobody takes.
+            let _ = self.update(fd);
+        }
+        self.unsettled = unsettled;
     }
 
     fn ready(&mut self) -> bool {

@@ -229,7 +229,6 @@ impl OutboundBlock {
     }
 
     /// The unsent bytes.
-    #[cfg(test)]
     pub(crate) fn as_slice(&self) -> &[u8] {
         let (ptr, len) = self.pending();
         // SAFETY: bytes in `start..end` are initialised and exclusively owned (O1).

@@ -15,6 +15,7 @@ use slab::Slab;
 use crate::engine::{Engine, Request, Token};
 use crate::listener::ListenerCell;
 use crate::outbound::{SendMemory, SendView};
+use crate::packet_cell::PacketCell;
 use crate::stream::StreamCell;
 
 /// Whom an operation works for.
@@ -25,6 +26,8 @@ pub(crate) enum Owner {
     Hangup(Rc<StreamCell>),
     Readable(Rc<StreamCell>),
     Writable(Rc<StreamCell>),
+    PacketsReadable(Rc<PacketCell>),
+    PacketsWritable(Rc<PacketCell>),
     Accept(Rc<ListenerCell>),
     Doorbell,
     Cancel,

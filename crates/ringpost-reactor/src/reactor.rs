@@ -26,6 +26,8 @@ use crate::engine::{Completion, Engine, EngineError, Request, Token};
 use crate::listener::{Listener, ListenerCell};
 use crate::memory::OutboundBlocks;
 use crate::ops::{Ops, Owner};
+use crate::packet::{PacketOptions, Packets};
+use crate::packet_cell::{PacketCell, PacketWork};
 use crate::pool::Pool;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
@@ -62,6 +64,10 @@ pub(crate) struct Driver {
     pub(crate) lingering: VecDeque<(Instant, Rc<StreamCell>)>,
     /// Cancels that found no room; retried every turn.
     pub(crate) cancels: Vec<(Token, std::os::fd::RawFd)>,
+    /// What packet sockets need.
+    pub(crate) packets: PacketWork,
+    /// Whose readiness was told in this turn; kept open until the engine has settled.
+    told: Vec<Owner>,
     /// Blocks to keep with the kernel. Few, so that the same cache-warm memory is filled again; more
     /// after the kernel ran out.
     provide_target: usize,
@@ -79,6 +85,7 @@ pub(crate) struct Core {
     pub(crate) driver: RefCell<Driver>,
     pub(crate) blocks: RefCell<OutboundBlocks>,
     pub(crate) dirty: RefCell<Vec<Rc<StreamCell>>>,
+    pub(crate) dirty_packets: RefCell<Vec<Rc<PacketCell>>>,
     pub(crate) counters: Counters,
     pub(crate) config: Config,
     inbox: Arc<Inbox>,
@@ -122,7 +129,7 @@ impl Reactor {
         let provide_target = if engine.shares_blocks() {
             PROVIDE_INITIAL_BLOCKS.min(pool.blocks())
         } else {
-            pool.blocks()
+            blocks_to_provide_max(&pool)
         };
         let mut driver = Driver {
             tracked_only: capabilities.is_some_and(|found| !found.silent_sends.is_yes()),
@@ -140,6 +147,8 @@ impl Reactor {
             resting: Vec::new(),
             lingering: VecDeque::new(),
             cancels: Vec::new(),
+            packets: PacketWork::default(),
+            told: Vec::new(),
             provide_target,
             doorbell: None,
             failed: None,
@@ -153,6 +162,7 @@ impl Reactor {
             driver: RefCell::new(driver),
             blocks: RefCell::new(OutboundBlocks::new()),
             dirty: RefCell::new(Vec::new()),
+            dirty_packets: RefCell::new(Vec::new()),
             counters: Counters::default(),
             config,
             inbox,
@@ -190,6 +200,11 @@ impl Reactor {
         Stream::adopt_with_descriptors(&self.core, socket, held_max)
     }
 
+    /// Takes over a packet socket and starts to receive from it.
+    pub fn adopt_packets(&self, socket: OwnedFd, options: PacketOptions) -> Packets {
+        Packets::adopt(&self.core, socket, options)
+    }
+
     /// Takes over a listening socket and starts to accept on it.
     pub fn adopt_listener(&self, socket: OwnedFd) -> Listener {
         Listener::adopt(&self.core, socket)
@@ -206,7 +221,9 @@ impl Reactor {
         let counters = &self.core.counters;
         Stats {
             turns: counters.turns.get(),
-            system_calls: driver.engine.system_calls() + driver.hands.system_calls,
+            system_calls: driver.engine.system_calls()
+                + driver.hands.system_calls
+                + driver.packets.system_calls,
             parks: counters.parks.get(),
             operations: driver.ops.started,
             completions: counters.completions.get(),
@@ -215,6 +232,10 @@ impl Reactor {
             bytes_received: counters.bytes_received.get(),
             bytes_copied: counters.bytes_copied.get() + driver.pool.copied_bytes(),
             bytes_sent: counters.bytes_sent.get(),
+            packets_received: counters.packets_received.get(),
+            packets_truncated: counters.packets_truncated.get(),
+            packets_sent: counters.packets_sent.get(),
+            packets_dropped: counters.packets_dropped.get(),
             sends_silent: counters.sends_silent.get(),
             sends_tracked: counters.sends_tracked.get(),
             spins_paid: driver.spinner.paid,
@@ -298,7 +319,7 @@ impl Driver {
     }
 
     fn wants_blocks(&self) -> bool {
-        let held = self.engine.extra_blocks() + self.hands.blocks();
+        let held = self.engine.extra_blocks() + self.hands.blocks() + self.packets.blocks();
         self.pool.kernel_blocks() < self.provide_target + held
     }
 
@@ -315,7 +336,12 @@ impl Driver {
 
     /// A receive found no block: keep more of them with the kernel from now on.
     pub(crate) fn starve(&mut self, stream: Rc<StreamCell>) {
-        self.provide_target = (self.provide_target * 2).min(self.pool.blocks());
+        let most = if self.packets.is_used() || !self.engine.shares_blocks() {
+            blocks_to_provide_max(&self.pool)
+        } else {
+            self.pool.blocks()
+        };
+        self.provide_target = (self.provide_target * 2).min(most);
         self.starved.push_back(stream);
     }
 
@@ -326,6 +352,11 @@ impl Driver {
             self.failed = Some(source.raw_os_error().unwrap_or(libc::EIO));
         }
     }
+}
+
+/// Blocks that may be with the kernel at once where packet sockets need some, too: all but a quarter.
+fn blocks_to_provide_max(pool: &Pool) -> usize {
+    pool.blocks() - (pool.blocks() / 4).max(1)
 }
 
 impl Core {
@@ -377,6 +408,7 @@ impl Core {
             for stream in dirty.drain(..) {
                 stream.stage(self, driver);
             }
+            self.stage_packets(driver);
         }
         // Streams dirtied meanwhile (none today) are kept; otherwise the allocation is.
         let mut slot = self.dirty.borrow_mut();
@@ -402,7 +434,8 @@ impl Core {
         };
         let resting = driver.resting.iter().map(|(at, _)| *at).min();
         let lingering = driver.lingering.front().map(|(at, _)| *at);
-        [until, driver.timers.next_due(), resting, lingering].into_iter().flatten().min()
+        let packets = driver.packets.next_due();
+        [until, driver.timers.next_due(), resting, lingering, packets].into_iter().flatten().min()
     }
 
     fn wait(&self, wait: Wait) -> Result<(), EngineError> {
@@ -415,6 +448,10 @@ impl Core {
             || word.is_notified()
             || !driver.retry.is_empty()
             || !driver.cancels.is_empty()
+            // Staging packets sends them, and wakes who waited for that.
+            || !driver.wakers.is_empty()
+            || driver.packets.must_turn()
+            || !self.dirty_packets.borrow().is_empty()
             || (deadline.is_some() && due(Instant::now()));
         if must_not_wait {
             // Nothing staged and nothing to see: spare the call.
@@ -528,6 +565,8 @@ impl Core {
             self.dispatch_one(driver, done);
         }
         driver.batch = batch;
+        driver.engine.settle();
+        driver.told.clear();
         if performed && driver.ops.has_silent() {
             self.resolve(driver);
         }
@@ -586,8 +625,22 @@ impl Core {
                 }
             }
             Owner::Hangup(stream) => stream.hung_up(driver),
-            Owner::Readable(stream) => stream.readable(self, driver, done.result),
-            Owner::Writable(stream) => stream.writable(self, driver),
+            Owner::Readable(stream) => {
+                stream.readable(self, driver, done.result);
+                driver.told.push(Owner::Readable(stream));
+            }
+            Owner::Writable(stream) => {
+                stream.writable(self, driver);
+                driver.told.push(Owner::Writable(stream));
+            }
+            Owner::PacketsReadable(cell) => {
+                cell.readable(self, driver, done.result);
+                driver.told.push(Owner::PacketsReadable(cell));
+            }
+            Owner::PacketsWritable(cell) => {
+                cell.writable(self, driver);
+                driver.told.push(Owner::PacketsWritable(cell));
+            }
             Owner::Accept(listener) => listener.accepted(self, driver, done),
             Owner::Doorbell => driver.doorbell = None,
             Owner::Cancel => {}
@@ -596,10 +649,18 @@ impl Core {
 
     /// Timers, listeners that rest, and dropped connections that have lingered long enough.
     fn run_clocks(&self, driver: &mut Driver) {
-        if driver.timers.is_empty() && driver.resting.is_empty() && driver.lingering.is_empty() {
+        let packets = driver.packets.next_due().is_some();
+        if driver.timers.is_empty()
+            && driver.resting.is_empty()
+            && driver.lingering.is_empty()
+            && !packets
+        {
             return;
         }
         let now = Instant::now();
+        if packets {
+            self.run_packet_clocks(driver, now);
+        }
         let Driver { timers, wakers, .. } = driver;
         timers.fire(now, wakers);
         if driver.resting.iter().any(|(at, _)| *at <= now) {
@@ -626,6 +687,7 @@ impl Core {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
         self.dirty.borrow_mut().clear();
+        self.dirty_packets.borrow_mut().clear();
         if wait != Wait::No && driver.timers.next_due().is_none_or(|at| at > Instant::now()) {
             std::thread::sleep(NAP);
         }
@@ -649,6 +711,9 @@ impl Core {
                 | Owner::Writable(stream) => {
                     stream.fail(errno, wakers);
                 }
+                Owner::PacketsReadable(cell) | Owner::PacketsWritable(cell) => {
+                    cell.fail(errno, wakers);
+                }
                 Owner::Accept(listener) => listener.fail(errno, wakers),
                 Owner::Doorbell | Owner::Cancel => {}
             }
@@ -656,6 +721,7 @@ impl Core {
         for stream in driver.starved.drain(..).chain(driver.retry.drain(..)) {
             stream.fail(errno, wakers);
         }
+        driver.packets.fail_waiting(errno, wakers);
     }
 
     fn shutdown(&self) {
@@ -686,6 +752,7 @@ impl Core {
         if let Some(block) = driver.hands.surrender_block() {
             driver.pool.retire(block);
         }
+        driver.packets.clear(&mut driver.pool);
         if driver.ops.is_empty() {
             for block in driver.engine.surrender_blocks() {
                 driver.pool.retire(block);
@@ -735,6 +802,11 @@ impl Core {
                             // The peer sees the end at once, even if the ring takes its time.
                             stream.shut_down();
                             stream.raw_fd()
+                        }
+                        Owner::PacketsReadable(cell) | Owner::PacketsWritable(cell) => {
+                            cell.fail(errno, &mut driver.wakers);
+                            cell.shut_down();
+                            cell.raw_fd()
                         }
                         Owner::Accept(listener) => {
                             listener.fail(errno, &mut driver.wakers);

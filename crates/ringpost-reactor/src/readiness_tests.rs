@@ -31,6 +31,7 @@ impl Rig {
         let mut batch = Vec::new();
         self.engine.enter(false, None).unwrap();
         self.engine.reap(&mut batch);
+        self.engine.settle();
         batch
     }
 
@@ -43,6 +44,7 @@ impl Rig {
             self.engine.enter(true, Some(deadline)).unwrap();
             self.engine.reap(&mut batch);
         }
+        self.engine.settle();
         batch
     }
 
@@ -211,6 +213,38 @@ fn cancelled_readiness_ends() {
         assert!(rig.result_of(token) > 0);
         let cancel = rig.start(Request::Cancel { target: token, fd: near.as_raw_fd() });
         assert_eq!(rig.result_of(cancel), -libc::ENOENT);
+    });
+}
+
+/// Asked for anew before the engine has settled, as a dispatcher does, and after.
+#[test]
+fn readiness_can_be_asked_for_at_any_time() {
+    each_engine(|rig, kind| {
+        let (near, far) = socket_pair(kind);
+        let mut token = rig.start(readable(&near));
+        for round in 0..6 {
+            send(&far).unwrap();
+            let mut batch = Vec::new();
+            while batch.is_empty() {
+                rig.engine.enter(true, Some(Instant::now() + PATIENCE)).unwrap();
+                rig.engine.reap(&mut batch);
+            }
+            assert_eq!((batch.len(), batch[0].token), (1, token));
+            while receive(&near).is_ok() {}
+            if round % 2 == 0 {
+                token = rig.start(readable(&near));
+                rig.engine.settle();
+            } else {
+                rig.engine.settle();
+                token = rig.start(readable(&near));
+            }
+            assert!(rig.poll().is_empty());
+        }
+        // The other direction in between.
+        let write = rig.start(writable(&near));
+        assert!(rig.result_of(write) > 0);
+        send(&far).unwrap();
+        assert!(rig.result_of(token) > 0);
     });
 }
 

@@ -27,9 +27,17 @@ pub struct Stats {
     pub bytes_copied: u64,
     /// Bytes handed to the kernel to send.
     pub bytes_sent: u64,
+    /// Packets received, including those that were too long.
+    pub packets_received: u64,
+    /// Packets that were longer than allowed, and lost.
+    pub packets_truncated: u64,
+    /// Packets handed to the kernel to send.
+    pub packets_sent: u64,
+    /// Packets that had been accepted and could not be sent.
+    pub packets_dropped: u64,
     /// Sends that completed within the submitting call, without a completion.
     pub sends_silent: u64,
-    /// Sends that were short or refused and waited for room.
+    /// Sends that were short or refused and waited for room, packets included.
     pub sends_tracked: u64,
     /// Spins that found work.
     pub spins_paid: u64,
@@ -63,6 +71,10 @@ pub(crate) struct Counters {
     pub(crate) bytes_received: Cell<u64>,
     pub(crate) bytes_copied: Cell<u64>,
     pub(crate) bytes_sent: Cell<u64>,
+    pub(crate) packets_received: Cell<u64>,
+    pub(crate) packets_truncated: Cell<u64>,
+    pub(crate) packets_sent: Cell<u64>,
+    pub(crate) packets_dropped: Cell<u64>,
     pub(crate) sends_silent: Cell<u64>,
     pub(crate) sends_tracked: Cell<u64>,
     pub(crate) receives_starved: Cell<u64>,

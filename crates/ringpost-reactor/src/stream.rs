@@ -61,7 +61,7 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    fn from_errno(errno: i32) -> Self {
+    pub(crate) fn from_errno(errno: i32) -> Self {
         match errno {
             libc::EPIPE | libc::ECONNRESET => Self::PeerGone,
             libc::ECANCELED => Self::RuntimeEnded,
@@ -78,6 +78,11 @@ pub enum Inbound {
     Chunk(Chunk),
     /// The peer sends no more.
     EndOfFile,
+    /// A packet was longer than allowed and is lost; a byte stream has none.
+    Truncated {
+        /// Its length, bytes.
+        len: usize,
+    },
 }
 
 /// What senders gather before they let the reactor turn. As much as a default socket buffer takes at

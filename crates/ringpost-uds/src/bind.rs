@@ -9,6 +9,9 @@
 //! 5. move it to the path, in one step that either replaces exactly what was looked at, or nothing.
 //!
 //! So nobody ever finds at the path a socket that does not listen, or one with the wrong permissions.
+//!
+//! A datagram socket is bound to the path itself, after a stale socket there was removed, because its name
+//! is the address that others reply to. Until it has its owner and mode it is narrower than asked for.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -160,7 +163,12 @@ fn bind_locked(
     let first = if gives_away { options.mode & 0o700 } else { options.mode };
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(first))
         .map_err(|errno| BindError::system(Step::ChangeMode, &path, errno))?;
-    let temporary = Temporary::bind(&socket, directory, name, lock)?;
+    let temporary = if options.kind.listens() {
+        Temporary::bind(&socket, directory, name, lock)?
+    } else {
+        // The name that a socket is bound to is the one that receivers of its datagrams reply to.
+        occupy(&socket, directory, name)?
+    };
     let pin = temporary.pin();
     if gives_away {
         pin.change_owner(options.uid, options.gid)
@@ -172,11 +180,34 @@ fn bind_locked(
             BindError::system(Step::ChangeMode, &path, explain_proc(errno, remedy))
         })?;
     }
-    if options.kind.listens() {
-        listen(&socket, options, &path)?;
+    if !options.kind.listens() {
+        return Ok((socket, temporary.moved()));
     }
+    listen(&socket, options, &path)?;
     let pin = publish(temporary, directory, name)?;
     Ok((socket, pin))
+}
+
+/// Binds a socket that does not listen to its final name. For a moment after a stale socket was removed
+/// there is none: a sender then finds no path instead of nobody behind it.
+fn occupy<'a>(
+    socket: &OwnedFd,
+    directory: &'a Directory,
+    name: &OsStr,
+) -> Result<Temporary<'a>, BindError> {
+    for _ in 0..ATTEMPTS_MAX {
+        if let Some(stale) = occupant(directory, name)? {
+            let path = directory.join(name);
+            directory
+                .unlink_if(name, &stale)
+                .map_err(|errno| BindError::system(Step::RemoveStale, &path, errno))?;
+            tracing::info!(path = %path.display(), "removed a stale socket");
+        }
+        if let Some(bound) = Temporary::bind_to(socket, directory, name)? {
+            return Ok(bound);
+        }
+    }
+    Err(BindError::Unstable { path: directory.join(name), attempts: ATTEMPTS_MAX })
 }
 
 /// Moves the socket to its final name.

@@ -167,6 +167,8 @@ pub enum Step {
     Listen,
     /// Moving the socket to its final name.
     Rename,
+    /// Removing a stale socket from the final path.
+    RemoveStale,
 }
 
 impl fmt::Display for Step {
@@ -182,6 +184,7 @@ impl fmt::Display for Step {
             Self::ChangeMode => "change the mode of",
             Self::Listen => "listen on",
             Self::Rename => "move the socket to",
+            Self::RemoveStale => "remove the stale socket",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -34,6 +34,29 @@ pub fn connect(address: &Address) -> Result<OwnedFd, ConnectError> {
 ///
 /// See [`ConnectErrorKind`].
 pub fn connect_kind(address: &Address, kind: SocketKind) -> Result<OwnedFd, ConnectError> {
+    reach(address, |encoded| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind.as_type(), flags, None)?;
+        rustix::net::connect(&socket, encoded)?;
+        Ok(socket)
+    })
+}
+
+/// Connects an existing socket, for example a datagram socket that is bound already. One that is connected
+/// is connected anew.
+///
+/// # Errors
+///
+/// See [`ConnectErrorKind`].
+pub fn connect_socket(socket: impl AsFd, address: &Address) -> Result<(), ConnectError> {
+    reach(address, |encoded| Ok(rustix::net::connect(&socket, encoded)?))
+}
+
+/// Calls `dial` with the address in the kernel's form.
+fn reach<T>(
+    address: &Address,
+    dial: impl Fn(&SocketAddrUnix) -> Result<T, Failure>,
+) -> Result<T, ConnectError> {
     let fail = |kind, source| ConnectError { address: address.clone(), kind, source };
     address.validate().map_err(|error| {
         let kind = match error {
@@ -46,10 +69,10 @@ pub fn connect_kind(address: &Address, kind: SocketKind) -> Result<OwnedFd, Conn
         fail(kind, io::Error::new(io::ErrorKind::InvalidInput, error))
     })?;
     let result = match address {
-        Address::Path(path) => connect_path(path, kind),
+        Address::Path(path) => connect_path(path, dial),
         Address::Abstract(name) => SocketAddrUnix::new_abstract_name(name)
             .map_err(Failure::from)
-            .and_then(|encoded| attempt(&encoded, kind))
+            .and_then(|encoded| dial(&encoded))
             .map_err(|failure| match failure.kind {
                 // The kernel says so, where a path would be missing.
                 ConnectErrorKind::Refused => Failure { kind: ConnectErrorKind::Missing, ..failure },
@@ -193,13 +216,16 @@ impl From<Errno> for Failure {
     }
 }
 
-fn connect_path(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
+fn connect_path<T>(
+    path: &Path,
+    dial: impl Fn(&SocketAddrUnix) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let failure = match socket_address(path) {
-        Some(encoded) => match attempt(&encoded, kind) {
-            Ok(socket) => return Ok(socket),
+        Some(encoded) => match dial(&encoded) {
+            Ok(connected) => return Ok(connected),
             Err(failure) => failure,
         },
-        None => return connect_through(path, kind),
+        None => return connect_through(path, dial),
     };
     // The kernel says "refused" for a file that is no socket, too.
     if failure.kind == ConnectErrorKind::Refused
@@ -212,11 +238,14 @@ fn connect_path(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
 }
 
 /// Connects to a path that does not fit into a socket address, through a handle on the socket.
-fn connect_through(path: &Path, kind: SocketKind) -> Result<OwnedFd, Failure> {
+fn connect_through<T>(
+    path: &Path,
+    dial: impl Fn(&SocketAddrUnix) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let pin = pin(path)?;
     not_a_socket(&pin)?;
     let encoded = socket_address(&pin.path()).ok_or(Errno::NAMETOOLONG)?;
-    attempt(&encoded, kind).map_err(|failure| match failure.kind {
+    dial(&encoded).map_err(|failure| match failure.kind {
         ConnectErrorKind::Missing => {
             let source = explain_proc(Errno::NOENT, SHORTER_PATH);
             let kind = match source.raw_os_error() {
@@ -242,13 +271,6 @@ fn explain_refusal(failure: Failure, socket: &Pin) -> Failure {
         }
         _ => failure,
     }
-}
-
-fn attempt(encoded: &SocketAddrUnix, kind: SocketKind) -> Result<OwnedFd, Failure> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind.as_type(), flags, None)?;
-    rustix::net::connect(&socket, encoded)?;
-    Ok(socket)
 }
 
 /// Follows symbolic links, as connecting does.

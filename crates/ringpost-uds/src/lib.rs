@@ -71,7 +71,7 @@ pub use activation_error::ActivationError;
 pub use address::{Address, AddressError};
 pub use bind::{Bound, autobind, bind};
 pub use bind_error::{BindError, FileKind, Step};
-pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind};
+pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind, connect_socket};
 pub use credentials::{PeerCredentials, peer_credentials};
 pub use descriptor::{
     AdoptError, Descriptor, SocketDomain, SocketState, adopt_connection, adopt_listener,

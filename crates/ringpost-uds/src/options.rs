@@ -70,6 +70,10 @@ impl BindOptions {
     }
 
     /// Stream, packets or datagrams; the default is stream.
+    ///
+    /// The kernel tells the receiver of a datagram the path that its sender was bound to, as it was given:
+    /// for replies, bind an absolute path of at most 107 bytes. (Longer ones can be bound, and not replied
+    /// to.)
     pub fn kind(mut self, kind: SocketKind) -> Self {
         self.kind = kind;
         self

@@ -57,6 +57,28 @@ impl<'a> Temporary<'a> {
         Err(BindError::Unstable { path, attempts: ATTEMPTS_MAX })
     }
 
+    /// Binds `socket` to this very name; `None` if the name is taken.
+    pub(crate) fn bind_to(
+        socket: &OwnedFd,
+        directory: &'a Directory,
+        name: &OsStr,
+    ) -> Result<Option<Self>, BindError> {
+        let path = directory.join(name);
+        let address = directory
+            .socket_address(name)
+            .ok_or_else(|| BindError::system(Step::Bind, &path, Errno::NAMETOOLONG))?;
+        match rustix::net::bind(socket, &address) {
+            Ok(()) => {
+                let bound = Self { directory, name: name.to_owned(), pin: None, armed: true };
+                bound.pinned().map(Some)
+            }
+            Err(Errno::ADDRINUSE) => Ok(None),
+            Err(errno) => {
+                Err(BindError::system(Step::Bind, path, explain_proc(errno, SHORTER_PATH)))
+            }
+        }
+    }
+
     pub(crate) fn name(&self) -> &OsStr {
         &self.name
     }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ringpost_uds::{self as uds, Address, PeerCredentials};
+use ringpost_uds::{self as uds, Address, PeerCredentials, SocketKind};
 
 use crate::connection::connect_socket;
 use crate::error::ConnectError;
@@ -117,7 +117,7 @@ impl ByteStream {
     ///
     /// Outside of a runtime.
     pub async fn connect(address: impl Into<Address>) -> Result<Self, ConnectError> {
-        let socket = connect_socket(&address.into()).await?;
+        let socket = connect_socket(&address.into(), SocketKind::Stream).await?;
         Ok(Self::from_socket(socket))
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringpost_frame::Agreement;
-use ringpost_reactor::Chunk;
+use ringpost_reactor::{Chunk, PacketOptions};
 use ringpost_uds::{
     self as uds, Activation, ActivationError, Address, AdoptError, PeerCredentials, PeerProcess,
     PeerProcessError, SocketKind,
@@ -22,6 +22,7 @@ use crate::message::{Message, Run};
 use crate::options::ConnectionOptions;
 use crate::receiver::{Batch, Receiver};
 use crate::sender::Sender;
+use crate::wire::Wire;
 
 /// A connection that carries messages both ways. Belongs to the runtime in whose scope it was made.
 ///
@@ -94,7 +95,7 @@ impl Connection {
         options: ConnectionOptions,
     ) -> Result<Self, ConnectError> {
         let address = address.into();
-        let socket = connect_socket(&address).await?;
+        let socket = connect_socket(&address, options.socket_kind()).await?;
         let mut connection = Self::from_socket(socket, options);
         match connection.ready().await {
             Ok(()) => Ok(connection),
@@ -102,7 +103,7 @@ impl Connection {
         }
     }
 
-    /// Takes over a connected stream socket: one end of a socket pair, an inherited or received
+    /// Takes over a connected stream or packet socket: one end of a socket pair, an inherited or received
     /// descriptor, a TCP connection. It is made non-blocking.
     ///
     /// # Panics
@@ -112,13 +113,22 @@ impl Connection {
         // Failing here means that the descriptor is no socket; its first operation says so.
         let _ = rustix::io::ioctl_fionbio(&socket, true);
         let reactor = Inner::current().reactor.clone();
-        // The greeting may be followed by descriptors at once, so this is decided here.
-        let stream = if options.takes_descriptors() && is_unix(&socket) {
-            reactor.adopt_stream_with_descriptors(socket, options.descriptors_held_max.into())
+        let mut options = options;
+        // An error means that it is no socket; its first operation says so.
+        let kind = rustix::net::sockopt::socket_type(&socket);
+        options.seqpacket = kind == Ok(rustix::net::SocketType::SEQPACKET);
+        let wire = if options.seqpacket {
+            let header = options.profile.header_bytes();
+            let most = PacketOptions::PACKET_BYTES_MAX - header;
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
+            options.frame_bytes_max = options.frame_bytes_max.min(most);
+            Wire::packets(&reactor, socket, options.frame_bytes_max as usize + header)
         } else {
-            reactor.adopt_stream(socket)
+            // The greeting may be followed by descriptors at once, so this is decided here.
+            let takes = options.takes_descriptors() && is_unix(&socket);
+            Wire::stream(&reactor, socket, takes.then_some(options.descriptors_held_max.into()))
         };
-        let link = Link::new(reactor, stream, options);
+        let link = Link::new(reactor, wire, options);
         Self {
             sender: Sender::new(Rc::clone(&link)),
             receiver: Receiver::new(Rc::clone(&link)),
@@ -226,7 +236,7 @@ impl Connection {
     /// ([`restart`](crate::restart)). What has been accepted for sending leaves first; what has been
     /// received and not been taken, the beginning of a message included, goes along.
     ///
-    /// A connection that may pass descriptors stays where it is. Waits for the peer's greeting, then at most `flush_max` until the kernel has what was accepted.
+    /// A connection that may pass descriptors, or that carries packets, stays where it is. Waits for the peer's greeting, then at most `flush_max` until the kernel has what was accepted.
     ///
     /// # Cancel safety
     ///
@@ -253,6 +263,9 @@ impl Connection {
         if self.link.stream.takes_descriptors() {
             return Err(DetachErrorReason::PassesDescriptors);
         }
+        if self.link.stream.is_packets() {
+            return Err(DetachErrorReason::Packets);
+        }
         match crate::timeout(flush_max, self.flush()).await {
             Ok(flushed) => flushed?,
             Err(_) => {
@@ -260,7 +273,9 @@ impl Connection {
                 return Err(DetachErrorReason::NotFlushed { bytes, limit: flush_max });
             }
         }
-        let stream = &self.link.stream;
+        let Wire::Stream(stream) = &self.link.stream else {
+            return Err(DetachErrorReason::Packets);
+        };
         std::future::poll_fn(|context| stream.poll_stopped(context))
             .await
             .map_err(|error| self.link.explain(error))?;
@@ -284,7 +299,7 @@ impl Connection {
         finished: bool,
     ) -> Self {
         let reactor = Inner::current().reactor.clone();
-        let stream = reactor.adopt_stream(socket);
+        let stream = Wire::stream(&reactor, socket, None);
         let received = Chunk::Copied(received.into());
         let link = Link::resume(reactor, stream, options, agreement, received, finished);
         Self {
@@ -435,11 +450,14 @@ fn is_unix(socket: &OwnedFd) -> bool {
 }
 
 /// Connects a non-blocking socket; a full backlog is tried again for a while.
-pub(crate) async fn connect_socket(address: &Address) -> Result<OwnedFd, uds::ConnectError> {
+pub(crate) async fn connect_socket(
+    address: &Address,
+    kind: SocketKind,
+) -> Result<OwnedFd, uds::ConnectError> {
     let give_up = Instant::now() + BACKLOG_WAIT_MAX;
     let mut pause = BACKLOG_PAUSE_MIN;
     loop {
-        match uds::connect(address) {
+        match uds::connect_kind(address, kind) {
             Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
                 crate::sleep(pause).await;
                 pause = (pause * 2).min(BACKLOG_PAUSE_MAX);

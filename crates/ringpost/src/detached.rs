@@ -119,6 +119,10 @@ pub enum DetachErrorReason {
     /// be put back into a stream.
     #[error("it may pass descriptors")]
     PassesDescriptors,
+    /// It carries packets (SOCK_SEQPACKET): those that were received and not taken have boundaries that a
+    /// detached connection does not keep.
+    #[error("it carries packets")]
+    Packets,
     /// No descriptor is free.
     #[error("no descriptor for the detached connection: {source}")]
     Descriptor {

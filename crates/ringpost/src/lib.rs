@@ -61,6 +61,7 @@
 
 mod byte_stream;
 mod connection;
+mod datagram;
 mod detached;
 mod error;
 mod executor;
@@ -74,6 +75,7 @@ pub mod restart;
 mod runtime;
 mod sender;
 mod time;
+mod wire;
 
 #[doc = include_str!("../../../README.md")]
 #[cfg(doctest)]
@@ -81,6 +83,10 @@ struct Readme;
 
 pub use byte_stream::{ByteReader, ByteStream, ByteWriter};
 pub use connection::Connection;
+pub use datagram::{
+    Datagram, DatagramBuilder, DatagramProfile, DatagramReceiver, DatagramRecvError,
+    DatagramSendError, DatagramSender, DatagramStats, Destination, Packet, PacketBatch, PacketRef,
+};
 pub use detached::{DetachError, DetachErrorReason, DetachedConnection};
 pub use error::{AcceptError, Closed, ConnectError, RecvError, SendError};
 pub use executor::{JoinError, JoinHandle, Panic};
@@ -94,7 +100,7 @@ pub use ringpost_frame::{
 };
 pub use ringpost_reactor::{
     BuildError, Capabilities, EngineChoice, EngineError, EngineKind, EngineReason, EngineReport,
-    Spin, Stats, Support, UringUnavailable,
+    SocketName, Spin, Stats, Support, UringUnavailable,
 };
 pub use ringpost_sync::{BlockingRecvError, Canceled, OneshotReceiver, OneshotSender, oneshot};
 pub use ringpost_uds::{

@@ -12,13 +12,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use ringpost_frame::{
-    Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Features, Hello, HelloError,
-    HelloReader, HelloStep, Profile,
+    Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Features, HELLO_BYTES, Hello,
+    HelloError, HelloReader, HelloStep, Profile,
 };
-use ringpost_reactor::{Chunk, Inbound, Prefix, Reactor, Sleep, Stream, StreamError};
+use ringpost_reactor::{Chunk, Inbound, Prefix, Reactor, Sleep, StreamError};
 
 use crate::error::Closed;
 use crate::options::ConnectionOptions;
+use crate::wire::Wire;
 
 /// Which half polls: each has a waker slot of its own in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub(crate) enum Half {
 
 /// Shared by [`Sender`](crate::Sender) and [`Receiver`](crate::Receiver).
 pub(crate) struct Link {
-    pub(crate) stream: Stream,
+    pub(crate) stream: Wire,
     pub(crate) options: ConnectionOptions,
     reactor: Reactor,
     phase: RefCell<Phase>,
@@ -68,7 +69,7 @@ struct Greeting {
 }
 
 impl Link {
-    pub(crate) fn new(reactor: Reactor, stream: Stream, options: ConnectionOptions) -> Rc<Self> {
+    pub(crate) fn new(reactor: Reactor, stream: Wire, options: ConnectionOptions) -> Rc<Self> {
         let phase = if matches!(options.profile, Profile::Native) {
             let instance = fastrand::u64(..);
             let ours = greeting_of(&options, &stream, instance);
@@ -79,7 +80,7 @@ impl Link {
         } else {
             Phase::Open
         };
-        let limit = message_bytes_max(options);
+        let limit = message_bytes_max(options).min(wire_bytes_max(&stream, &options));
         Rc::new(Self {
             stream,
             options,
@@ -99,7 +100,7 @@ impl Link {
     /// A link whose greeting is over, and which has received `received` since.
     pub(crate) fn resume(
         reactor: Reactor,
-        stream: Stream,
+        stream: Wire,
         options: ConnectionOptions,
         agreement: Option<Agreement>,
         received: Chunk,
@@ -157,6 +158,11 @@ impl Link {
         self.reactor.config().outbound_bytes_max
     }
 
+    /// The longest message that the wire can carry, bytes.
+    pub(crate) fn wire_bytes_max(&self) -> usize {
+        wire_bytes_max(&self.stream, &self.options)
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !matches!(*self.phase.borrow(), Phase::Greeting(_))
     }
@@ -188,6 +194,9 @@ impl Link {
             let inbound = if arrived { self.stream.poll_receive(context) } else { Poll::Pending };
             let mut chunk = match inbound {
                 Poll::Ready(Ok(Inbound::Chunk(chunk))) => chunk,
+                Poll::Ready(Ok(Inbound::Truncated { len })) => {
+                    break Err(self.refuse(HelloError::PacketLength { bytes: len }));
+                }
                 Poll::Ready(Ok(_)) => break Err(Closed::Aborted),
                 Poll::Ready(Err(error)) => break Err(error.into()),
                 Poll::Pending => {
@@ -204,6 +213,10 @@ impl Link {
             let mut whole = HelloReader::new();
             let reader = greeting.reader.as_deref_mut().unwrap_or(&mut whole);
             match reader.step(chunk.as_slice()) {
+                // A greeting is exactly one packet.
+                Ok(_) if self.stream.is_packets() && chunk.len() != HELLO_BYTES => {
+                    break Err(self.refuse(HelloError::PacketLength { bytes: chunk.len() }));
+                }
                 Ok(HelloStep::NeedMore { .. }) => {
                     if greeting.reader.is_none() {
                         greeting.reader = Some(Box::new(whole));
@@ -223,7 +236,8 @@ impl Link {
         *phase = Phase::Open;
         Poll::Ready(match outcome {
             Ok((agreement, chunk)) => {
-                self.message_bytes_max.set(agreement.frame_bytes_max as usize);
+                let limit = agreement.frame_bytes_max as usize;
+                self.message_bytes_max.set(limit.min(self.wire_bytes_max()));
                 // Ours is 253 at most.
                 self.descriptors_max.set(u8::try_from(agreement.fds_max).unwrap_or(0));
                 if agreement.fds_max == 0 && self.options.takes_descriptors() {
@@ -283,6 +297,10 @@ impl Link {
     }
 }
 
+fn wire_bytes_max(wire: &Wire, options: &ConnectionOptions) -> usize {
+    wire.frame_bytes_max().saturating_sub(options.profile.header_bytes())
+}
+
 /// The longest message that may be sent before the peer has said anything, bytes.
 fn message_bytes_max(options: ConnectionOptions) -> usize {
     match options.profile {
@@ -302,7 +320,7 @@ impl std::fmt::Debug for Link {
 }
 
 /// What this side says about itself.
-fn greeting_of(options: &ConnectionOptions, stream: &Stream, instance: u64) -> Hello {
+fn greeting_of(options: &ConnectionOptions, stream: &Wire, instance: u64) -> Hello {
     let mut hello = Hello::new(options.frame_bytes_max, instance);
     if stream.takes_descriptors() {
         hello.supported = Features::DESCRIPTORS;

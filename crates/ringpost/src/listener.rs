@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use ringpost_reactor::let_descriptors_pass;
 use ringpost_uds::{
     self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
-    BindOptions, PathGuard, SocketKind,
+    BindOptions, PathGuard,
 };
 
 use crate::byte_stream::ByteStream;
@@ -98,7 +98,7 @@ impl Listener {
         }
     }
 
-    /// Takes over a listening stream socket, for example an inherited one. Its path, if it has one,
+    /// Takes over a listening stream or packet socket, for example an inherited one. Its path, if it has one,
     /// stays when the listener is dropped. It is made non-blocking.
     ///
     /// # Panics
@@ -270,7 +270,7 @@ impl ListenerBuilder {
         self
     }
 
-    /// Everything about binding.
+    /// Everything about binding; the kind of socket is that of [`ListenerBuilder::connection`].
     pub fn bind_options(mut self, options: BindOptions) -> Self {
         self.bind = options;
         self
@@ -282,7 +282,7 @@ impl ListenerBuilder {
         self
     }
 
-    /// How accepted connections talk.
+    /// How accepted connections talk, and over which kind of socket.
     pub fn connection(mut self, options: ConnectionOptions) -> Self {
         self.options = options;
         self
@@ -298,7 +298,8 @@ impl ListenerBuilder {
     ///
     /// Outside of a runtime.
     pub fn bind(self, address: impl Into<Address>) -> Result<Listener, BindError> {
-        let bound = uds::bind(&address.into(), &self.bind)?;
+        let bind = self.bind.clone().kind(self.options.socket_kind());
+        let bound = uds::bind(&address.into(), &bind)?;
         Ok(self.serve(bound))
     }
 
@@ -313,11 +314,11 @@ impl ListenerBuilder {
     ///
     /// Outside of a runtime.
     pub fn autobind(self) -> Result<Listener, BindError> {
-        let bound = uds::autobind(&self.bind)?;
+        let bound = uds::autobind(&self.bind.clone().kind(self.options.socket_kind()))?;
         Ok(self.serve(bound))
     }
 
-    /// Takes over a listening Unix-domain stream socket that others have made. What was said about
+    /// Takes over a listening Unix-domain stream socket, or packet socket if the options say so, that others have made. What was said about
     /// binding has no effect; its path, if it has one, stays when the listener is dropped. It is made
     /// non-blocking, for everyone who holds the same socket, and close-on-exec.
     ///
@@ -329,7 +330,7 @@ impl ListenerBuilder {
     ///
     /// Outside of a runtime.
     pub fn adopt_socket(self, socket: OwnedFd) -> Result<Listener, AdoptError> {
-        let socket = uds::adopt_listener(socket, SocketKind::Stream)?;
+        let socket = uds::adopt_listener(socket, self.options.socket_kind())?;
         Ok(self.take_over(socket))
     }
 
@@ -348,7 +349,7 @@ impl ListenerBuilder {
         activation: &mut Activation,
         name: &str,
     ) -> Result<Listener, ActivationError> {
-        let socket = activation.listener(name, SocketKind::Stream)?;
+        let socket = activation.listener(name, self.options.socket_kind())?;
         Ok(self.take_over(socket))
     }
 

@@ -150,6 +150,16 @@ impl Message {
         self.chunks().collect::<Vec<_>>().concat()
     }
 
+    /// Copies the message to as many bytes.
+    pub(crate) fn copy_to(&self, mut bytes: &mut [u8]) {
+        self.first.count_copied(self.len());
+        for chunk in self.chunks() {
+            let Some((front, rest)) = bytes.split_at_mut_checked(chunk.len()) else { return };
+            front.copy_from_slice(chunk);
+            bytes = rest;
+        }
+    }
+
     pub(crate) fn into_chunks(self) -> impl Iterator<Item = Chunk> {
         let rest = self.rest.map(|rest| rest.chunks).unwrap_or_default();
         std::iter::once(self.first).chain(rest)

@@ -1,6 +1,7 @@
 //! Settings of a connection.
 
 use ringpost_frame::{LengthPrefix, Profile};
+use ringpost_uds::SocketKind;
 
 /// How the two ends of a connection talk. Both ends must use the same profile.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +13,7 @@ pub struct ConnectionOptions {
     pub(crate) handshake_ms_max: u64,
     pub(crate) descriptors_max: u8,
     pub(crate) descriptors_held_max: u16,
+    pub(crate) seqpacket: bool,
 }
 
 impl ConnectionOptions {
@@ -30,7 +32,24 @@ impl ConnectionOptions {
             handshake_ms_max: 5000,
             descriptors_max: 0,
             descriptors_held_max: 64,
+            seqpacket: false,
         }
+    }
+
+    /// A socket that carries packets (SOCK_SEQPACKET): each frame is one packet, at most 1 MiB with its
+    /// header, and no longer than the socket's send buffer takes (208 KiB on most hosts; `net.core.wmem_default`).
+    /// The same API; streams are faster, because they carry many messages at once.
+    ///
+    /// Packets pass no descriptors: [`descriptors_max`](Self::descriptors_max) has no effect.
+    /// With [`ConnectionOptions::bytes`] each packet is a message. An empty one is accepted and not sent: it
+    /// would be taken for the end (recv(2)).
+    pub fn seqpacket(mut self) -> Self {
+        self.seqpacket = true;
+        self
+    }
+
+    pub(crate) fn socket_kind(&self) -> SocketKind {
+        if self.seqpacket { SocketKind::SeqPacket } else { SocketKind::Stream }
     }
 
     /// ringpost's own framing, length-prefixed messages, or bare bytes.
@@ -95,7 +114,7 @@ impl ConnectionOptions {
 
     /// Whether descriptors may be received.
     pub(crate) fn takes_descriptors(&self) -> bool {
-        self.descriptors_max > 0 && matches!(self.profile, Profile::Native)
+        self.descriptors_max > 0 && !self.seqpacket && matches!(self.profile, Profile::Native)
     }
 }
 

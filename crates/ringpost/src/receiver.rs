@@ -538,6 +538,13 @@ impl Receiver {
             }
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(Inbound::Chunk(chunk))) => self.begin(chunk),
+            Poll::Ready(Ok(Inbound::Truncated { len })) => {
+                let header = self.link.options.profile.header_bytes();
+                let len = len.saturating_sub(header) as u64;
+                let limit = self.link.options.frame_bytes_max;
+                let error = ProtocolError::FrameTooLarge { len, limit };
+                Poll::Ready(Err(self.protocol_error(error)))
+            }
             Poll::Ready(Ok(_)) => Poll::Ready(self.at_end_of_file()),
             Poll::Ready(Err(error)) => {
                 // After a clean end of the messages, how the socket goes is of no concern.
@@ -552,8 +559,22 @@ impl Receiver {
     }
 
     fn begin(&mut self, chunk: Chunk) -> Poll<Result<bool, RecvError>> {
+        if let Err(error) = self.check_packet(&chunk) {
+            return Poll::Ready(Err(self.protocol_error(error)));
+        }
         self.set_current(Some(chunk));
         Poll::Ready(Ok(true))
+    }
+
+    /// Whether a packet holds exactly one frame; a chunk of a stream may hold anything.
+    #[inline]
+    fn check_packet(&self, chunk: &Chunk) -> Result<(), ProtocolError> {
+        match &self.decoder {
+            Some(decoder) if self.link.stream.is_packets() => {
+                decoder.check_packet(chunk.as_slice())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn at_end_of_file(&mut self) -> Result<bool, RecvError> {
@@ -677,6 +698,11 @@ impl Batch<'_> {
                 Ok(Next::Nothing) => {
                     receiver.check_undeclared().ok()?;
                     let chunk = receiver.link.stream.try_receive()?;
+                    if let Err(error) = receiver.check_packet(&chunk) {
+                        // Kept for the next call of `recv_batch`.
+                        receiver.protocol_error(error);
+                        return None;
+                    }
                     receiver.set_current(Some(chunk));
                 }
                 Err(RecvError::DescriptorsLost { declared }) => {

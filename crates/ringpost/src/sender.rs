@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use ringpost_frame::{ControlFrame, FrameHeader, HEADER_BYTES, Profile, message_header};
-use ringpost_reactor::{Appender, Chunk, DescriptorSendError, Payload, Prefix};
+use ringpost_frame::{ControlFrame, Decoder, FrameHeader, HEADER_BYTES, Profile, message_header};
+use ringpost_reactor::{Chunk, DescriptorSendError, Payload, Prefix};
 
 use crate::error::SendError;
 use crate::link::{Half, Link};
 use crate::message::{Message, Run, RunKind};
+use crate::wire::WireAppender;
 
 /// The sending half of a connection.
 ///
@@ -314,6 +315,7 @@ impl Sender {
         }
         self.room(run.longest).await?;
         match run.kind {
+            RunKind::Framed(chunk) if self.link.stream.is_packets() => self.append_frames(&chunk),
             RunKind::Framed(chunk) => {
                 if chunk.len() < self.link.options.gather_bytes_min {
                     self.link.stream.append(Prefix::NONE, chunk.as_slice());
@@ -525,7 +527,28 @@ impl Sender {
         taken.saturating_sub(header.len())
     }
 
+    /// Passes whole frames on to packets, one in each.
+    fn append_frames(&self, frames: &Chunk) {
+        let profile = self.link.options.profile;
+        let mut start = 0;
+        while let Some(len) = frame_bytes(profile, frames.as_slice().get(start..)) {
+            let frame = frames.slice(start..start + len);
+            if len < self.link.options.gather_bytes_min {
+                self.link.stream.append(Prefix::NONE, frame.as_slice());
+                frame.count_copied(len);
+            } else {
+                self.link.stream.append_shared(Prefix::NONE, payload(frame));
+            }
+            start += len;
+        }
+    }
+
     fn append_message(&self, prefix: Prefix, message: Message) {
+        if self.link.stream.is_packets() && !message.is_contiguous() {
+            // A packet is not sent in parts.
+            self.link.stream.append_with(prefix, message.len(), |bytes| message.copy_to(bytes));
+            return;
+        }
         let gather = message.len() >= self.link.options.gather_bytes_min;
         let mut prefix = prefix;
         for chunk in message.into_chunks() {
@@ -593,7 +616,7 @@ impl Sender {
         if self.link.finished.get() {
             return SendError::Finished;
         }
-        let ours = self.link.options.frame_bytes_max as usize;
+        let ours = (self.link.options.frame_bytes_max as usize).min(self.link.wire_bytes_max());
         if !self.link.is_open() && len <= ours {
             return SendError::NotReady;
         }
@@ -625,7 +648,7 @@ impl Sender {
 /// Queues many messages in a row. See [`Sender::batch`].
 #[derive(Debug)]
 pub struct SendBatch<'sender> {
-    appender: Appender<'sender>,
+    appender: WireAppender<'sender>,
     message_bytes_max: usize,
     sender: &'sender Sender,
 }
@@ -682,6 +705,23 @@ fn header_with_descriptors(len: usize, descriptors: usize) -> [u8; HEADER_BYTES]
     let len = u32::try_from(len).expect("message_bytes_max is agreed in 32 bits");
     let fds = u8::try_from(descriptors).expect("descriptors_max is 253 at most");
     FrameHeader::message_with_descriptors(len, fds).encode()
+}
+
+/// Length of the whole message that starts here, with its framing.
+fn frame_bytes(profile: Profile, frames: Option<&[u8]>) -> Option<usize> {
+    let frames = frames.filter(|frames| !frames.is_empty())?;
+    match profile {
+        Profile::Native => {
+            let (len, _) = frames.split_first_chunk()?;
+            Some(profile.header_bytes() + u32::from_le_bytes(*len) as usize)
+        }
+        Profile::LengthPrefixed(prefix) => {
+            let decoder = Decoder::length_prefixed(prefix, u32::MAX);
+            decoder.whole_message(frames).map(|body| body.end)
+        }
+        _ => Some(frames.len()),
+    }
+    .filter(|len| *len <= frames.len())
 }
 
 fn payload(chunk: Chunk) -> Payload {

@@ -426,6 +426,8 @@ impl Engine for Uring {
         hand_over(&mut self.completions, batch);
     }
 
+    fn settle(&mut self) {}
+
     fn ready(&mut self) -> bool {
         if !self.direct.held.is_empty() {
             self.receive_by_hand();

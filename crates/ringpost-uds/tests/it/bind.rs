@@ -7,7 +7,7 @@ use ringpost_uds::{
     Address, BindError, BindOptions, ConnectErrorKind, FileKind, SocketKind, connect_kind,
 };
 
-use crate::support::{bind, connect, directory, is_socket, leave_stale, names, root_or_skip};
+use crate::support::{bind, connect, directory, is_socket, leave_stale, mode, names, root_or_skip};
 
 #[test]
 fn fresh_path() {
@@ -215,6 +215,42 @@ fn packets() {
     connect_kind(&address, SocketKind::SeqPacket).expect("same kind");
     assert_eq!(connect(&path).expect_err("another kind").kind(), ConnectErrorKind::WrongKind);
     drop(bound);
+}
+
+/// A receiver of datagrams replies to the name that the sender's socket was bound to.
+#[test]
+fn datagrams() {
+    use rustix::net::{RecvFlags, SendFlags};
+    let directory = directory();
+    let options = BindOptions::new().kind(SocketKind::Datagram).mode(0o666);
+    let address = |name: &str| Address::from(directory.path().join(name));
+    for name in ["left.sock", "right.sock"] {
+        leave_stale(&directory.path().join(name));
+    }
+    let left = ringpost_uds::bind(&address("left.sock"), &options).expect("stale");
+    let right = ringpost_uds::bind(&address("right.sock"), &options).expect("stale");
+    assert_eq!(mode(&directory.path().join("left.sock")), 0o666);
+    let error = ringpost_uds::bind(&address("left.sock"), &options).expect_err("alive");
+    assert!(matches!(error, BindError::AddressInUse { .. }), "{error}");
+
+    ringpost_uds::connect_socket(&left, &address("right.sock")).expect("bound");
+    rustix::net::send(&left, b"question", SendFlags::NOSIGNAL).expect("room");
+    let mut bytes = [0; 100];
+    let (_, count, sender) =
+        rustix::net::recvfrom(&right, &mut bytes, RecvFlags::empty()).expect("there");
+    assert_eq!(&bytes[..count], b"question");
+    let sender = sender.expect("bound");
+    rustix::net::sendto(&right, b"answer", SendFlags::NOSIGNAL, &sender).expect("room");
+    let (_, count) = rustix::net::recv(&left, &mut bytes, RecvFlags::empty()).expect("there");
+    assert_eq!(&bytes[..count], b"answer");
+
+    drop(right);
+    let error = ringpost_uds::connect_socket(&left, &address("right.sock")).expect_err("gone");
+    assert_eq!(error.kind(), ConnectErrorKind::Missing);
+    let error = connect(&directory.path().join("left.sock")).expect_err("another kind");
+    assert_eq!(error.kind(), ConnectErrorKind::WrongKind);
+    drop(left);
+    assert!(names(directory.path()).is_empty());
 }
 
 #[test]

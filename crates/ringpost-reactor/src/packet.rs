@@ -1,0 +1,475 @@
+//! Packet sockets (SOCK_SEQPACKET, SOCK_DGRAM) as their user sees them: settings, errors, and the handle. What
+//! goes on behind it is in `packet_cell.rs`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use rustix::net::Shutdown;
+
+use crate::memory::Prefix;
+use crate::outbound::Payload;
+use crate::packet_cell::{PacketCell, Receive, State, replace_waker, send_bytes_max};
+use crate::packet_inbox::{Arrived, Shape};
+use crate::packet_io::{PacketIo, SocketName};
+use crate::packet_queue::PacketQueue;
+use crate::reactor::Core;
+use crate::stream::StreamError;
+
+/// How a packet socket is used. Sizes are in bytes and count whole packets, headers included.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct PacketOptions {
+    /// The socket has one peer and an end (SOCK_SEQPACKET).
+    pub connection: bool,
+    /// The longest packet to receive; at most [`PacketOptions::PACKET_BYTES_MAX`]. A longer one is lost, which
+    /// is told.
+    pub packet_bytes_max: usize,
+    /// Receive memory that packets may hold before receiving is paused. One batch may go beyond it.
+    pub inbound_bytes_max: usize,
+    /// Packets that may have been received and not taken before receiving is paused. One batch may go beyond.
+    pub inbound_packets_max: usize,
+    /// Bytes that may have been accepted and not sent before senders wait. One packet may go beyond it.
+    pub outbound_bytes_max: usize,
+    /// Packets that may have been accepted and not sent before senders wait.
+    pub outbound_packets_max: usize,
+    /// The kernel says of each packet who sent it (SO_PASSCRED).
+    pub credentials: bool,
+}
+
+impl PacketOptions {
+    /// The longest packet there may be, bytes.
+    pub const PACKET_BYTES_MAX: usize = OVERFLOW_PER_PACKET;
+
+    /// For a socket with one peer and an end, or for one without.
+    pub fn new(connection: bool) -> Self {
+        Self {
+            connection,
+            packet_bytes_max: 256 << 10,
+            inbound_bytes_max: 256 << 10,
+            inbound_packets_max: 1024,
+            outbound_bytes_max: 256 << 10,
+            outbound_packets_max: 1024,
+            credentials: false,
+        }
+    }
+}
+
+const OVERFLOW_PER_PACKET: usize =
+    crate::packet_io::OVERFLOW_BYTES / crate::packet_io::RECEIVE_PACKETS_MAX;
+
+/// What became of a packet that had been accepted and could not be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PacketError {
+    /// Nobody receives there now (ECONNREFUSED, ENOENT and the like). Somebody may, later.
+    #[error("nobody receives there: error {errno}")]
+    Gone {
+        /// The error number.
+        errno: i32,
+    },
+    /// It may not be sent to (EACCES, EPERM).
+    #[error("sending there is not permitted: error {errno}")]
+    Forbidden {
+        /// The error number.
+        errno: i32,
+    },
+    /// The packet is longer than the socket takes (EMSGSIZE).
+    #[error("a packet of {len} bytes is over the socket's limit of {limit} bytes")]
+    TooLarge {
+        /// Its length, bytes.
+        len: usize,
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// The socket itself can send no more.
+    #[error(transparent)]
+    Ended(#[from] StreamError),
+}
+
+/// A packet that could not be sent, and where to. See [`Packets::poll_flushed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SendFailure {
+    /// Where to; unnamed: to the connected peer.
+    pub to: SocketName,
+    /// Why.
+    pub error: PacketError,
+}
+
+/// Whether a packet was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Accepted {
+    /// It will be sent.
+    Yes,
+    /// There is no room: this many packets wait.
+    Full {
+        /// Packets that wait for the same receiver, or for any.
+        queued: usize,
+    },
+}
+/// The handle of a packet socket on a reactor. Dropping it closes the socket once what was accepted has left
+/// (or the linger time is over).
+pub struct Packets {
+    cell: Rc<PacketCell>,
+    core: Rc<Core>,
+}
+
+impl Packets {
+    pub(crate) fn adopt(core: &Rc<Core>, socket: OwnedFd, options: PacketOptions) -> Self {
+        let packet_bytes_max = options.packet_bytes_max.clamp(1, PacketOptions::PACKET_BYTES_MAX);
+        let options = PacketOptions { packet_bytes_max, ..options };
+        let mut failure = core.is_closed().then_some(libc::ECANCELED);
+        if options.credentials
+            && let Err(errno) = rustix::net::sockopt::set_socket_passcred(&socket, true)
+        {
+            failure = Some(errno.raw_os_error());
+        }
+        let state = State {
+            receive: Receive::Idle,
+            end: None,
+            arrived: Arrived::default(),
+            shape: Shape::new(),
+            reader: None,
+            watcher: None,
+            queue: PacketQueue::new(),
+            writable: None,
+            writers: Vec::new(),
+            failures: VecDeque::new(),
+            send_failure: None,
+            disconnected: false,
+            send_bytes_max: send_bytes_max(&socket),
+            dirty: false,
+            closing: false,
+            closed: false,
+        };
+        let cell = Rc::new(PacketCell { socket, options, state: RefCell::new(state) });
+        {
+            let mut driver = core.driver.borrow_mut();
+            if failure.is_none() && driver.packets.io.is_none() {
+                match PacketIo::new() {
+                    Ok(io) => driver.packets.io = Some(Box::new(io)),
+                    Err(error) => failure = Some(error.raw_os_error().unwrap_or(libc::ENOMEM)),
+                }
+            }
+            match failure {
+                Some(errno) => cell.fail(errno, &mut Vec::new()),
+                None => cell.arm(&mut driver),
+            }
+        }
+        Self { cell, core: Rc::clone(core) }
+    }
+
+    /// The socket, for queries such as peer credentials.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.cell.socket.as_fd()
+    }
+
+    /// The longest packet that the socket takes to send, bytes: SO_SNDBUF less what the kernel keeps of it
+    /// (32 bytes, `unix_dgram_sendmsg`).
+    pub fn send_bytes_max(&self) -> usize {
+        self.cell.state.borrow().send_bytes_max
+    }
+
+    /// Waits for packets and moves all that have arrived to `arrived`, which must be empty. False at the end
+    /// of the connection. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] once everything received before has been taken; it is repeated.
+    pub fn poll_arrived(
+        &self,
+        arrived: &mut Arrived,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<bool, StreamError>> {
+        if self.take_arrived(arrived) {
+            return Poll::Ready(Ok(true));
+        }
+        let mut state = self.cell.state.borrow_mut();
+        match state.end {
+            Some(Ok(())) => Poll::Ready(Ok(false)),
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            None => {
+                replace_waker(&mut state.reader, context);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Moves all packets that have arrived to `arrived` if that is empty. True if `arrived` has some then.
+    #[inline]
+    pub fn take_arrived(&self, arrived: &mut Arrived) -> bool {
+        if !arrived.is_empty() {
+            return true;
+        }
+        let mut state = self.cell.state.borrow_mut();
+        if state.arrived.is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut state.arrived, arrived);
+        let resume = state.receive == Receive::Paused;
+        drop(state);
+        if resume {
+            self.cell.state.borrow_mut().receive = Receive::Idle;
+            self.cell.arm(&mut self.core.driver.borrow_mut());
+        }
+        true
+    }
+
+    /// Waits until [`Packets::poll_arrived`] has something to say, without taking it and apart from whoever
+    /// polls that. Cancel safe.
+    pub fn poll_arrival(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.cell.state.borrow_mut();
+        if !state.arrived.is_empty() || state.end.is_some() {
+            return Poll::Ready(());
+        }
+        replace_waker(&mut state.watcher, context);
+        Poll::Pending
+    }
+
+    /// Bytes accepted and not yet handed to the kernel.
+    pub fn outbound_bytes(&self) -> usize {
+        self.cell.state.borrow().queue.bytes()
+    }
+
+    /// Packets accepted and not yet handed to the kernel.
+    pub fn outbound_packets(&self) -> usize {
+        self.cell.state.borrow().queue.packets()
+    }
+
+    /// Whether a packet for this destination may be accepted now; unnamed: for the connected peer.
+    ///
+    /// # Errors
+    ///
+    /// [`PacketError`] if the last packets for it could not be sent (told once), or nothing can be sent.
+    #[inline]
+    pub fn check(&self, to: &SocketName) -> Result<Accepted, PacketError> {
+        self.cell.state.borrow_mut().check(to, &self.cell.options)
+    }
+
+    /// Waits until a packet for this destination may be accepted. With a batch gathered that is after the
+    /// next turn. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::check`].
+    pub fn poll_room(
+        &self,
+        to: &SocketName,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), PacketError>> {
+        let mut state = self.cell.state.borrow_mut();
+        match state.check(to, &self.cell.options) {
+            Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
+            Ok(_) => {
+                state.wait(context);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// True if a packet may be accepted now and nothing is gained by letting the reactor turn first.
+    #[inline]
+    pub fn has_prompt_room(&self, to: &SocketName) -> bool {
+        let mut state = self.cell.state.borrow_mut();
+        state.failures.is_empty()
+            && state.is_prompt()
+            && matches!(state.check(to, &self.cell.options), Ok(Accepted::Yes))
+    }
+
+    /// Waits until the kernel has everything accepted so far. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// Something accepted could not be sent; each such failure is told once.
+    pub fn poll_flushed(&self, context: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
+        let mut state = self.cell.state.borrow_mut();
+        if let Some(error) = state.send_error() {
+            let to = SocketName::UNNAMED;
+            return Poll::Ready(Err(SendFailure { to, error: error.into() }));
+        }
+        if let Some(failure) = state.failures.pop_front() {
+            return Poll::Ready(Err(failure));
+        }
+        if state.queue.packets() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        state.wait(context);
+        Poll::Pending
+    }
+
+    /// Accepts a packet of `prefix` and a copy of `body`, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::check`]; [`PacketError::TooLarge`].
+    #[inline]
+    pub fn try_append(
+        &self,
+        to: &SocketName,
+        prefix: Prefix,
+        body: &[u8],
+    ) -> Result<Accepted, PacketError> {
+        let mut state = self.cell.state.borrow_mut();
+        state.check_len(prefix.len() + body.len())?;
+        let accepted = state.check(to, &self.cell.options)?;
+        if accepted != Accepted::Yes || !self.is_sent(prefix.len() + body.len()) {
+            return Ok(accepted);
+        }
+        let blocks = &mut self.core.blocks.borrow_mut();
+        Ok(if state.queue.append(to, prefix, body, blocks) {
+            self.mark_dirty(&mut state);
+            Accepted::Yes
+        } else {
+            Accepted::Full { queued: state.queue.packets() }
+        })
+    }
+
+    /// Accepts a packet of `prefix` and `len` bytes that `fill` writes in place, if there is room; they are
+    /// zero at first. Without room `fill` is not called.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::try_append`].
+    #[inline]
+    pub fn try_append_with(
+        &self,
+        to: &SocketName,
+        prefix: Prefix,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Accepted, PacketError> {
+        let mut state = self.cell.state.borrow_mut();
+        state.check_len(prefix.len() + len)?;
+        let accepted = state.check(to, &self.cell.options)?;
+        if accepted != Accepted::Yes {
+            return Ok(accepted);
+        }
+        let blocks = &mut self.core.blocks.borrow_mut();
+        Ok(if state.queue.append_with(to, prefix, len, fill, blocks) {
+            self.mark_dirty(&mut state);
+            Accepted::Yes
+        } else {
+            Accepted::Full { queued: state.queue.packets() }
+        })
+    }
+
+    /// Accepts a packet of `prefix` and a payload that is sent from where it lies, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packets::try_append`].
+    pub fn try_append_shared(
+        &self,
+        to: &SocketName,
+        prefix: Prefix,
+        payload: Payload,
+    ) -> Result<Accepted, PacketError> {
+        let mut state = self.cell.state.borrow_mut();
+        state.check_len(prefix.len() + payload.as_slice().len())?;
+        let accepted = state.check(to, &self.cell.options)?;
+        if accepted != Accepted::Yes {
+            return Ok(accepted);
+        }
+        Ok(if state.queue.append_shared(to, prefix, payload) {
+            self.mark_dirty(&mut state);
+            Accepted::Yes
+        } else {
+            Accepted::Full { queued: state.queue.packets() }
+        })
+    }
+
+    /// Accepts a packet of `prefix` and a copy of `body` for the connected peer. The caller has seen that there
+    /// is room, or has its own bound; nothing is accepted after the end.
+    #[inline]
+    pub fn append(&self, prefix: Prefix, body: &[u8]) {
+        let mut state = self.cell.state.borrow_mut();
+        if state.send_error().is_none() && self.is_sent(prefix.len() + body.len()) {
+            let blocks = &mut self.core.blocks.borrow_mut();
+            state.queue.append(&SocketName::UNNAMED, prefix, body, blocks);
+            self.mark_dirty(&mut state);
+        }
+    }
+
+    /// As [`Packets::append`], for `len` bytes that `fill` writes in place; they are zero at first.
+    #[inline]
+    pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
+        let mut state = self.cell.state.borrow_mut();
+        if state.send_error().is_none() && self.is_sent(prefix.len() + len) {
+            let blocks = &mut self.core.blocks.borrow_mut();
+            state.queue.append_with(&SocketName::UNNAMED, prefix, len, fill, blocks);
+            self.mark_dirty(&mut state);
+        }
+    }
+
+    /// As [`Packets::append`], for a payload that is sent from where it lies.
+    pub fn append_shared(&self, prefix: Prefix, payload: Payload) {
+        let mut state = self.cell.state.borrow_mut();
+        if state.send_error().is_none() && self.is_sent(prefix.len() + payload.as_slice().len()) {
+            state.queue.append_shared(&SocketName::UNNAMED, prefix, payload);
+            self.mark_dirty(&mut state);
+        }
+    }
+
+    /// True if the connected peer was found gone: connect the socket anew and say so with
+    /// [`Packets::reconnected`].
+    pub fn is_disconnected(&self) -> bool {
+        self.cell.state.borrow().disconnected
+    }
+
+    /// The socket has been connected anew.
+    pub fn reconnected(&self) {
+        let mut state = self.cell.state.borrow_mut();
+        state.disconnected = false;
+        state.failures.retain(|failure| !failure.to.is_unnamed());
+    }
+
+    /// Closes the socket as dropping it would, while the handle goes on to report the end.
+    pub fn close(&self) {
+        let wakers = {
+            let mut state = self.cell.state.borrow_mut();
+            state.end.get_or_insert(Err(StreamError::PeerGone));
+            let writers = std::mem::take(&mut state.writers);
+            [state.reader.take(), state.watcher.take()].into_iter().flatten().chain(writers)
+        };
+        self.cell.close(&self.core);
+        wakers.for_each(Waker::wake);
+    }
+
+    /// Tells the peer of a connection that nothing more will be sent. Call it once flushed.
+    pub fn shutdown_write(&self) {
+        // Only ENOTCONN can come back, and then there is nobody to tell.
+        let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
+    }
+
+    /// Of a connection, an empty packet is taken for its end: there is none.
+    #[inline]
+    fn is_sent(&self, packet_bytes: usize) -> bool {
+        packet_bytes > 0 || !self.cell.options.connection
+    }
+
+    #[inline]
+    fn mark_dirty(&self, state: &mut State) {
+        if !state.dirty {
+            state.dirty = true;
+            self.core.dirty_packets.borrow_mut().push(Rc::clone(&self.cell));
+        }
+    }
+}
+
+impl Drop for Packets {
+    fn drop(&mut self) {
+        self.cell.close(&self.core);
+    }
+}
+
+impl fmt::Debug for Packets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packets").field("socket", &self.cell.socket).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,724 @@
+//! A socket that carries packets (SOCK_SEQPACKET, SOCK_DGRAM): received ones wait for their reader, accepted
+//! ones for the kernel. The engine only tells when the socket can be read or written; the packets themselves
+//! move by calls of our own, many with each (`packet_io.rs`).
+//!
+//! ```text
+//! receive:  Idle -> Armed -> (readable: receive what is there) -> Armed ...
+//!           Idle     nothing armed, a turn will arm it
+//!           Armed    the engine will tell when there is something
+//!           Paused   nothing armed until the reader has taken what is there
+//!           Ended    end of the connection, or an error
+//! send:     accepted packets leave at the end of the turn; a full receiver closes the gate of its lane
+//!           (`packet_queue.rs`) until the engine tells of room, or for a while if it can't
+//! close:    the handle is gone -> what was accepted is sent (bounded in time) -> the readiness request is
+//!           cancelled -> the last reference closes the descriptor
+//! ```
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+
+use crate::chunk::Chunk;
+use crate::engine::{Request, Token};
+use crate::ops::Owner;
+use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
+use crate::packet_inbox::{Arrived, Place, Shape, joined};
+use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
+use crate::packet_queue::{Gate, PacketQueue};
+use crate::reactor::{Core, Driver};
+use crate::stats::add;
+use crate::stream::StreamError;
+
+/// Receives in a row before others have their turn.
+const RECEIVES_MAX: u32 = 8;
+/// Sends in a row before others have their turn.
+const SENDS_MAX: u32 = 32;
+/// Failures kept until somebody asks; older ones are dropped first.
+const FAILURES_MAX: usize = 64;
+/// What senders gather before they let the reactor turn: as much as one call sends.
+const BATCH_PACKETS: usize = crate::packet_io::SEND_PACKETS_MAX;
+const BATCH_BYTES: usize = 128 << 10;
+/// Refusals in a row, each after the engine had told of room, before it is no longer asked.
+const POLLED_REFUSALS_MAX: u32 = 3;
+/// Refusals for lack of memory before a packet is given up.
+const MEMORY_REFUSALS_MAX: u32 = 100;
+/// Pause of a receive that found no memory in the kernel.
+const RECEIVE_REST: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Receive {
+    Idle,
+    Armed(Token),
+    Paused,
+    Ended,
+}
+
+pub(crate) struct State {
+    pub(crate) receive: Receive,
+    pub(crate) end: Option<Result<(), StreamError>>,
+    pub(crate) arrived: Arrived,
+    pub(crate) shape: Shape,
+    pub(crate) reader: Option<Waker>,
+    pub(crate) watcher: Option<Waker>,
+    pub(crate) queue: PacketQueue,
+    pub(crate) writable: Option<Token>,
+    pub(crate) writers: Vec<Waker>,
+    pub(crate) failures: VecDeque<SendFailure>,
+    pub(crate) send_failure: Option<StreamError>,
+    /// The connected peer was found gone; nothing is sent to it until the socket is connected anew.
+    pub(crate) disconnected: bool,
+    pub(crate) send_bytes_max: usize,
+    pub(crate) dirty: bool,
+    pub(crate) closing: bool,
+    pub(crate) closed: bool,
+}
+
+/// The shared part of a packet socket: op slots and the handle refer to it.
+pub(crate) struct PacketCell {
+    pub(crate) socket: OwnedFd,
+    pub(crate) options: PacketOptions,
+    pub(crate) state: RefCell<State>,
+}
+
+impl fmt::Debug for PacketCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PacketCell").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// What packet sockets need of a reactor.
+#[derive(Debug, Default)]
+pub(crate) struct PacketWork {
+    /// Made for the first packet socket.
+    pub(crate) io: Option<Box<PacketIo>>,
+    /// What is received into now, by all packet sockets.
+    block: Option<PacketBlock>,
+    /// Sockets that could not arm; retried every turn.
+    retry: Vec<Rc<PacketCell>>,
+    /// Sockets that rest, and until when.
+    resting: Vec<(Instant, Rc<PacketCell>)>,
+    /// Dropped sockets with packets still to send, oldest first, and until when they may try.
+    lingering: VecDeque<(Instant, Rc<PacketCell>)>,
+    pub(crate) system_calls: u64,
+}
+
+impl PacketWork {
+    /// True once there has been a packet socket.
+    pub(crate) fn is_used(&self) -> bool {
+        self.io.is_some()
+    }
+
+    /// Blocks of the pool that are held here.
+    pub(crate) fn blocks(&self) -> usize {
+        usize::from(self.block.is_some())
+    }
+
+    /// Something is to be tried in the next turn, whatever happens.
+    pub(crate) fn must_turn(&self) -> bool {
+        !self.retry.is_empty()
+    }
+
+    /// When something must be looked at although nothing completes.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let resting = self.resting.iter().map(|(at, _)| *at).min();
+        let lingering = self.lingering.front().map(|(at, _)| *at);
+        [resting, lingering].into_iter().flatten().min()
+    }
+
+    /// Lets go of a socket that has closed.
+    fn forget(&mut self, cell: &PacketCell) {
+        let other = |candidate: &Rc<PacketCell>| !std::ptr::eq(Rc::as_ptr(candidate), cell);
+        self.retry.retain(other);
+        self.resting.retain(|(_, candidate)| other(candidate));
+    }
+
+    /// Lets go of everything, for shutdown.
+    pub(crate) fn clear(&mut self, pool: &mut crate::pool::Pool) {
+        self.retry.clear();
+        self.resting.clear();
+        self.lingering.clear();
+        if let Some(block) = self.block.take() {
+            block.retire(pool);
+        }
+    }
+
+    /// Everybody who waits for something that has no operation.
+    pub(crate) fn fail_waiting(&mut self, errno: i32, wakers: &mut Vec<Waker>) {
+        let resting = self.resting.drain(..).map(|(_, cell)| cell);
+        let waiting = self.retry.drain(..).chain(resting);
+        waiting.for_each(|cell| cell.fail(errno, wakers));
+    }
+}
+
+pub(crate) fn replace_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(context.waker()),
+        None => *slot = Some(context.waker().clone()),
+    }
+}
+
+/// What `unix_dgram_sendmsg` takes at most: the send buffer less 32 bytes.
+pub(crate) fn send_bytes_max(socket: &OwnedFd) -> usize {
+    const KEPT_BYTES: usize = 32;
+    // An error means that it is no socket; its first operation says so.
+    let buffer = rustix::net::sockopt::socket_send_buffer_size(socket).unwrap_or(0);
+    buffer.saturating_sub(KEPT_BYTES)
+}
+
+impl State {
+    #[inline]
+    pub(crate) fn send_error(&self) -> Option<StreamError> {
+        self.send_failure.or_else(|| self.closing.then_some(StreamError::PeerGone))
+    }
+
+    #[inline]
+    pub(crate) fn check_len(&self, len: usize) -> Result<(), PacketError> {
+        let limit = self.send_bytes_max;
+        if len > limit { Err(PacketError::TooLarge { len, limit }) } else { Ok(()) }
+    }
+
+    #[inline]
+    pub(crate) fn check(
+        &mut self,
+        to: &SocketName,
+        options: &PacketOptions,
+    ) -> Result<Accepted, PacketError> {
+        if let Some(error) = self.send_error() {
+            return Err(error.into());
+        }
+        if !self.failures.is_empty()
+            && let Some(index) = self.failures.iter().position(|failure| failure.to == *to)
+            && let Some(failure) = self.failures.remove(index)
+        {
+            return Err(failure.error);
+        }
+        let packets = self.queue.packets();
+        if packets >= options.outbound_packets_max
+            || self.queue.bytes() >= options.outbound_bytes_max
+            || !self.queue.takes(to)
+        {
+            return Ok(Accepted::Full { queued: packets });
+        }
+        // Of a connection the bounds alone count. Elsewhere a receiver that is full must not fill the queue
+        // for the others, and whoever would rather know of it than wait gets to know.
+        if !options.connection
+            && packets > 0
+            && let Some(queued) = self.queue.blocked(to)
+        {
+            return Ok(Accepted::Full { queued });
+        }
+        Ok(Accepted::Yes)
+    }
+
+    /// True if more packets had better be gathered before the reactor turns.
+    #[inline]
+    pub(crate) fn is_prompt(&self) -> bool {
+        !self.queue.is_ready()
+            || self.queue.packets() < BATCH_PACKETS && self.queue.bytes() < BATCH_BYTES
+    }
+
+    pub(crate) fn wait(&mut self, context: &Context<'_>) {
+        if !self.writers.iter().any(|writer| writer.will_wake(context.waker())) {
+            self.writers.push(context.waker().clone());
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.queue.packets() == 0 || self.send_failure.is_some()
+    }
+
+    pub(crate) fn failed(&mut self, to: SocketName, error: PacketError) {
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(SendFailure { to, error });
+    }
+}
+
+impl PacketCell {
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Asks the engine to tell when there is something to receive, if nothing speaks against it.
+    pub(crate) fn arm(self: &Rc<Self>, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        if state.end.is_some() || state.closing || matches!(state.receive, Receive::Armed(_)) {
+            return;
+        }
+        if self.is_full(&state) {
+            // The reader arms it once it has caught up.
+            state.receive = Receive::Paused;
+            return;
+        }
+        state.receive = Receive::Idle;
+        let fd = self.raw_fd();
+        match driver.start(|| Owner::PacketsReadable(Rc::clone(self)), Request::Readable { fd }) {
+            Some(token) => state.receive = Receive::Armed(token),
+            None => driver.packets.retry.push(Rc::clone(self)),
+        }
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        state.arrived.bytes() >= self.options.inbound_bytes_max
+            || state.arrived.len() >= self.options.inbound_packets_max
+    }
+
+    /// The socket can be read, or the request has ended.
+    pub(crate) fn readable(self: &Rc<Self>, core: &Core, driver: &mut Driver, result: i32) {
+        let mut state = self.state.borrow_mut();
+        state.receive = Receive::Idle;
+        if state.closing {
+            return;
+        }
+        if result < 0 && result != -libc::ECANCELED {
+            self.end(&mut state, driver, Err(StreamError::from_errno(-result)));
+            return;
+        }
+        if self.receive(core, driver, &mut state) {
+            drop(state);
+            self.arm(driver);
+        }
+    }
+
+    /// Receives what is there. True if the engine is to tell of more.
+    fn receive(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State) -> bool {
+        for round in 0..RECEIVES_MAX {
+            if self.is_full(state) {
+                add(&core.counters.receives_paused, 1);
+                state.receive = Receive::Paused;
+                return false;
+            }
+            let slots = self.prepare(driver, &state.shape);
+            let PacketWork { io: Some(io), block, system_calls, .. } = &mut driver.packets else {
+                return false;
+            };
+            let block = block.as_mut().filter(|_| slots.slot_bytes > 0);
+            let pool = driver.pool.shared();
+            let credentials = self.options.credentials;
+            let fd = self.socket.as_fd();
+            match io.receive(fd, block, pool, slots, credentials, system_calls) {
+                Ok(count) => {
+                    state.shape.filled(slots.count, count);
+                    self.deliver(core, driver, state, slots, count);
+                    if state.end.is_some() {
+                        return false;
+                    }
+                    if count < slots.count {
+                        return true;
+                    }
+                }
+                // Told of something and nothing there: the socket may have been shut down on this side.
+                Err(Errno::AGAIN) if round == 0 && self.is_hung_up() => {
+                    self.end(state, driver, Ok(()));
+                    return false;
+                }
+                Err(Errno::AGAIN) => return true,
+                // The peer of a connected datagram socket has gone (unix(7)); others may still send.
+                Err(Errno::CONNRESET | Errno::CONNREFUSED) if !self.options.connection => {}
+                Err(Errno::NOBUFS | Errno::NOMEM) => {
+                    let until = Instant::now() + RECEIVE_REST;
+                    driver.packets.resting.push((until, Rc::clone(self)));
+                    return false;
+                }
+                Err(errno) => {
+                    let error = StreamError::from_errno(errno.raw_os_error());
+                    self.end(state, driver, Err(error));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Makes sure that there is a block to receive into, if the pool has one, and divides it.
+    fn prepare(&self, driver: &mut Driver, shape: &Shape) -> Slots {
+        let Driver { pool, packets, .. } = driver;
+        let block_bytes = pool.shared().block_bytes();
+        let packet_bytes_max = u32::try_from(self.options.packet_bytes_max).unwrap_or(u32::MAX);
+        let slots = |block: &PacketBlock, pool: &_| {
+            shape.slots(block.room(pool), block_bytes, packet_bytes_max)
+        };
+        if let Some(block) = &packets.block
+            && let Some(slots) = slots(block, pool)
+        {
+            return slots;
+        }
+        if let Some(block) = packets.block.take() {
+            block.retire(pool);
+        }
+        pool.collect_returns();
+        packets.block = PacketBlock::take(pool);
+        let divided = packets.block.as_ref().and_then(|block| slots(block, pool));
+        divided.unwrap_or_else(|| shape.without_block(packet_bytes_max))
+    }
+
+    /// Queues `count` packets that lie in the slots.
+    fn deliver(
+        &self,
+        core: &Core,
+        driver: &mut Driver,
+        state: &mut State,
+        slots: Slots,
+        count: usize,
+    ) {
+        let Driver { pool, packets, wakers, .. } = driver;
+        let PacketWork { io: Some(io), block, .. } = packets else { return };
+        let block_bytes = pool.shared().block_bytes();
+        // The last quarter of the pool is never lent: whatever readers hold on to, receiving can go on, into
+        // the same bytes again and again.
+        let low = pool.free_blocks() * 4 < pool.blocks();
+        let (mut lent, mut lent_bytes, mut empty) = (0, 0, 0);
+        let mut start = 0;
+        for index in 0..count {
+            let arrival = io.arrival(index);
+            let len = arrival.len;
+            state.shape.observe(len, block_bytes);
+            add(&core.counters.bytes_received, len as u64);
+            empty = if len == 0 { empty + 1 } else { 0 };
+            let slot_bytes = slots.slot_bytes;
+            let place = match u32::try_from(len) {
+                _ if arrival.truncated || len > self.options.packet_bytes_max => {
+                    add(&core.counters.packets_truncated, 1);
+                    Place::Truncated { len }
+                }
+                Ok(0) => Place::Apart(Chunk::Copied(Bytes::new())),
+                Ok(len) if len <= slot_bytes && !low => {
+                    lent += 1;
+                    lent_bytes = start + len;
+                    Place::Lent { start, len }
+                }
+                fits => {
+                    add(&core.counters.bytes_copied, len as u64);
+                    let in_slot = fits.unwrap_or(u32::MAX).min(slot_bytes);
+                    let front = block.as_ref().map(|block| block.received(pool, start, in_slot));
+                    let front = front.unwrap_or_default();
+                    let back = io.overflow(index, len - in_slot as usize);
+                    Place::Apart(joined(front, back))
+                }
+            };
+            state.arrived.push(place, arrival.sender, arrival.credentials);
+            start += slot_bytes;
+        }
+        if lent > 0
+            && let Some(block) = block
+        {
+            state.arrived.push_group(block.lend(pool, lent_bytes), lent);
+        }
+        // Of a connection, nothing received means its end, which recvmmsg(2) repeats, or an empty packet,
+        // which this library does not send.
+        if self.options.connection && empty > 0 && self.is_hung_up() {
+            state.arrived.forget_last(empty);
+            state.receive = Receive::Ended;
+            state.end.get_or_insert(Ok(()));
+        } else {
+            empty = 0;
+        }
+        add(&core.counters.packets_received, (count - empty) as u64);
+        wakers.extend(state.reader.take());
+        wakers.extend(state.watcher.take());
+    }
+
+    /// Whether nothing more will come, by the kernel's word.
+    fn is_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A failure is no word of an end; the next receive has its own.
+        let found = rustix::event::poll(&mut polled, Some(&now));
+        found.is_ok() && polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+    }
+
+    fn end(&self, state: &mut State, driver: &mut Driver, end: Result<(), StreamError>) {
+        state.receive = Receive::Ended;
+        state.end.get_or_insert(end);
+        driver.wakers.extend(state.reader.take());
+        driver.wakers.extend(state.watcher.take());
+    }
+
+    /// The socket can be written, or the request has ended.
+    pub(crate) fn writable(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        state.writable = None;
+        state.queue.open_gates(|gate| gate == Gate::Polled);
+        self.send(core, driver, &mut state);
+    }
+
+    /// Sends everything queued.
+    pub(crate) fn stage(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        state.dirty = false;
+        self.send(core, driver, &mut state);
+    }
+
+    fn send(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State) {
+        if state.send_failure.is_some() {
+            return;
+        }
+        let mut calls = 0;
+        while state.queue.is_ready() {
+            if calls == SENDS_MAX {
+                if !std::mem::replace(&mut state.dirty, true) {
+                    core.dirty_packets.borrow_mut().push(Rc::clone(self));
+                }
+                break;
+            }
+            calls += 1;
+            let PacketWork { io: Some(io), system_calls, .. } = &mut driver.packets else { break };
+            let (_, taken) = io.send(self.socket.as_fd(), state.queue.outgoing(), system_calls);
+            match taken {
+                Ok(count) => {
+                    let bytes = state.queue.sent(count, &mut core.blocks.borrow_mut());
+                    add(&core.counters.bytes_sent, bytes as u64);
+                    add(&core.counters.packets_sent, count as u64);
+                }
+                Err(errno) => self.refused(core, driver, state, errno),
+            }
+            if state.send_failure.is_some() {
+                break;
+            }
+        }
+        // Room, a failure, or a receiver that is full: whoever waits looks for themselves.
+        driver.wakers.append(&mut state.writers);
+        if state.closing && state.is_drained() {
+            self.finish(driver, state);
+        }
+    }
+
+    /// The kernel refused the packet that is first in turn.
+    fn refused(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State, errno: Errno) {
+        let Some(key) = state.queue.first_open() else { return };
+        let to = state.queue.destination(key);
+        let blocks = &mut core.blocks.borrow_mut();
+        let connection = self.options.connection;
+        let raw = errno.raw_os_error();
+        let (error, all) = match errno {
+            // The socket's own error, from its connected peer's end, not this packet's.
+            Errno::CONNRESET if !connection => return,
+            Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
+                let polled = errno == Errno::AGAIN && to.is_unnamed();
+                let refusals = state.queue.close_gate(key, |lane| {
+                    lane.refusals += 1;
+                    if polled && lane.refusals <= POLLED_REFUSALS_MAX {
+                        lane.gate = Gate::Polled;
+                    } else {
+                        let until = lane.rest(Instant::now());
+                        driver.packets.resting.push((until, Rc::clone(self)));
+                    }
+                    (lane.gate, lane.refusals)
+                });
+                add(&core.counters.sends_tracked, 1);
+                match refusals {
+                    Some((Gate::Polled, _)) => {
+                        self.await_room(driver, state);
+                        return;
+                    }
+                    Some((_, refusals))
+                        if errno == Errno::AGAIN || refusals < MEMORY_REFUSALS_MAX =>
+                    {
+                        return;
+                    }
+                    _ => (StreamError::Kernel { errno: raw }.into(), false),
+                }
+            }
+            Errno::MSGSIZE => {
+                state.send_bytes_max = send_bytes_max(&self.socket);
+                let len = state.queue.first_len(key);
+                (PacketError::TooLarge { len, limit: state.send_bytes_max }, false)
+            }
+            _ if connection => {
+                let error = StreamError::from_errno(raw);
+                state.send_failure = Some(error);
+                let dropped = state.queue.clear(blocks);
+                add(&core.counters.packets_dropped, dropped as u64);
+                return;
+            }
+            Errno::CONNREFUSED
+            | Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::NOTCONN
+            | Errno::DESTADDRREQ
+            | Errno::PIPE
+            | Errno::PROTOTYPE => {
+                if to.is_unnamed() {
+                    state.disconnected = true;
+                }
+                (PacketError::Gone { errno: raw }, true)
+            }
+            Errno::ACCESS | Errno::PERM => (PacketError::Forbidden { errno: raw }, true),
+            _ => (StreamError::Kernel { errno: raw }.into(), false),
+        };
+        let dropped = state.queue.drop_packets(key, all, blocks);
+        add(&core.counters.packets_dropped, dropped as u64);
+        state.failed(to, error);
+    }
+
+    /// Asks the engine to tell when the connected peer has room.
+    fn await_room(self: &Rc<Self>, driver: &mut Driver, state: &mut State) {
+        if state.writable.is_some() {
+            return;
+        }
+        let fd = self.raw_fd();
+        state.writable =
+            driver.start(|| Owner::PacketsWritable(Rc::clone(self)), Request::Writable { fd });
+        if state.writable.is_none() {
+            driver.packets.retry.push(Rc::clone(self));
+        }
+    }
+
+    /// Tries again what found no room among the operations.
+    fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        if state.writable.is_none() && state.queue.open_gates(|gate| gate == Gate::Polled) {
+            self.send(core, driver, &mut state);
+        }
+        let idle = state.receive == Receive::Idle;
+        drop(state);
+        if idle {
+            self.arm(driver);
+        }
+    }
+
+    /// A rest is over.
+    fn rested(self: &Rc<Self>, core: &Core, driver: &mut Driver, now: Instant) {
+        let mut state = self.state.borrow_mut();
+        let due = |gate| matches!(gate, Gate::Resting(until) if until <= now);
+        if state.queue.open_gates(due) {
+            self.send(core, driver, &mut state);
+        }
+        let idle = state.receive == Receive::Idle;
+        drop(state);
+        if idle {
+            self.arm(driver);
+        }
+    }
+
+    /// The handle is gone.
+    pub(crate) fn close(self: &Rc<Self>, core: &Core) {
+        let mut state = self.state.borrow_mut();
+        if std::mem::replace(&mut state.closing, true) {
+            return;
+        }
+        state.reader = None;
+        state.watcher = None;
+        state.writers.clear();
+        let arrived = std::mem::take(&mut state.arrived);
+        let drained = state.is_drained();
+        drop(state);
+        // Leases go without a borrow: the last one of a block notifies the mailbox.
+        drop(arrived);
+        if !core.is_closed()
+            && let Ok(mut driver) = core.driver.try_borrow_mut()
+        {
+            let mut state = self.state.borrow_mut();
+            if drained {
+                self.finish(&mut driver, &mut state);
+            } else {
+                if let Receive::Armed(token) = state.receive {
+                    driver.cancel(token, self.raw_fd());
+                }
+                let linger = Duration::from_millis(core.config.linger_ms_max);
+                driver.packets.lingering.push_back((Instant::now() + linger, Rc::clone(self)));
+            }
+        }
+    }
+
+    /// Nothing is left to send: ends the requests, so that their slots let go of the descriptor.
+    fn finish(&self, driver: &mut Driver, state: &mut State) {
+        if std::mem::replace(&mut state.closed, true) {
+            return;
+        }
+        if self.options.connection {
+            self.shut_down();
+        }
+        driver.packets.forget(self);
+        let armed = match state.receive {
+            Receive::Armed(token) => Some(token),
+            _ => None,
+        };
+        for token in armed.into_iter().chain(state.writable) {
+            driver.cancel(token, self.raw_fd());
+        }
+    }
+
+    /// A dropped socket has sent everything or lingered long enough.
+    fn give_up(&self, core: &Core, driver: &mut Driver) {
+        let mut state = self.state.borrow_mut();
+        let dropped = state.queue.clear(&mut core.blocks.borrow_mut());
+        if dropped > 0 {
+            add(&core.counters.packets_dropped, dropped as u64);
+            tracing::debug!(packets = dropped, "a closed socket's packets are dropped");
+        }
+        self.finish(driver, &mut state);
+    }
+
+    /// The peer of a connection sees the end at once.
+    pub(crate) fn shut_down(&self) {
+        if self.options.connection {
+            // ENOTCONN means that there is nobody to tell.
+            let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        }
+    }
+
+    /// The engine or the runtime is gone: both directions report it.
+    pub(crate) fn fail(&self, errno: i32, wakers: &mut Vec<Waker>) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let error = StreamError::from_errno(errno);
+        state.end.get_or_insert(Err(error));
+        state.send_failure.get_or_insert(error);
+        wakers.extend(state.reader.take());
+        wakers.extend(state.watcher.take());
+        wakers.append(&mut state.writers);
+    }
+}
+
+impl Core {
+    /// Hands what packet sockets have queued to the kernel, and repeats what found no room.
+    pub(crate) fn stage_packets(&self, driver: &mut Driver) {
+        if !driver.packets.retry.is_empty() {
+            for cell in std::mem::take(&mut driver.packets.retry) {
+                cell.retry(self, driver);
+            }
+        }
+        if self.dirty_packets.borrow().is_empty() {
+            return;
+        }
+        let mut dirty = std::mem::take(&mut *self.dirty_packets.borrow_mut());
+        for cell in dirty.drain(..) {
+            cell.stage(self, driver);
+        }
+        // Sockets with more than their turn allows are kept; otherwise the allocation is.
+        let mut slot = self.dirty_packets.borrow_mut();
+        if slot.is_empty() {
+            *slot = dirty;
+        }
+    }
+
+    /// Rests that are over, and dropped sockets that have lingered long enough.
+    pub(crate) fn run_packet_clocks(&self, driver: &mut Driver, now: Instant) {
+        if driver.packets.resting.iter().any(|(at, _)| *at <= now) {
+            let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut driver.packets.resting)
+                .into_iter()
+                .partition(|(at, _)| *at <= now);
+            driver.packets.resting = later;
+            for (_, cell) in due {
+                cell.rested(self, driver, now);
+            }
+        }
+        while let Some((at, cell)) = driver.packets.lingering.pop_front() {
+            if at > now && !cell.state.borrow().is_drained() {
+                driver.packets.lingering.push_front((at, cell));
+                break;
+            }
+            cell.give_up(self, driver);
+        }
+    }
+}

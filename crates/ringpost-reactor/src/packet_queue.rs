@@ -1,0 +1,557 @@
+//! What a packet socket has accepted and not yet handed to the kernel: a lane of packets for each
+//! destination, so that one receiver that is full or gone holds up nobody else.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::memory::{BlockClass, OutboundBlock, OutboundBlocks, Prefix};
+use crate::outbound::Payload;
+use crate::packet_io::{Outgoing, SocketName};
+
+/// Destinations with packets waiting at once; another one finds the queue full.
+pub(crate) const LANES_MAX: usize = 4096;
+/// Lanes kept for reuse.
+const SPARE_LANES_MAX: usize = 64;
+/// First and longest rest of a lane whose receiver is full and can't be polled for room.
+const REST_MIN: Duration = Duration::from_micros(100);
+const REST_MAX: Duration = Duration::from_millis(10);
+
+/// A packet that has been accepted.
+#[derive(Debug)]
+enum Queued {
+    /// The next bytes of the lane's front block.
+    Copied(u32),
+    /// Sent from where it lies.
+    Shared { prefix: Prefix, payload: Payload },
+}
+
+impl Queued {
+    fn len(&self) -> usize {
+        match self {
+            Self::Copied(len) => *len as usize,
+            Self::Shared { prefix, payload } => prefix.len() + payload.as_slice().len(),
+        }
+    }
+}
+
+/// Whether the packets of a lane may be offered to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Open,
+    /// The kernel tells when there is room.
+    Polled,
+    /// There is no telling: tried again at this instant.
+    Resting(Instant),
+}
+
+/// Packets for one destination, in order.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    /// Unnamed: the connected peer.
+    to: SocketName,
+    packets: VecDeque<Queued>,
+    /// What copied packets lie in: the last one is open.
+    blocks: VecDeque<OutboundBlock>,
+    class: BlockClass,
+    pub(crate) gate: Gate,
+    rest: Duration,
+    /// Refusals in a row although the kernel had told of room.
+    pub(crate) refusals: u32,
+}
+
+impl Lane {
+    fn new(to: SocketName) -> Self {
+        Self {
+            to,
+            packets: VecDeque::new(),
+            blocks: VecDeque::new(),
+            class: BlockClass::default(),
+            gate: Gate::Open,
+            rest: REST_MIN,
+            refusals: 0,
+        }
+    }
+
+    /// Closes the gate for a while that doubles each time.
+    pub(crate) fn rest(&mut self, now: Instant) -> Instant {
+        let until = now + self.rest;
+        self.rest = (self.rest * 2).min(REST_MAX);
+        self.gate = Gate::Resting(until);
+        until
+    }
+
+    /// A block with room for `len` bytes behind a prefix is the last one.
+    #[inline]
+    fn open(&mut self, len: usize, blocks: &mut OutboundBlocks) -> &mut OutboundBlock {
+        if !self.blocks.back().is_some_and(|block| block.fits(len)) {
+            if !self.blocks.is_empty() {
+                self.class = self.class.grown();
+            }
+            self.blocks.push_back(blocks.take(len, self.class));
+        }
+        self.blocks.back_mut().expect("just made sure")
+    }
+
+    /// The packets, as the kernel is to see them.
+    fn outgoing(&self) -> impl Iterator<Item = Outgoing<'_>> {
+        let to = (!self.to.is_unnamed()).then_some(&self.to);
+        let mut blocks = self.blocks.iter().map(OutboundBlock::as_slice);
+        let mut bytes: &[u8] = blocks.next().unwrap_or_default();
+        self.packets.iter().map(move |packet| match packet {
+            Queued::Copied(len) => {
+                let len = *len as usize;
+                // A packet lies whole in one block.
+                while bytes.len() < len
+                    && let Some(next) = blocks.next()
+                {
+                    bytes = next;
+                }
+                let (packet, rest) = bytes.split_at(len);
+                bytes = rest;
+                Outgoing { to, parts: [packet, &[]] }
+            }
+            Queued::Shared { prefix, payload } => {
+                Outgoing { to, parts: [prefix.as_slice(), payload.as_slice()] }
+            }
+        })
+    }
+
+    /// Drops the first packet. Its length.
+    fn pop(&mut self, blocks: &mut OutboundBlocks) -> Option<usize> {
+        let packet = self.packets.pop_front()?;
+        let len = packet.len();
+        if let Queued::Copied(_) = packet {
+            while self.blocks.len() > 1
+                && self.blocks.front().is_some_and(|front| front.len() < len)
+            {
+                self.give_back_front(blocks);
+            }
+            if let Some(front) = self.blocks.front_mut() {
+                front.advance(len);
+            }
+        }
+        if self.packets.is_empty() {
+            while !self.blocks.is_empty() {
+                self.give_back_front(blocks);
+            }
+        }
+        Some(len)
+    }
+
+    fn give_back_front(&mut self, blocks: &mut OutboundBlocks) {
+        if let Some(block) = self.blocks.pop_front() {
+            blocks.give_back(block);
+        }
+    }
+}
+
+/// Everything accepted and not yet sent. See the module documentation.
+#[derive(Debug)]
+pub(crate) struct PacketQueue {
+    lanes: Slab<Lane>,
+    by_name: HashMap<SocketName, usize>,
+    /// The lane that was appended to last.
+    recent: Option<usize>,
+    spare: Vec<Lane>,
+    bytes: usize,
+    packets: usize,
+    /// Lanes whose gate is open and that have packets.
+    open: usize,
+}
+
+impl PacketQueue {
+    pub(crate) fn new() -> Self {
+        Self {
+            lanes: Slab::new(),
+            by_name: HashMap::new(),
+            recent: None,
+            spare: Vec::new(),
+            bytes: 0,
+            packets: 0,
+            open: 0,
+        }
+    }
+
+    /// Bytes accepted and not yet sent.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Packets accepted and not yet sent.
+    #[inline]
+    pub(crate) fn packets(&self) -> usize {
+        self.packets
+    }
+
+    /// True if something may be offered to the kernel.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.open > 0
+    }
+
+    /// Bytes and packets that wait for this destination because it had no room; zero if it has.
+    pub(crate) fn blocked(&self, to: &SocketName) -> Option<usize> {
+        let lane = self.lanes.get(self.find(to)?)?;
+        (lane.gate != Gate::Open).then_some(lane.packets.len())
+    }
+
+    /// True if there is a lane for this destination, or may be one.
+    #[inline]
+    pub(crate) fn takes(&self, to: &SocketName) -> bool {
+        self.lanes.len() < LANES_MAX || self.find(to).is_some()
+    }
+
+    #[inline]
+    fn find(&self, to: &SocketName) -> Option<usize> {
+        if let Some(recent) = self.recent
+            && self.lanes.get(recent).is_some_and(|lane| lane.to == *to)
+        {
+            return Some(recent);
+        }
+        self.by_name.get(to).copied()
+    }
+
+    /// The lane for this destination; `None` if there are too many.
+    #[inline]
+    fn lane(&mut self, to: &SocketName) -> Option<&mut Lane> {
+        let key = match self.find(to) {
+            Some(key) => key,
+            None => self.add_lane(to)?,
+        };
+        self.recent = Some(key);
+        self.lanes.get_mut(key)
+    }
+
+    fn add_lane(&mut self, to: &SocketName) -> Option<usize> {
+        if self.lanes.len() >= LANES_MAX {
+            return None;
+        }
+        let mut lane = self.spare.pop().unwrap_or_else(|| Lane::new(*to));
+        lane.to = *to;
+        let key = self.lanes.insert(lane);
+        self.by_name.insert(*to, key);
+        Some(key)
+    }
+
+    #[inline]
+    fn accepted(&mut self, len: usize, first: bool, gate: Gate) {
+        self.bytes += len;
+        self.packets += 1;
+        if first && gate == Gate::Open {
+            self.open += 1;
+        }
+    }
+
+    /// Accepts a packet of `prefix` and a copy of `body`. False if there are too many destinations.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        to: &SocketName,
+        prefix: Prefix,
+        body: &[u8],
+        blocks: &mut OutboundBlocks,
+    ) -> bool {
+        self.append_block(to, prefix, body.len(), blocks, |block| block.append(prefix, body))
+    }
+
+    /// Accepts a packet of `prefix` and `len` bytes that `fill` writes in place. False, and `fill` was not
+    /// called, if there are too many destinations.
+    pub(crate) fn append_with(
+        &mut self,
+        to: &SocketName,
+        prefix: Prefix,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+        blocks: &mut OutboundBlocks,
+    ) -> bool {
+        self.append_block(to, prefix, len, blocks, |block| block.append_with(prefix, len, fill))
+    }
+
+    #[inline]
+    fn append_block(
+        &mut self,
+        to: &SocketName,
+        prefix: Prefix,
+        len: usize,
+        blocks: &mut OutboundBlocks,
+        write: impl FnOnce(&mut OutboundBlock),
+    ) -> bool {
+        let Some(lane) = self.lane(to) else { return false };
+        write(lane.open(len, blocks));
+        let total = prefix.len() + len;
+        let first = lane.packets.is_empty();
+        lane.packets.push_back(Queued::Copied(u32::try_from(total).unwrap_or(u32::MAX)));
+        let gate = lane.gate;
+        self.accepted(total, first, gate);
+        true
+    }
+
+    /// Accepts a packet that is sent from where it lies. False if there are too many destinations.
+    pub(crate) fn append_shared(
+        &mut self,
+        to: &SocketName,
+        prefix: Prefix,
+        payload: Payload,
+    ) -> bool {
+        let Some(lane) = self.lane(to) else { return false };
+        let first = lane.packets.is_empty();
+        let packet = Queued::Shared { prefix, payload };
+        let len = packet.len();
+        lane.packets.push_back(packet);
+        let gate = lane.gate;
+        self.accepted(len, first, gate);
+        true
+    }
+
+    /// The packets of all lanes that are open, lane by lane.
+    pub(crate) fn outgoing(&self) -> impl Iterator<Item = Outgoing<'_>> {
+        self.open_lanes().flat_map(|(_, lane)| lane.outgoing())
+    }
+
+    fn open_lanes(&self) -> impl Iterator<Item = (usize, &Lane)> {
+        self.lanes.iter().filter(|(_, lane)| lane.gate == Gate::Open && !lane.packets.is_empty())
+    }
+
+    /// The lane whose packet would be offered first.
+    pub(crate) fn first_open(&self) -> Option<usize> {
+        self.open_lanes().next().map(|(key, _)| key)
+    }
+
+    /// The kernel took this many of the packets that [`PacketQueue::outgoing`] offers. Their bytes.
+    pub(crate) fn sent(&mut self, mut count: usize, blocks: &mut OutboundBlocks) -> usize {
+        let mut bytes = 0;
+        while count > 0 {
+            let Some(key) = self.first_open() else { break };
+            let Some(lane) = self.lanes.get_mut(key) else { break };
+            lane.rest = REST_MIN;
+            lane.refusals = 0;
+            while count > 0
+                && let Some(len) = lane.pop(blocks)
+            {
+                count -= 1;
+                bytes += len;
+                self.packets -= 1;
+            }
+            if lane.packets.is_empty() {
+                self.open -= 1;
+                self.recycle(key, blocks);
+            }
+        }
+        self.bytes -= bytes;
+        bytes
+    }
+
+    /// Keeps the lane of a connected peer, which is used all the time; others make room for others.
+    fn recycle(&mut self, key: usize, blocks: &mut OutboundBlocks) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        if lane.to.is_unnamed() {
+            return;
+        }
+        let mut lane = self.lanes.remove(key);
+        self.by_name.remove(&lane.to);
+        self.recent = None;
+        while !lane.blocks.is_empty() {
+            lane.give_back_front(blocks);
+        }
+        lane.class = BlockClass::default();
+        (lane.gate, lane.rest, lane.refusals) = (Gate::Open, REST_MIN, 0);
+        if self.spare.len() < SPARE_LANES_MAX {
+            self.spare.push(lane);
+        }
+    }
+
+    /// Closes the gate of an open lane as `close` says.
+    pub(crate) fn close_gate<T>(
+        &mut self,
+        key: usize,
+        close: impl FnOnce(&mut Lane) -> T,
+    ) -> Option<T> {
+        let lane = self.lanes.get_mut(key)?;
+        let outcome = close(lane);
+        if lane.gate != Gate::Open {
+            self.open -= 1;
+        }
+        Some(outcome)
+    }
+
+    /// Opens gates for which `open` holds. True if a packet may be offered now that could not before.
+    pub(crate) fn open_gates(&mut self, open: impl Fn(Gate) -> bool) -> bool {
+        let mut any = false;
+        for (_, lane) in &mut self.lanes {
+            if lane.gate != Gate::Open && open(lane.gate) {
+                lane.gate = Gate::Open;
+                if !lane.packets.is_empty() {
+                    self.open += 1;
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    /// Where an open lane leads to.
+    pub(crate) fn destination(&self, key: usize) -> SocketName {
+        self.lanes.get(key).map_or(SocketName::UNNAMED, |lane| lane.to)
+    }
+
+    /// Length of the first packet of a lane.
+    pub(crate) fn first_len(&self, key: usize) -> usize {
+        let first = self.lanes.get(key).and_then(|lane| lane.packets.front());
+        first.map_or(0, Queued::len)
+    }
+
+    /// Drops the first packet of an open lane, or with `all` every one. Their number.
+    pub(crate) fn drop_packets(
+        &mut self,
+        key: usize,
+        all: bool,
+        blocks: &mut OutboundBlocks,
+    ) -> usize {
+        let Some(lane) = self.lanes.get_mut(key) else { return 0 };
+        let mut count = 0;
+        while let Some(len) = lane.pop(blocks) {
+            self.bytes -= len;
+            self.packets -= 1;
+            count += 1;
+            if !all {
+                break;
+            }
+        }
+        if count > 0 && lane.packets.is_empty() {
+            if lane.gate == Gate::Open {
+                self.open -= 1;
+            }
+            lane.gate = Gate::Open;
+            self.recycle(key, blocks);
+        }
+        count
+    }
+
+    /// Drops everything. The number of packets.
+    pub(crate) fn clear(&mut self, blocks: &mut OutboundBlocks) -> usize {
+        let count = self.packets;
+        for mut lane in self.lanes.drain() {
+            while !lane.blocks.is_empty() {
+                lane.give_back_front(blocks);
+            }
+        }
+        self.by_name.clear();
+        self.spare.clear();
+        (self.recent, self.bytes, self.packets, self.open) = (None, 0, 0, 0);
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn name(index: usize) -> SocketName {
+        SocketName::from_abstract(format!("{index}").as_bytes()).unwrap()
+    }
+
+    fn body(sequence: usize) -> Vec<u8> {
+        let len = [0, 1, 70, 600, 5000, 70_000][sequence % 6];
+        vec![u8::try_from(sequence % 251).unwrap(); len]
+    }
+
+    /// What is offered, in the form in which it was appended.
+    fn offered(queue: &PacketQueue) -> Vec<(Option<SocketName>, Vec<u8>)> {
+        queue.outgoing().map(|packet| (packet.to.copied(), packet.parts.concat())).collect()
+    }
+
+    #[test]
+    fn packets_leave_whole_and_in_order() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        let mut expected = VecDeque::new();
+        let mut step = 1;
+        for sequence in 0..300 {
+            let (prefix, body) = (Prefix::new([9; 8], sequence % 9), body(sequence));
+            let to = SocketName::UNNAMED;
+            match sequence % 3 {
+                0 => assert!(queue.append(&to, prefix, &body, &mut blocks)),
+                1 => assert!(queue.append_shared(
+                    &to,
+                    prefix,
+                    Payload::Bytes(Bytes::from(body.clone()))
+                )),
+                _ => {
+                    let fill = |bytes: &mut [u8]| bytes.copy_from_slice(&body);
+                    assert!(queue.append_with(&to, prefix, body.len(), fill, &mut blocks));
+                }
+            }
+            expected.push_back([prefix.as_slice(), &body].concat());
+            if sequence % 10 == 9 {
+                let found = offered(&queue);
+                assert_eq!(found.len(), expected.len());
+                for (packet, expected) in found.iter().zip(&expected) {
+                    assert!(packet.0.is_none() && packet.1 == *expected);
+                }
+                // The kernel takes ever more of them.
+                let count = step.min(expected.len());
+                let bytes: usize = expected.drain(..count).map(|packet| packet.len()).sum();
+                assert_eq!(queue.sent(count, &mut blocks), bytes);
+                assert_eq!(queue.packets(), expected.len());
+                assert_eq!(queue.bytes(), expected.iter().map(Vec::len).sum::<usize>());
+                step = step * 3 % 17 + 1;
+            }
+        }
+        assert_eq!(queue.clear(&mut blocks), expected.len());
+        assert!(!queue.is_ready() && queue.bytes() == 0 && offered(&queue).is_empty());
+    }
+
+    #[test]
+    fn a_closed_lane_holds_up_no_other() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        for index in [0, 1, 2, 0] {
+            queue.append(&name(index), Prefix::NONE, &body(index + 1), &mut blocks);
+        }
+        let key = queue.first_open().unwrap();
+        let to = queue.destination(key);
+        let until = queue.close_gate(key, |lane| lane.rest(Instant::now())).unwrap();
+        assert_eq!(queue.blocked(&to), Some(if to == name(0) { 2 } else { 1 }));
+        let rest = offered(&queue).len();
+        assert!(offered(&queue).iter().all(|(other, _)| *other != Some(to)));
+        queue.sent(rest, &mut blocks);
+        assert!(!queue.is_ready());
+        assert!(!queue.open_gates(|gate| matches!(gate, Gate::Resting(at) if at < until)));
+        assert!(queue.open_gates(|gate| gate == Gate::Resting(until)));
+        assert!(queue.is_ready() && queue.blocked(&to).is_none());
+        queue.sent(queue.packets(), &mut blocks);
+        assert_eq!((queue.packets(), queue.bytes(), queue.lanes.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn dropped_packets_are_accounted_for() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        for sequence in 0..5 {
+            queue.append(&name(7), Prefix::NONE, &body(sequence), &mut blocks);
+        }
+        let key = queue.first_open().unwrap();
+        assert_eq!(queue.drop_packets(key, false, &mut blocks), 1);
+        assert_eq!(offered(&queue)[0].1, body(1));
+        queue.close_gate(key, |lane| lane.gate = Gate::Polled);
+        assert_eq!(queue.drop_packets(key, true, &mut blocks), 4);
+        assert!(!queue.is_ready() && queue.packets() == 0 && queue.lanes.is_empty());
+    }
+
+    #[test]
+    fn destinations_are_bounded() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        for index in 0..LANES_MAX {
+            assert!(queue.append(&name(index), Prefix::NONE, b"x", &mut blocks));
+        }
+        assert!(!queue.takes(&name(LANES_MAX)) && queue.takes(&name(5)));
+        assert!(!queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
+        queue.sent(1, &mut blocks);
+        assert!(queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
+    }
+}

@@ -1,0 +1,622 @@
+//! Connections over packets (SOCK_SEQPACKET): what streams do, one frame a packet, and peers that cut frames.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringpost::{
+    ByteOrder, Closed, Connection, ConnectionOptions, EngineChoice, HelloError, LengthPrefix,
+    Listener, PrefixWidth, ProtocolError, RecvError, SendError, spawn, timeout,
+};
+use ringpost_frame::{FrameKind, Hello};
+use ringpost_testkit::peer::{frame, greeting, message};
+use ringpost_testkit::{pattern, process};
+use ringpost_tests::rig::{
+    Bystander, ask, block_on, echo, expect_message, place, poll_at_most, run, runtime, until,
+};
+use ringpost_tests::{on_both_engines, on_both_engines_alone};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
+};
+
+on_both_engines!(
+    every_size,
+    many_messages,
+    every_way_to_send,
+    from_streams_and_to_streams,
+    clean_ends_and_aborts,
+    other_profiles,
+    bad_greetings,
+    packets_that_are_not_one_frame,
+    a_packet_over_the_limit,
+    ping_gets_its_pong,
+    one_frame_in_each_packet,
+    a_reader_that_lags,
+    messages_that_no_packet_holds,
+    futures_dropped_at_every_poll,
+    a_stream_client,
+    a_policy,
+    a_packet_connection_is_not_detached
+);
+on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime);
+
+fn options() -> ConnectionOptions {
+    ConnectionOptions::new()
+}
+
+fn sockets() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .expect("a pair of sockets")
+}
+
+/// Two connected connections of the current runtime.
+fn pair(options: ConnectionOptions) -> (Connection, Connection) {
+    let (left, right) = sockets();
+    (Connection::from_socket(left, options), Connection::from_socket(right, options))
+}
+
+/// A peer that writes packets by hand, blocking, from another thread.
+struct Peer(OwnedFd);
+
+impl Peer {
+    fn send(&self, packet: &[u8]) {
+        let sent = rustix::net::send(&self.0, packet, SendFlags::NOSIGNAL).expect("it reads");
+        assert_eq!(sent, packet.len());
+    }
+
+    /// The next packet; empty at the end. The runtime goes on meanwhile.
+    async fn read(&self) -> Vec<u8> {
+        let mut packet = None;
+        until("a packet comes", || {
+            packet = self.look();
+            packet.is_some()
+        })
+        .await;
+        packet.expect("just seen")
+    }
+
+    fn look(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; 1 << 20];
+        match rustix::net::recv(&self.0, &mut bytes[..], RecvFlags::DONTWAIT) {
+            Ok((_, count)) => bytes.truncate(count),
+            // It closed without having read everything.
+            Err(rustix::io::Errno::CONNRESET) => bytes.clear(),
+            Err(rustix::io::Errno::AGAIN) => return None,
+            Err(error) => panic!("nothing comes: {error}"),
+        }
+        Some(bytes)
+    }
+
+    async fn greet(&self) {
+        self.send(&greeting());
+        let hello = self.read().await;
+        Hello::decode(hello.as_slice().try_into().expect("64 bytes")).expect("proper");
+    }
+}
+
+fn raw(options: ConnectionOptions) -> (Connection, Peer) {
+    let (ours, theirs) = sockets();
+    let limit = Some(Duration::from_secs(10));
+    sockopt::set_socket_timeout(&theirs, sockopt::Timeout::Recv, limit).expect("a socket");
+    sockopt::set_socket_timeout(&theirs, sockopt::Timeout::Send, limit).expect("a socket");
+    (Connection::from_socket(ours, options), Peer(theirs))
+}
+
+fn every_size(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut client, server) = pair(options());
+        client.ready().await.expect("a greeting");
+        spawn(echo(server));
+        let limit = client.halves().0.message_bytes_max();
+        assert!((100_000..1 << 20).contains(&limit), "{limit}");
+        let mut sizes = vec![0, 1, 2, limit - 1, limit];
+        for edge in [128, 512, 1024, 2048, 4096, 8192, 16 << 10, 64 << 10, 128 << 10] {
+            sizes.extend([edge - 9, edge - 8, edge - 7, edge - 1, edge, edge + 1]);
+        }
+        sizes.retain(|len| *len <= limit);
+        for (sequence, len) in (0..).zip(sizes.iter().chain(sizes.iter().rev())) {
+            ask(&mut client, sequence, *len).await;
+        }
+        let error = SendError::TooLarge { len: limit + 1, limit };
+        assert_eq!(client.send(&vec![0; limit + 1]).await, Err(error.clone()));
+        assert_eq!(client.halves().0.try_send(&vec![0; limit + 1]), Err(error));
+        ask(&mut client, 99, 10).await;
+        client.shutdown().await.expect("open");
+        assert!(client.recv().await.expect("a clean end").is_none());
+    });
+}
+
+fn many_messages(engine: EngineChoice) {
+    const MESSAGES: u64 = 20_000;
+    let len = |sequence: u64| usize::try_from(sequence * 37 % 900).expect("small");
+    block_on(engine, async {
+        let (client, server) = pair(options());
+        let (mut sender, _receiver) = client.split();
+        let sending = spawn(async move {
+            let mut sequence = 0;
+            while sequence < MESSAGES {
+                let mut batch = sender.batch().await.expect("open");
+                while batch.has_room() && sequence < MESSAGES {
+                    let fill = |bytes: &mut [u8]| pattern::fill(sequence, bytes);
+                    batch.push_with(len(sequence), fill).expect("room");
+                    sequence += 1;
+                }
+            }
+            sender.shutdown().await.expect("open");
+        });
+        let (_sender, mut receiver) = server.split();
+        let mut received = 0;
+        while let Some(mut batch) = receiver.recv_batch().await.expect("open") {
+            while let Some(frames) = batch.next_run() {
+                for frame in frames {
+                    pattern::check(received, len(received), &frame.bytes());
+                    received += 1;
+                }
+            }
+        }
+        assert_eq!(received, MESSAGES);
+        sending.await.expect("no panic");
+        let stats = ringpost::stats();
+        assert_eq!(stats.packets_received, stats.packets_sent, "{stats:?}");
+        assert!(stats.system_calls < MESSAGES, "{stats:?}");
+    });
+}
+
+fn every_way_to_send(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        left.ready().await.expect("a greeting");
+        right.ready().await.expect("a greeting");
+        for len in [0, 10, 1000, 5000, 100_000] {
+            let payload = pattern::payload(1, len);
+            left.send(&payload).await.expect("open");
+            left.halves().0.try_send(&payload).expect("room");
+            left.send_with(len, |bytes| pattern::fill(1, bytes)).await.expect("open");
+            left.halves().0.send_bytes(Bytes::from(payload.clone())).await.expect("open");
+            left.halves().0.flush().await.expect("open");
+            for _ in 0..4 {
+                expect_message(&mut right, 1, len).await;
+            }
+            // Received ones, passed on as messages and as runs.
+            for _ in 0..2 {
+                left.send(&payload).await.expect("open");
+            }
+            let one = right.recv().await.expect("open").expect("no end");
+            let run = right.recv_run().await.expect("open").expect("no end");
+            right.send_message(one).await.expect("open");
+            right.halves().0.send_run(run).await.expect("open");
+            for _ in 0..2 {
+                expect_message(&mut left, 1, len).await;
+            }
+        }
+    });
+}
+
+/// Frames that lie together on a stream become a packet each, and the other way round.
+fn from_streams_and_to_streams(engine: EngineChoice) {
+    const MESSAGES: u64 = 3000;
+    let len = |sequence: u64| usize::try_from(sequence * 131 % 7000).expect("small");
+    let prefix = LengthPrefix { width: PrefixWidth::U32, byte_order: ByteOrder::Little };
+    for options in [options(), options().length_prefixed(prefix).frame_bytes_max(100_000)] {
+        block_on(engine, async {
+            let (source, from_stream) = ringpost_tests::rig::pair(options);
+            let (to_packets, from_packets) = pair(options);
+            let (to_stream, sink) = ringpost_tests::rig::pair(options);
+            for (from, to, by_run) in
+                [(from_stream, to_packets, true), (from_packets, to_stream, false)]
+            {
+                spawn(async move {
+                    let (_sender, mut from) = from.split();
+                    let (mut to, _receiver) = to.split();
+                    if by_run {
+                        while let Some(run) = from.recv_run().await.expect("open") {
+                            to.send_run(run).await.expect("open");
+                        }
+                    } else {
+                        while let Some(message) = from.recv().await.expect("open") {
+                            to.send_message(message).await.expect("open");
+                        }
+                    }
+                    to.shutdown().await.expect("open");
+                });
+            }
+            spawn(async move {
+                let (mut source, _receiver) = source.split();
+                for sequence in 0..MESSAGES {
+                    let fill = |bytes: &mut [u8]| pattern::fill(sequence, bytes);
+                    source.send_with(len(sequence), fill).await.expect("open");
+                }
+                source.shutdown().await.expect("open");
+            });
+            let (_sender, mut sink) = sink.split();
+            for sequence in 0..MESSAGES {
+                let message = sink.recv().await.expect("open").expect("no end");
+                pattern::check(sequence, len(sequence), &message);
+            }
+            assert!(sink.recv().await.expect("open").is_none());
+        });
+    }
+}
+
+fn clean_ends_and_aborts(engine: EngineChoice) {
+    block_on(engine, async {
+        // Said and closed.
+        let (mut left, mut right) = pair(options());
+        left.send(b"last").await.expect("open");
+        left.shutdown().await.expect("open");
+        drop(left);
+        assert_eq!(*right.recv().await.expect("open").expect("no end"), *b"last");
+        assert!(right.recv().await.expect("a clean end").is_none());
+        assert!(right.recv().await.expect("a clean end").is_none());
+
+        // Closed without a word; what was accepted still arrives.
+        let (mut left, mut right) = pair(options());
+        for _ in 0..100 {
+            left.send(&[5; 1000]).await.expect("open");
+        }
+        drop(left);
+        for _ in 0..100 {
+            assert_eq!(right.recv().await.expect("open").expect("no end").len(), 1000);
+        }
+        let aborted = RecvError::Closed(Closed::Aborted);
+        assert_eq!(right.recv().await.map(|_| ()), Err(aborted));
+        until("the end is seen", || right.halves().0.try_send(b"x").is_err()).await;
+        assert_eq!(right.send(b"x").await, Err(SendError::Closed(Closed::Aborted)));
+
+        // Refused in words.
+        let (left, mut right) = pair(options());
+        left.refuse("not today");
+        let rejected = Closed::Rejected { reason: "not today".into() };
+        assert_eq!(right.recv().await.map(|_| ()), Err(RecvError::Closed(rejected)));
+    });
+}
+
+fn other_profiles(engine: EngineChoice) {
+    block_on(engine, async {
+        let prefix = LengthPrefix { width: PrefixWidth::U16, byte_order: ByteOrder::Big };
+        let (mut connection, peer) = raw(options().length_prefixed(prefix));
+        peer.send(b"\0\x03abc");
+        assert_eq!(*connection.recv().await.expect("open").expect("no end"), *b"abc");
+        connection.send(b"defg").await.expect("open");
+        connection.flush().await.expect("open");
+        assert_eq!(peer.read().await, b"\0\x04defg");
+        peer.send(b"\0\x03ab");
+        let source = ProtocolError::PacketLength { packet_bytes: 4, frame_bytes: 5 };
+        let error = RecvError::Protocol { position: 5, source };
+        assert_eq!(connection.recv().await.map(|_| ()), Err(error));
+
+        // A packet is a message, and the end is clean.
+        let (mut connection, peer) = raw(options().bytes());
+        for body in [&b"one"[..], b"two", &[7; 50_000]] {
+            peer.send(body);
+            connection.send(body).await.expect("open");
+            connection.send(b"").await.expect("accepted, and not sent");
+        }
+        connection.flush().await.expect("open");
+        for body in [&b"one"[..], b"two", &[7; 50_000]] {
+            assert_eq!(*connection.recv().await.expect("open").expect("no end"), *body);
+            assert_eq!(peer.read().await, body);
+        }
+        drop(peer);
+        assert!(connection.recv().await.expect("a clean end").is_none());
+    });
+}
+
+fn bad_greetings(engine: EngineChoice) {
+    let hello = greeting();
+    let cases = [
+        (hello[..63].to_vec(), HelloError::PacketLength { bytes: 63 }),
+        ([&hello[..], b"x"].concat(), HelloError::PacketLength { bytes: 65 }),
+        ([&hello[..], &message(b"early")].concat(), HelloError::PacketLength { bytes: 77 }),
+        (b"GET / HT".to_vec(), HelloError::BadMagic { found: *b"GET / HT" }),
+    ];
+    for (packet, error) in cases {
+        block_on(engine, async {
+            let mut bystander = Bystander::new();
+            let (mut connection, peer) = raw(options());
+            peer.send(&packet);
+            let end = connection.ready().await.expect_err("refused");
+            assert_eq!(end, Closed::Handshake(Box::new(error)));
+            drop(connection);
+            assert_eq!(peer.read().await.len(), 64);
+            let reject = peer.read().await;
+            match error {
+                HelloError::BadMagic { .. } => assert_eq!(reject, b""),
+                _ => assert_eq!(reject, frame(FrameKind::Reject, error.to_string().as_bytes())),
+            }
+            bystander.check().await;
+        });
+    }
+    block_on(engine, async {
+        let (mut connection, _peer) = raw(options().handshake_ms_max(50));
+        let error = Closed::HandshakeTimeout { milliseconds: 50 };
+        assert_eq!(connection.ready().await, Err(error));
+    });
+}
+
+fn packets_that_are_not_one_frame(engine: EngineChoice) {
+    let whole = message(b"abc");
+    let length =
+        |packet_bytes, frame_bytes| ProtocolError::PacketLength { packet_bytes, frame_bytes };
+    let mut cases = vec![
+        ([&whole[..], b"x"].concat(), length(12, 11)),
+        ([&whole[..], &whole].concat(), length(22, 11)),
+        ([&whole[..], &frame(FrameKind::Fin, b"")].concat(), length(19, 11)),
+        (b"".to_vec(), length(0, 8)),
+    ];
+    cases.extend((1..8).map(|cut| (whole[..cut].to_vec(), length(cut, 8))));
+    cases.extend((8..11).map(|cut| (whole[..cut].to_vec(), length(cut, 11))));
+    for (packet, source) in cases {
+        for batched in [false, true] {
+            block_on(engine, async {
+                let mut bystander = Bystander::new();
+                let (mut connection, peer) = raw(options());
+                peer.greet().await;
+                peer.send(&whole);
+                peer.send(&packet);
+                peer.send(&whole);
+                let error = RecvError::Protocol { position: 11, source };
+                assert_eq!(*connection.recv().await.expect("open").expect("no end"), *b"abc");
+                if batched {
+                    while let Some(mut batch) = match connection.recv_batch().await {
+                        Ok(batch) => batch,
+                        Err(found) => {
+                            assert_eq!(found, error);
+                            None
+                        }
+                    } {
+                        assert!(batch.next().is_none(), "behind an error");
+                    }
+                }
+                assert_eq!(connection.recv().await.map(|_| ()), Err(error));
+                let reject = frame(FrameKind::Reject, source.to_string().as_bytes());
+                assert_eq!(peer.read().await, reject);
+                assert_eq!(peer.read().await, b"");
+                bystander.check().await;
+            });
+        }
+    }
+}
+
+fn a_packet_over_the_limit(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options().frame_bytes_max(5000));
+        peer.greet().await;
+        peer.send(&message(&[1; 5000]));
+        assert_eq!(connection.recv().await.expect("open").expect("no end").len(), 5000);
+        peer.send(&message(&[1; 5001]));
+        let source = ProtocolError::FrameTooLarge { len: 5001, limit: 5000 };
+        let error = connection.recv().await.map(|_| ()).expect_err("too long");
+        assert!(matches!(error, RecvError::Protocol { source: found, .. } if found == source));
+    });
+}
+
+fn ping_gets_its_pong(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options());
+        peer.greet().await;
+        peer.send(&frame(FrameKind::Ping, b"ping"));
+        peer.send(&frame(FrameKind::Unknown(77), b"later"));
+        peer.send(&message(b"x"));
+        assert_eq!(*connection.recv().await.expect("open").expect("no end"), *b"x");
+        connection.halves().0.go_away().expect("open");
+        connection.flush().await.expect("open");
+        assert_eq!(peer.read().await, frame(FrameKind::Pong, b"ping"));
+        assert_eq!(peer.read().await, frame(FrameKind::GoAway, &[0xFF; 8]));
+    });
+}
+
+fn one_frame_in_each_packet(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options());
+        peer.greet().await;
+        for len in [0, 1, 4000, 60_000] {
+            connection.send(&pattern::payload(3, len)).await.expect("open");
+        }
+        connection.shutdown().await.expect("open");
+        for len in [0, 1, 4000, 60_000] {
+            assert_eq!(peer.read().await, message(&pattern::payload(3, len)));
+        }
+        assert_eq!(peer.read().await, frame(FrameKind::Fin, b""));
+        assert_eq!(peer.read().await, b"");
+        peer.send(&frame(FrameKind::Fin, b""));
+        rustix::net::shutdown(&peer.0, Shutdown::Both).expect("connected");
+        assert!(connection.recv().await.expect("a clean end").is_none());
+    });
+}
+
+fn a_reader_that_lags(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        right.ready().await.expect("a greeting");
+        let mut sent = 0;
+        while let Some(outcome) = poll_at_most(50, left.send(&pattern::payload(sent, 3000))).await {
+            outcome.expect("open");
+            sent += 1;
+            assert!(sent < 10_000, "nothing holds the sender up");
+        }
+        let full = left.halves().0.try_send(&[0; 10]);
+        assert!(matches!(full, Err(SendError::Full { .. })), "{full:?}");
+        assert!(ringpost::stats().receives_paused > 0);
+        let mut bystander = Bystander::new();
+        bystander.check().await;
+        for sequence in 0..sent {
+            expect_message(&mut right, sequence, 3000).await;
+        }
+        left.send(&pattern::payload(sent, 3000)).await.expect("room again");
+        expect_message(&mut right, sent, 3000).await;
+    });
+}
+
+fn messages_that_no_packet_holds(engine: EngineChoice) {
+    block_on(engine, async {
+        let (ours, theirs) = sockets();
+        sockopt::set_socket_send_buffer_size(&ours, 10_000).expect("a socket");
+        let mut small = Connection::from_socket(ours, options());
+        let mut large = Connection::from_socket(theirs, options());
+        // Before the greeting as well: nothing is kept that could never leave.
+        let error = small.send(&[0; 50_000]).await.expect_err("too long");
+        let limit = small.halves().0.message_bytes_max();
+        assert!((10_000 - 8..=20_000).contains(&limit), "{limit}");
+        assert_eq!(error, SendError::TooLarge { len: 50_000, limit });
+        for len in limit - 3..=limit {
+            small.send(&pattern::payload(4, len)).await.expect("open");
+            expect_message(&mut large, 4, len).await;
+        }
+        large.send(&pattern::payload(5, 50_000)).await.expect("open");
+        expect_message(&mut small, 5, 50_000).await;
+    });
+}
+
+fn futures_dropped_at_every_poll(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        let (mut sent, mut received) = (0, 0);
+        for polls in (0..4).cycle().take(4000) {
+            if poll_at_most(polls, left.send(&pattern::payload(sent, 700))).await.is_some() {
+                sent += 1;
+            }
+            if let Some(message) = poll_at_most(polls, right.recv()).await {
+                pattern::check(received, 700, &message.expect("open").expect("no end"));
+                received += 1;
+            }
+            poll_at_most(polls, left.flush()).await;
+        }
+        while received < sent {
+            expect_message(&mut right, received, 700).await;
+            received += 1;
+        }
+        assert!(poll_at_most(20, right.recv()).await.is_none(), "accepted more than once");
+    });
+}
+
+fn a_stream_client(engine: EngineChoice) {
+    block_on(engine, async {
+        let (_directory, path) = place();
+        let options = options().seqpacket();
+        let mut listener = Listener::builder().connection(options).bind(&path).expect("bind");
+        let error = Connection::connect(&path).await.expect_err("another kind");
+        assert!(error.to_string().contains("another kind"), "{error}");
+        spawn(async move {
+            loop {
+                spawn(echo(listener.accept().await.expect("accept")));
+            }
+        });
+        let mut clients = Vec::new();
+        for sequence in 0..20 {
+            let mut client = Connection::connect_with(&path, options).await.expect("connect");
+            ask(&mut client, sequence, 1000).await;
+            clients.push(client);
+        }
+        for client in &mut clients {
+            ask(client, 100, 5000).await;
+            client.shutdown().await.expect("open");
+            assert!(client.recv().await.expect("a clean end").is_none());
+        }
+    });
+}
+
+fn a_policy(engine: EngineChoice) {
+    block_on(engine, async {
+        let (_directory, path) = place();
+        let other = rustix::process::geteuid().as_raw().wrapping_add(1);
+        let policy = ringpost::AccessPolicy::anyone().allow_uid(other);
+        let options = options().seqpacket();
+        let builder = Listener::builder().connection(options).policy(policy);
+        let mut listener = builder.bind(&path).expect("bind");
+        let accepting = spawn(async move { listener.accept().await.map(|_| ()) });
+        let mut client = match Connection::connect_with(&path, options).await {
+            Ok(client) => client,
+            Err(error) => {
+                assert!(error.to_string().contains("may not connect"), "{error}");
+                return;
+            }
+        };
+        let error = client.recv().await.map(|_| ()).expect_err("refused");
+        assert!(error.to_string().contains("may not connect"), "{error}");
+        assert!(timeout(Duration::from_millis(1), accepting).await.is_err());
+    });
+}
+
+fn a_packet_connection_is_not_detached(engine: EngineChoice) {
+    block_on(engine, async {
+        let (left, mut right) = pair(options());
+        let error = left.detach(Duration::from_secs(1)).await.expect_err("packets");
+        assert!(matches!(error.reason, ringpost::DetachErrorReason::Packets), "{error}");
+        let mut left = *error.connection;
+        left.send(b"it goes on").await.expect("open");
+        assert_eq!(*right.recv().await.expect("open").expect("no end"), *b"it goes on");
+    });
+}
+
+fn nothing_is_left_behind(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    run(&runtime, async {
+        let round = async |index: usize| {
+            let (mut left, mut right) = pair(options());
+            left.send(&[1; 500]).await.expect("open");
+            match index % 4 {
+                0 => {
+                    right.recv().await.expect("open");
+                }
+                1 => while poll_at_most(5, left.send(&[1; 1000])).await.is_some() {},
+                2 => {
+                    left.shutdown().await.expect("open");
+                    drop(left);
+                    while right.recv().await.expect("open").is_some() {}
+                    return;
+                }
+                _ => {}
+            }
+            drop((left, right));
+        };
+        for index in 0..8 {
+            round(index).await;
+        }
+        until("all is closed", || ringpost::stats().operations_in_flight <= 1).await;
+        let (descriptors, memory) = (process::descriptors(), process::anonymous_bytes());
+        for index in 0..300 {
+            round(index).await;
+        }
+        until("all is closed", || ringpost::stats().operations_in_flight <= 1).await;
+        assert_eq!(process::descriptors(), descriptors);
+        let grown = process::anonymous_bytes().saturating_sub(memory);
+        assert!(grown < 4 << 20, "{grown} bytes more");
+    });
+}
+
+fn the_end_of_a_runtime(engine: EngineChoice) {
+    for index in 0..5 {
+        let before = process::descriptors();
+        let runtime = runtime(engine);
+        let (mut ours, theirs) = run(&runtime, async {
+            let (connection, peer) = raw(options());
+            peer.greet().await;
+            (connection, peer)
+        });
+        run(&runtime, async {
+            ours.ready().await.expect("a greeting");
+            // Accepted and not yet sent: it still leaves.
+            ours.send(b"last").await.expect("open");
+        });
+        if index % 2 == 0 {
+            drop(runtime);
+            drop(ours);
+        } else {
+            drop(ours);
+            drop(runtime);
+        }
+        block_on(engine, async {
+            assert_eq!(theirs.read().await, message(b"last"));
+            assert_eq!(theirs.read().await, b"");
+        });
+        drop(theirs);
+        until_descriptors(before);
+    }
+}
+
+fn until_descriptors(expected: usize) {
+    let same = || process::descriptors() == expected;
+    ringpost_testkit::patience::eventually("all is closed", Duration::from_secs(5), same);
+}
