@@ -69,7 +69,7 @@ impl Output {
 }
 
 /// What is wanted of one descriptor. There is one for each connection, so it is kept small.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Watch {
     input: Option<Input>,
     output: Option<Output>,
@@ -77,11 +77,16 @@ struct Watch {
     /// Readiness was told and has not been asked for anew; the interest stays until [`Engine::settle`], so
     /// that asking again takes no system call.
     unsettled: bool,
-    /// Events registered with the kernel; `None` if the descriptor is not in the set.
-    registered: Option<epoll::EventFlags>,
+    /// Events registered with the kernel; empty if the descriptor is not in the set.
+    registered: epoll::EventFlags,
 }
 
 impl Watch {
+    fn new() -> Self {
+        let registered = epoll::EventFlags::empty();
+        Self { input: None, output: None, hangup: None, unsettled: false, registered }
+    }
+
     fn wanted(&self) -> epoll::EventFlags {
         let mut events = epoll::EventFlags::empty();
         match self.input {
@@ -142,7 +147,7 @@ impl Epoll {
         if index >= self.watches.len() {
             self.watches.resize_with(index + 1, || None);
         }
-        self.watches[index].get_or_insert_default()
+        self.watches[index].get_or_insert_with(|| Box::new(Watch::new()))
     }
 
     fn watch_of(&mut self, fd: RawFd) -> Option<&mut Watch> {
@@ -156,29 +161,26 @@ impl Epoll {
             return Ok(());
         };
         let wanted = watch.wanted();
-        if watch.registered == Some(wanted) {
+        if wanted.is_empty() {
+            let registered = !watch.registered.is_empty();
+            self.watches[index] = None;
+            if registered {
+                self.system_calls += 1;
+                epoll::delete(&self.set, borrow(fd))?;
+            }
+            return Ok(());
+        }
+        if watch.registered == wanted {
             return Ok(());
         }
         let data = epoll::EventData::new_u64(index as u64);
         self.system_calls += 1;
-        match watch.registered {
-            None if wanted.is_empty() => {
-                self.system_calls -= 1;
-                self.watches[index] = None;
-            }
-            None => {
-                epoll::add(&self.set, borrow(fd), data, wanted)?;
-                watch.registered = Some(wanted);
-            }
-            Some(_) if wanted.is_empty() => {
-                self.watches[index] = None;
-                epoll::delete(&self.set, borrow(fd))?;
-            }
-            Some(_) => {
-                epoll::modify(&self.set, borrow(fd), data, wanted)?;
-                watch.registered = Some(wanted);
-            }
+        if watch.registered.is_empty() {
+            epoll::add(&self.set, borrow(fd), data, wanted)?;
+        } else {
+            epoll::modify(&self.set, borrow(fd), data, wanted)?;
         }
+        watch.registered = wanted;
         Ok(())
     }
 
@@ -323,7 +325,7 @@ impl Epoll {
     fn ask_again(&mut self, token: Token, request: Request) -> bool {
         let (Request::Readable { fd } | Request::Writable { fd }) = request else { return false };
         let Some(watch) = self.watch_of(fd).filter(|watch| watch.unsettled) else { return false };
-        let registered = watch.registered.unwrap_or(epoll::EventFlags::empty());
+        let registered = watch.registered;
         match request {
             Request::Readable { .. } if registered.contains(epoll::EventFlags::IN) => {
                 watch.input = Some(Input::Readable(token));

@@ -124,7 +124,8 @@ struct State {
     /// Once drained, the peer is told that nothing more follows.
     finishing: bool,
     shut_down: bool,
-    hangup: Option<Token>,
+    /// In use only on kernels that lose ends of files.
+    hangup: Option<Box<Token>>,
     /// Present if descriptors may come along.
     intake: Option<Box<Intake>>,
     /// Receiving is to end, for the socket to be handed over.
@@ -623,7 +624,9 @@ impl StreamCell {
             None => driver.retry.push(Rc::clone(self)),
         }
         if driver.guard_hangup && state.hangup.is_none() {
-            state.hangup = driver.start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd });
+            state.hangup = driver
+                .start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd })
+                .map(Box::new);
         }
     }
 
@@ -913,7 +916,7 @@ impl StreamCell {
             driver.cancel(token, self.raw_fd());
             return;
         }
-        if let Some(token) = state.hangup
+        if let Some(token) = state.hangup.as_deref().copied()
             && !state.shut_down
         {
             drop(state);

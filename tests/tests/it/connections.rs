@@ -85,8 +85,9 @@ async fn converse(mut connection: Connection, client: u64, messages: u64) {
 /// Many open connections that say nothing cost next to nothing, and leave nothing behind.
 fn ten_thousand_idle(engine: EngineChoice) {
     const COUNT: usize = 10_000;
-    const WARM: usize = 200;
-    if !allow_descriptors(COUNT as u64 + 500) {
+    // More than are accepted in one turn, so that the free lists are as long as they get.
+    const WARM: usize = 1_100;
+    if !allow_descriptors(COUNT as u64 + 1_500) {
         return skip("connections::ten_thousand_idle", "RLIMIT_NOFILE is too low");
     }
     let (_directory, path) = place();
