@@ -39,15 +39,19 @@ enum Input {
     Accept(Token),
     Doorbell(Token),
     Readable(Token),
+    /// Readiness was told and has not been asked for anew; the interest stays until [`Engine::settle`], so
+    /// that asking again takes no system call.
+    Told,
 }
 
 impl Input {
-    fn token(self) -> Token {
+    fn token(self) -> Option<Token> {
         match self {
             Self::Receive(token)
             | Self::Accept(token)
             | Self::Doorbell(token)
-            | Self::Readable(token) => token,
+            | Self::Readable(token) => Some(token),
+            Self::Told => None,
         }
     }
 }
@@ -58,35 +62,30 @@ enum Output {
     /// The rest of the send is in `sends`.
     Send(Token),
     Writable(Token),
+    /// As [`Input::Told`].
+    Told,
 }
 
 impl Output {
-    fn token(self) -> Token {
+    fn token(self) -> Option<Token> {
         match self {
-            Self::Send(token) | Self::Writable(token) => token,
+            Self::Send(token) | Self::Writable(token) => Some(token),
+            Self::Told => None,
         }
     }
 }
 
 /// What is wanted of one descriptor. There is one for each connection, so it is kept small.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Watch {
     input: Option<Input>,
     output: Option<Output>,
     hangup: Option<Token>,
-    /// Readiness was told and has not been asked for anew; the interest stays until [`Engine::settle`], so
-    /// that asking again takes no system call.
-    unsettled: bool,
-    /// Events registered with the kernel; empty if the descriptor is not in the set.
-    registered: epoll::EventFlags,
+    /// Events registered with the kernel; `None` if the descriptor is not in the set.
+    registered: Option<epoll::EventFlags>,
 }
 
 impl Watch {
-    fn new() -> Self {
-        let registered = epoll::EventFlags::empty();
-        Self { input: None, output: None, hangup: None, unsettled: false, registered }
-    }
-
     fn wanted(&self) -> epoll::EventFlags {
         let mut events = epoll::EventFlags::empty();
         match self.input {
@@ -117,8 +116,8 @@ pub(crate) struct Epoll {
     sends: HashMap<RawFd, Pending>,
     events: Vec<epoll::Event>,
     completions: Vec<Completion>,
-    /// Descriptors whose watch is unsettled.
-    unsettled: Vec<RawFd>,
+    /// Descriptors whose readiness was told since the last [`Engine::settle`].
+    told: Vec<RawFd>,
     system_calls: u64,
 }
 
@@ -133,7 +132,7 @@ impl Epoll {
             sends: HashMap::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             completions: Vec::with_capacity(EVENTS_MAX),
-            unsettled: Vec::new(),
+            told: Vec::new(),
             system_calls: 0,
         })
     }
@@ -147,7 +146,7 @@ impl Epoll {
         if index >= self.watches.len() {
             self.watches.resize_with(index + 1, || None);
         }
-        self.watches[index].get_or_insert_with(|| Box::new(Watch::new()))
+        self.watches[index].get_or_insert_default()
     }
 
     fn watch_of(&mut self, fd: RawFd) -> Option<&mut Watch> {
@@ -161,26 +160,29 @@ impl Epoll {
             return Ok(());
         };
         let wanted = watch.wanted();
-        if wanted.is_empty() {
-            let registered = !watch.registered.is_empty();
-            self.watches[index] = None;
-            if registered {
-                self.system_calls += 1;
-                epoll::delete(&self.set, borrow(fd))?;
-            }
-            return Ok(());
-        }
-        if watch.registered == wanted {
+        if watch.registered == Some(wanted) {
             return Ok(());
         }
         let data = epoll::EventData::new_u64(index as u64);
         self.system_calls += 1;
-        if watch.registered.is_empty() {
-            epoll::add(&self.set, borrow(fd), data, wanted)?;
-        } else {
-            epoll::modify(&self.set, borrow(fd), data, wanted)?;
+        match watch.registered {
+            None if wanted.is_empty() => {
+                self.system_calls -= 1;
+                self.watches[index] = None;
+            }
+            None => {
+                epoll::add(&self.set, borrow(fd), data, wanted)?;
+                watch.registered = Some(wanted);
+            }
+            Some(_) if wanted.is_empty() => {
+                self.watches[index] = None;
+                epoll::delete(&self.set, borrow(fd))?;
+            }
+            Some(_) => {
+                epoll::modify(&self.set, borrow(fd), data, wanted)?;
+                watch.registered = Some(wanted);
+            }
         }
-        watch.registered = wanted;
         Ok(())
     }
 
@@ -193,16 +195,19 @@ impl Epoll {
         }
     }
 
-    fn want_input(&mut self, fd: RawFd, input: Input) {
-        self.want(fd, input.token(), |watch| {
-            debug_assert!(watch.input.is_none(), "one input at a time");
+    fn want_input(&mut self, fd: RawFd, token: Token, input: Input) {
+        self.want(fd, token, |watch| {
+            debug_assert!(matches!(watch.input, None | Some(Input::Told)), "one input at a time");
             watch.input = Some(input);
         });
     }
 
-    fn want_output(&mut self, fd: RawFd, output: Output) {
-        self.want(fd, output.token(), |watch| {
-            debug_assert!(watch.output.is_none(), "one output at a time");
+    fn want_output(&mut self, fd: RawFd, token: Token, output: Output) {
+        self.want(fd, token, |watch| {
+            debug_assert!(
+                matches!(watch.output, None | Some(Output::Told)),
+                "one output at a time"
+            );
             watch.output = Some(output);
         });
     }
@@ -211,22 +216,22 @@ impl Epoll {
     /// sent, else zero.
     fn forget(&mut self, fd: RawFd, target: Token) -> Option<u32> {
         let watch = self.watch_of(fd)?;
-        if watch.input.take_if(|input| input.token() == target).is_some()
+        if watch.input.take_if(|input| input.token() == Some(target)).is_some()
             || watch.hangup.take_if(|hangup| *hangup == target).is_some()
         {
             return Some(0);
         }
-        watch.output.take_if(|output| output.token() == target)?;
+        watch.output.take_if(|output| output.token() == Some(target))?;
         Some(self.sends.remove(&fd).map_or(0, |pending| pending.done()))
     }
 
     fn perform(&mut self, token: Token, request: Request) {
         match request {
-            Request::Receive { fd } => self.want_input(fd, Input::Receive(token)),
-            Request::Accept { fd } => self.want_input(fd, Input::Accept(token)),
-            Request::Doorbell { fd } => self.want_input(fd, Input::Doorbell(token)),
-            Request::Readable { fd } => self.want_input(fd, Input::Readable(token)),
-            Request::Writable { fd } => self.want_output(fd, Output::Writable(token)),
+            Request::Receive { fd } => self.want_input(fd, token, Input::Receive(token)),
+            Request::Accept { fd } => self.want_input(fd, token, Input::Accept(token)),
+            Request::Doorbell { fd } => self.want_input(fd, token, Input::Doorbell(token)),
+            Request::Readable { fd } => self.want_input(fd, token, Input::Readable(token)),
+            Request::Writable { fd } => self.want_output(fd, token, Output::Writable(token)),
             Request::Hangup { fd } => self.want(fd, token, |watch| watch.hangup = Some(token)),
             Request::Send { fd, data, len, silent } => {
                 self.send(fd, token, Pending::new(data, len), silent);
@@ -246,7 +251,7 @@ impl Epoll {
             Attempt::Short(count) if silent => self.complete(token, count),
             Attempt::Short(_) => {
                 self.sends.insert(fd, pending);
-                self.want_output(fd, Output::Send(token));
+                self.want_output(fd, token, Output::Send(token));
             }
         }
     }
@@ -281,24 +286,29 @@ impl Epoll {
                     let done = Completion { token, result: 1, more: true, received: None };
                     self.completions.push(done);
                 }
-                Some(Input::Readable(token)) => self.tell(fd, token, events),
-                None => {}
+                Some(Input::Readable(token)) => {
+                    watch.input = Some(Input::Told);
+                    self.tell(fd, token, events);
+                }
+                None | Some(Input::Told) => {}
             }
         }
         if failed || events.contains(epoll::EventFlags::OUT) {
             match output {
                 Some(Output::Send(token)) => self.send_rest(fd, token),
-                Some(Output::Writable(token)) => self.tell(fd, token, events),
-                None => {}
+                Some(Output::Writable(token)) => {
+                    if let Some(watch) = self.watch_of(fd) {
+                        watch.output = Some(Output::Told);
+                    }
+                    self.tell(fd, token, events);
+                }
+                None | Some(Output::Told) => {}
             }
         }
         if let Some(token) = hangup
             && (failed || events.contains(epoll::EventFlags::RDHUP))
         {
             self.end(fd, token, count_of(events.bits()));
-        }
-        if self.watch_of(fd).is_some_and(|watch| watch.unsettled) {
-            return;
         }
         // A descriptor that nobody wants any more leaves the set here: its hang-up would be reported
         // for ever.
@@ -313,27 +323,22 @@ impl Epoll {
 
     /// Tells of readiness that was asked for.
     fn tell(&mut self, fd: RawFd, token: Token, events: epoll::EventFlags) {
-        self.end(fd, token, count_of(events.bits()));
-        if let Some(watch) = self.watch_of(fd)
-            && !std::mem::replace(&mut watch.unsettled, true)
-        {
-            self.unsettled.push(fd);
-        }
+        self.told.push(fd);
+        self.complete(token, count_of(events.bits()));
     }
 
     /// Asks anew for readiness whose interest is still registered. False if it is not.
     fn ask_again(&mut self, token: Token, request: Request) -> bool {
-        let (Request::Readable { fd } | Request::Writable { fd }) = request else { return false };
-        let Some(watch) = self.watch_of(fd).filter(|watch| watch.unsettled) else { return false };
-        let registered = watch.registered;
         match request {
-            Request::Readable { .. } if registered.contains(epoll::EventFlags::IN) => {
-                watch.input = Some(Input::Readable(token));
-                true
+            Request::Readable { fd } => {
+                let watch = self.watch_of(fd);
+                let told = watch.filter(|watch| matches!(watch.input, Some(Input::Told)));
+                told.map(|watch| watch.input = Some(Input::Readable(token))).is_some()
             }
-            Request::Writable { .. } if registered.contains(epoll::EventFlags::OUT) => {
-                watch.output = Some(Output::Writable(token));
-                true
+            Request::Writable { fd } => {
+                let watch = self.watch_of(fd);
+                let told = watch.filter(|watch| matches!(watch.output, Some(Output::Told)));
+                told.map(|watch| watch.output = Some(Output::Writable(token))).is_some()
             }
             _ => false,
         }
@@ -415,7 +420,7 @@ impl Epoll {
 
 impl Engine for Epoll {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
-        if !self.unsettled.is_empty() && self.ask_again(token, request) {
+        if !self.told.is_empty() && self.ask_again(token, request) {
             return Ok(());
         }
         if self.staged.len() >= STAGED_MAX {
@@ -452,15 +457,16 @@ impl Engine for Epoll {
     }
 
     fn settle(&mut self) {
-        let mut unsettled = std::mem::take(&mut self.unsettled);
-        for fd in unsettled.drain(..) {
+        let mut told = std::mem::take(&mut self.told);
+        for fd in told.drain(..) {
             if let Some(watch) = self.watch_of(fd) {
-                watch.unsettled = false;
+                watch.input.take_if(|input| matches!(input, Input::Told));
+                watch.output.take_if(|output| matches!(output, Output::Told));
             }
             // Interest that can't be narrowed only causes events that nobody takes.
             let _ = self.update(fd);
         }
-        self.unsettled = unsettled;
+        self.told = told;
     }
 
     fn ready(&mut self) -> bool {
