@@ -15,7 +15,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+use bytes::Bytes;
 use memmap2::MmapMut;
+
+use crate::outbound::Payload;
 
 /// A page-aligned anonymous mapping that receive blocks are cut from.
 pub(crate) struct Region {
@@ -311,6 +314,9 @@ impl fmt::Debug for OutboundBlock {
 pub(crate) struct OutboundBlocks {
     free: [Vec<OutboundBlock>; 3],
     colour: usize,
+    /// Payloads of others that have been sent or given up, to be dropped when nothing is borrowed. As
+    /// many as one turn finishes.
+    released: Vec<Bytes>,
     /// Blocks taken from the allocator since the start.
     pub(crate) allocated: u64,
 }
@@ -345,6 +351,26 @@ impl OutboundBlocks {
         }
         block.reset(offset);
         block
+    }
+
+    /// Takes a payload that is not needed any more. Bytes of others are put aside: their destructor may
+    /// be code of the user's, which must find nothing borrowed.
+    pub(crate) fn release(&mut self, payload: Payload) {
+        if let Payload::Bytes(bytes) = payload {
+            self.released.push(bytes);
+        }
+    }
+
+    /// What was put aside, to be dropped by who has borrowed nothing.
+    pub(crate) fn take_released(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// Takes the empty list back, to spare an allocation.
+    pub(crate) fn reuse_list(&mut self, list: Vec<Bytes>) {
+        if self.released.is_empty() {
+            self.released = list;
+        }
     }
 
     pub(crate) fn give_back(&mut self, block: OutboundBlock) {

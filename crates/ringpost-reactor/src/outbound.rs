@@ -56,6 +56,15 @@ impl Segment {
     }
 }
 
+impl Segment {
+    fn let_go(self, blocks: &mut OutboundBlocks) {
+        match self {
+            Self::Block(block) => blocks.give_back(block),
+            Self::Shared { payload, .. } => blocks.release(payload),
+        }
+    }
+}
+
 /// A gathered send: segments, and the vector and header that describe them.
 pub(crate) struct Gather {
     segments: Vec<Segment>,
@@ -114,9 +123,7 @@ impl Gather {
         }
         assert_eq!(bytes, 0, "kernel took more than was offered");
         for segment in self.segments.drain(..finished) {
-            if let Segment::Block(block) = segment {
-                blocks.give_back(block);
-            }
+            segment.let_go(blocks);
         }
     }
 }
@@ -182,9 +189,7 @@ impl SendMemory {
             }
             Self::Gather(mut gather) => {
                 for segment in gather.segments.drain(..) {
-                    if let Segment::Block(block) = segment {
-                        blocks.give_back(block);
-                    }
+                    segment.let_go(blocks);
                 }
                 Some(gather)
             }
@@ -353,9 +358,7 @@ impl Outbound {
             blocks.give_back(tail);
         }
         for segment in self.before.drain(..) {
-            if let Segment::Block(block) = segment {
-                blocks.give_back(block);
-            }
+            segment.let_go(blocks);
         }
     }
 }

@@ -122,7 +122,9 @@ impl Lane {
     fn pop(&mut self, blocks: &mut OutboundBlocks) -> Option<usize> {
         let packet = self.packets.pop_front()?;
         let len = packet.len();
-        if let Queued::Copied(_) = packet {
+        if let Queued::Shared { payload, .. } = packet {
+            blocks.release(payload);
+        } else {
             while self.blocks.len() > 1
                 && self.blocks.front().is_some_and(|front| front.len() < len)
             {
@@ -433,9 +435,7 @@ impl PacketQueue {
     pub(crate) fn clear(&mut self, blocks: &mut OutboundBlocks) -> usize {
         let count = self.packets;
         for mut lane in self.lanes.drain() {
-            while !lane.blocks.is_empty() {
-                lane.give_back_front(blocks);
-            }
+            while lane.pop(blocks).is_some() {}
         }
         self.by_name.clear();
         self.spare.clear();

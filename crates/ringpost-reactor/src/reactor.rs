@@ -261,11 +261,14 @@ impl Reactor {
     pub fn turn(&self, wait: Wait) -> Result<(), EngineError> {
         let core = &self.core;
         add(&core.counters.turns, 1);
+        // Before it parks, for what was given up since the last turn.
+        core.drop_released();
         let result = core.turn(wait);
         let mut wakers = std::mem::take(&mut core.driver.borrow_mut().wakers);
         for waker in wakers.drain(..) {
             waker.wake();
         }
+        core.drop_released();
         // Wakers that were pushed meanwhile are kept; otherwise the allocation is.
         let mut driver = core.driver.borrow_mut();
         if driver.wakers.is_empty() {
@@ -360,6 +363,15 @@ fn blocks_to_provide_max(pool: &Pool) -> usize {
 }
 
 impl Core {
+    /// Drops payloads that are not needed any more, with nothing borrowed.
+    fn drop_released(&self) {
+        let mut released = self.blocks.borrow_mut().take_released();
+        if released.capacity() > 0 {
+            released.clear();
+            self.blocks.borrow_mut().reuse_list(released);
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
     }

@@ -18,6 +18,7 @@ mod packets_elsewhere;
 mod passing;
 mod passing_bounds;
 mod passing_hostile;
+mod payload_owners;
 mod plain_profiles;
 mod pool;
 mod python;
