@@ -24,7 +24,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::net::Shutdown;
@@ -901,7 +901,8 @@ impl StreamCell {
             self.stop_receive(&mut driver);
             if !drained {
                 let linger = Duration::from_millis(core.config.linger_ms_max);
-                driver.lingering.push_back((Instant::now() + linger, Rc::clone(self)));
+                let until = driver.clock.now() + linger;
+                driver.lingering.push_back((until, Rc::clone(self)));
             }
         }
     }
