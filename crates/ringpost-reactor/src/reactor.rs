@@ -576,8 +576,17 @@ impl Core {
                 }
             }
         }
-        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
-            return Ok(());
+        if !driver.starved.is_empty() {
+            if !driver.pool.declare_starved() {
+                return Ok(());
+            }
+            // The receives that were fed may have nothing to receive, and leave a block for the others
+            // that no return would tell of. They get their turn; a wait of no time ends spinning.
+            if driver.pool.kernel_blocks() > driver.hands.blocks() {
+                driver.engine.enter(true, Some(self.clock.now()))?;
+                driver.engine.reap(&mut driver.batch);
+                return Ok(());
+            }
         }
         if !word.park() {
             driver.engine.enter(false, None)?;
