@@ -271,7 +271,8 @@ impl HandReceiver {
     ) -> Result<Option<Delivery>, Errno> {
         let Self { block, control, system_calls } = self;
         let control = control.get_or_insert_with(Control::new);
-        if block.is_none() {
+        // The last quarter of the pool is neither lent nor taken here: it is the engine's.
+        if block.is_none() && (pool.free_blocks() + pool.kernel_blocks()) * 4 > pool.blocks() {
             *block = pool.take_free().map(OwnBlock::new);
         }
         let mut descriptors = Descriptors::None;
@@ -297,8 +298,8 @@ impl HandReceiver {
         let received = unsafe { own.fill(pool.shared(), receive) }?;
         let Some(Received { block: id, offset, len, last }) = received else { return Ok(None) };
         let lease = pool.lease(id, offset, len);
-        // As with receives of the engine: the last quarter of the pool is never lent.
-        let available = pool.free_blocks() + pool.kernel_blocks();
+        // As with receives of the engine; the block in use here does not help those.
+        let available = pool.free_blocks() + pool.kernel_blocks() - 1;
         let chunk = if available * 4 <= pool.blocks() {
             Chunk::Copied(Bytes::copy_from_slice(&lease))
         } else {

@@ -642,7 +642,8 @@ impl StreamCell {
                     let lease = driver.pool.lease(range.block, range.offset, range.len);
                     // The last quarter of the pool is never lent: whatever readers hold on to,
                     // receiving can go on.
-                    let available = driver.pool.free_blocks() + driver.pool.kernel_blocks();
+                    let Driver { pool, hands, .. } = &*driver;
+                    let available = pool.free_blocks() + pool.kernel_blocks() - hands.blocks();
                     let chunk = if available * 4 <= driver.pool.blocks() {
                         add(&core.counters.bytes_copied, range.len.into());
                         Chunk::Copied(Bytes::copy_from_slice(&lease))

@@ -150,6 +150,9 @@ impl World {
 
     pub(super) fn note(&self, what: &'static str, token: Token, value: i64) {
         let mut state = self.state.borrow_mut();
+        if state.failed {
+            return;
+        }
         if state.trace.len() == TRACE_MAX {
             state.trace.pop_front();
         }
