@@ -514,12 +514,8 @@ impl Core {
         if driver.ops.has_silent() && self.writers_wait.replace(false) {
             driver.engine.enter(false, None)?;
             driver.engine.reap(&mut driver.batch);
-            if !driver.batch.is_empty() {
-                return Ok(());
-            }
-            if driver.engine.staged() > 0 {
-                self.writers_wait.set(true);
-            } else if self.resolve(driver) {
+            // What is left of the queue is for another turn: to perform it and park is the same mistake.
+            if !driver.batch.is_empty() || driver.engine.staged() > 0 || self.resolve(driver) {
                 return Ok(());
             }
         }
@@ -624,8 +620,13 @@ impl Core {
         driver.batch = batch;
         driver.engine.settle();
         driver.told.clear();
-        if performed && driver.ops.has_silent() {
-            self.resolve(driver);
+        if driver.ops.has_silent() {
+            if performed {
+                self.resolve(driver);
+            } else {
+                // Somebody may wait for one of them, and was looked for already.
+                self.writers_wait.set(true);
+            }
         }
         if driver.wants_blocks() {
             driver.pool.collect_returns();

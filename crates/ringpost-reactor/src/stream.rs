@@ -620,13 +620,23 @@ impl StreamCell {
             return;
         }
         match driver.start(|| Owner::Receive(Rc::clone(self)), Request::Receive { fd }) {
-            Some(token) => state.receive = Receive::Armed(token),
+            Some(token) => {
+                state.receive = Receive::Armed(token);
+                self.guard_hangup(&mut state, driver);
+            }
             None => driver.retry.push(Rc::clone(self)),
         }
-        if driver.guard_hangup && state.hangup.is_none() {
-            state.hangup = driver
-                .start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd })
-                .map(Box::new);
+    }
+
+    /// Has the receive watched on a kernel that may lose the end of file.
+    fn guard_hangup(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
+        if driver.guard_hangup && state.hangup.is_none() && !state.closing && !state.stopping {
+            let request = Request::Hangup { fd: self.raw_fd() };
+            let started = driver.start(|| Owner::Hangup(Rc::clone(self)), request);
+            state.hangup = started.map(Box::new);
+            if state.hangup.is_none() {
+                driver.retry.push(Rc::clone(self));
+            }
         }
     }
 
@@ -782,8 +792,12 @@ impl StreamCell {
                 state.announce(core);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
-            if state.receive != Receive::Idle {
-                return;
+            match state.receive {
+                Receive::Idle => {}
+                Receive::Armed(_) if state.intake.is_none() => {
+                    return self.guard_hangup(&mut state, driver);
+                }
+                _ => return,
             }
         }
         self.arm_receive(core, driver);
