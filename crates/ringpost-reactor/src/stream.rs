@@ -26,7 +26,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustix::net::Shutdown;
 
 use self::descriptors::Intake;
@@ -649,16 +648,12 @@ impl StreamCell {
                 add(&core.counters.bytes_received, range.len.into());
                 if !state.closing {
                     state.inbound_bytes += bytes;
-                    let lease = driver.pool.lease(range.block, range.offset, range.len);
-                    // The last quarter of the pool is never lent: whatever readers hold on to,
-                    // receiving can go on.
-                    let Driver { pool, hands, .. } = &*driver;
-                    let available = pool.free_blocks() + pool.kernel_blocks() - hands.blocks();
-                    let chunk = if available * 4 <= driver.pool.blocks() {
-                        add(&core.counters.bytes_copied, range.len.into());
-                        Chunk::Copied(Bytes::copy_from_slice(&lease))
+                    let Driver { pool, hands, .. } = &mut *driver;
+                    let chunk = if pool.may_lend(range.block, hands.unlent_blocks(pool)) {
+                        Chunk::Leased(pool.lease(range.block, range.offset, range.len))
                     } else {
-                        Chunk::Leased(lease)
+                        add(&core.counters.bytes_copied, range.len.into());
+                        Chunk::Copied(pool.copy(range.block, range.offset, range.len))
                     };
                     state.push_inbound(chunk);
                 }
