@@ -10,6 +10,7 @@ use crate::rig::{Rig, insist};
 enum End {
     Proper,
     FlushedAndDropped,
+    FlushedAndCut,
     Dropped,
     Refused,
     ReaderDropped,
@@ -17,7 +18,7 @@ enum End {
 
 /// Every end reaches the other side as what it is, and what was accepted before it arrives.
 pub(crate) async fn ends(rig: Rig) {
-    const ENDS: [End; 5] =
+    const ENDS: [End; 6] =
         [End::Proper, End::FlushedAndDropped, End::Dropped, End::Refused, End::ReaderDropped];
     let mut tasks = Vec::new();
     for _ in 0..=rig.below(4) {
@@ -52,6 +53,11 @@ async fn write(rig: Rig, flow: Flow, connection: Connection, end: End) {
             assert!(matches!(answer, Ok(None)), "{answer:?}");
         }
         End::FlushedAndDropped => insist!(rig, connection.flush()).expect("it leaves"),
+        // Nothing leaves any more, and nothing has to.
+        End::FlushedAndCut => {
+            insist!(rig, connection.flush()).expect("it leaves");
+            rustix::net::shutdown(&connection, Shutdown::Write).expect("a connected socket");
+        }
         End::Refused => connection.refuse("not today"),
         End::Dropped | End::ReaderDropped => {}
     }
@@ -72,7 +78,10 @@ async fn read(rig: Rig, flow: Flow, mut connection: Connection, end: End) {
     assert_eq!(taken, flow.accepted(), "messages are missing before {ended:?}");
     match (end, ended) {
         (End::Proper, Ok(())) => insist!(rig, sender.shutdown()).expect("a proper end"),
-        (End::FlushedAndDropped | End::Dropped, Err(RecvError::Closed(Closed::Aborted))) => {}
+        (
+            End::FlushedAndDropped | End::FlushedAndCut | End::Dropped,
+            Err(RecvError::Closed(Closed::Aborted)),
+        ) => {}
         (End::Refused, Err(RecvError::Closed(Closed::Rejected { reason }))) => {
             assert_eq!(reason, "not today");
         }
