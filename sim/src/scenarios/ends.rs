@@ -18,8 +18,14 @@ enum End {
 
 /// Every end reaches the other side as what it is, and what was accepted before it arrives.
 pub(crate) async fn ends(rig: Rig) {
-    const ENDS: [End; 6] =
-        [End::Proper, End::FlushedAndDropped, End::Dropped, End::Refused, End::ReaderDropped];
+    const ENDS: [End; 6] = [
+        End::Proper,
+        End::FlushedAndDropped,
+        End::FlushedAndCut,
+        End::Dropped,
+        End::Refused,
+        End::ReaderDropped,
+    ];
     let mut tasks = Vec::new();
     for _ in 0..=rig.below(4) {
         let end = ENDS[rig.below(ENDS.len())];
