@@ -8,6 +8,7 @@ use xshell::{Shell, cmd};
 use crate::fuzz::{FuzzArgs, Outcome};
 use crate::loom::LoomArgs;
 use crate::run::{root, run as run_command, shell};
+use crate::sim::SimArgs;
 use crate::test::{Counts, TestArgs, finish};
 
 /// Arguments of `cargo xtask ci`.
@@ -39,6 +40,7 @@ pub(crate) fn run(_: &CiArgs) -> Result<()> {
     });
     steps.run("test", || crate::test::test(&TestArgs::default()));
     steps.run("loom", || checked(|| crate::loom::run(&LoomArgs::default())));
+    steps.run("sim", || checked(|| crate::sim::run(&SimArgs::smoke())));
     steps.run("benches", || {
         checked(|| {
             run_command(

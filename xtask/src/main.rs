@@ -10,6 +10,7 @@ mod doctor;
 mod fuzz;
 mod loom;
 mod run;
+mod sim;
 mod source;
 mod test;
 mod tidy;
@@ -38,6 +39,8 @@ enum Command {
     Loom(loom::LoomArgs),
     /// Runs the fuzz targets, each for a given time
     Fuzz(fuzz::FuzzArgs),
+    /// Runs ringpost on a simulated kernel with faults, by seed
+    Sim(sim::SimArgs),
     /// Checks the project's own rules
     Tidy(tidy::TidyArgs),
     /// Says what this machine offers to ringpost, and what it lacks
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Loom(arguments) => loom::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };

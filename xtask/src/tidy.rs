@@ -270,6 +270,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/ringpost-reactor/src/peer_groups.rs",
     "crates/ringpost-reactor/src/pool.rs",
     "crates/ringpost-reactor/src/uring*",
+    "crates/ringpost-reactor/src/sim/mod.rs",
     "crates/ringpost-reactor/src/memory*",
     "benches/*",
     "tests/*",
@@ -282,10 +283,12 @@ const FORBIDS_UNSAFE: &[&str] = &[
     "crates/ringpost-sync/src/lib.rs",
     "crates/ringpost-testkit/src/lib.rs",
     "crates/ringpost-uds/src/lib.rs",
+    "sim/src/lib.rs",
+    "sim/src/main.rs",
     "xtask/src/main.rs",
 ];
 
-const FOLDERS: &[&str] = &["benches", "crates", "docs", "fuzz", "tests", "xtask"];
+const FOLDERS: &[&str] = &["benches", "crates", "docs", "fuzz", "sim", "tests", "xtask"];
 
 const DOCUMENTS: &[&str] = &["ARCHITECTURE.md", "CHANGELOG.md", "README.md"];
 

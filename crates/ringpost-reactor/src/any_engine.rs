@@ -20,6 +20,8 @@ const RING_ENTRIES: u32 = 1024;
 pub(crate) enum AnyEngine {
     Uring(Box<Uring>),
     Epoll(Box<Epoll>),
+    #[cfg(feature = "sim")]
+    Sim(Box<crate::sim::Sim>),
 }
 
 macro_rules! each {
@@ -27,6 +29,8 @@ macro_rules! each {
         match $self {
             Self::Uring($engine) => $call,
             Self::Epoll($engine) => $call,
+            #[cfg(feature = "sim")]
+            Self::Sim($engine) => $call,
         }
     };
 }
@@ -109,11 +113,29 @@ impl AnyEngine {
         Ok((Self::Epoll(Box::new(engine)), pool, report))
     }
 
+    /// The engine and the pool of a simulation.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(
+        simulation: &crate::sim::Simulation,
+        inbox: &Arc<Inbox>,
+    ) -> Result<(Self, Pool, EngineReport), BuildError> {
+        let pool = simulation.pool(inbox)?;
+        let engine = simulation.engine(&pool);
+        let report = EngineReport {
+            kind: EngineKind::Simulated,
+            reason: EngineReason::ForcedByBuilder,
+            capabilities: Some(simulation.capabilities()),
+        };
+        Ok((Self::Sim(Box::new(engine)), pool, report))
+    }
+
     /// True if `ready` makes system calls.
     pub(crate) fn is_direct(&self) -> bool {
         match self {
             Self::Uring(engine) => engine.is_direct(),
             Self::Epoll(_) => true,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => true,
         }
     }
 
@@ -122,6 +144,8 @@ impl AnyEngine {
         match self {
             Self::Uring(engine) => engine.is_incremental(),
             Self::Epoll(_) => true,
+            #[cfg(feature = "sim")]
+            Self::Sim(engine) => engine.shares_blocks(),
         }
     }
 }

@@ -257,6 +257,11 @@ impl HandReceiver {
         usize::from(self.block.is_some())
     }
 
+    /// Blocks held here that nothing is lent from: they are of no use to the engine.
+    pub(crate) fn unlent_blocks(&self, pool: &Pool) -> usize {
+        usize::from(self.block.as_ref().is_some_and(|block| !pool.is_lent(block.id())))
+    }
+
     /// The block that is held here, for shutdown.
     pub(crate) fn surrender_block(&mut self) -> Option<BlockId> {
         self.block.take().map(|block| block.id())
@@ -271,7 +276,8 @@ impl HandReceiver {
     ) -> Result<Option<Delivery>, Errno> {
         let Self { block, control, system_calls } = self;
         let control = control.get_or_insert_with(Control::new);
-        if block.is_none() {
+        // The last quarter of the pool is neither lent nor taken here: it is the engine's.
+        if block.is_none() && pool.unlent_blocks() * 4 > pool.blocks() {
             *block = pool.take_free().map(OwnBlock::new);
         }
         let mut descriptors = Descriptors::None;
@@ -296,13 +302,10 @@ impl HandReceiver {
         // claimed was filled by the kernel.
         let received = unsafe { own.fill(pool.shared(), receive) }?;
         let Some(Received { block: id, offset, len, last }) = received else { return Ok(None) };
-        let lease = pool.lease(id, offset, len);
-        // As with receives of the engine: the last quarter of the pool is never lent.
-        let available = pool.free_blocks() + pool.kernel_blocks();
-        let chunk = if available * 4 <= pool.blocks() {
-            Chunk::Copied(Bytes::copy_from_slice(&lease))
+        let chunk = if pool.may_lend(id, 0) {
+            Chunk::Leased(pool.lease(id, offset, len))
         } else {
-            Chunk::Leased(lease)
+            Chunk::Copied(pool.copy(id, offset, len))
         };
         if last {
             *block = None;

@@ -51,6 +51,9 @@ pub enum EngineKind {
     Uring,
     /// epoll(7) and ordinary system calls.
     Epoll,
+    /// None: a simulation ([`sim`](crate::sim)).
+    #[cfg(feature = "sim")]
+    Simulated,
 }
 
 impl fmt::Display for EngineKind {
@@ -58,6 +61,8 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::Uring => "io_uring",
             Self::Epoll => "epoll",
+            #[cfg(feature = "sim")]
+            Self::Simulated => "simulation",
         })
     }
 }

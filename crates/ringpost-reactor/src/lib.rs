@@ -19,6 +19,7 @@ mod any_engine;
 mod by_hand;
 mod capabilities;
 mod chunk;
+mod clock;
 mod config;
 mod engine;
 mod epoll;
@@ -36,6 +37,8 @@ mod pool;
 mod reactor;
 #[cfg(test)]
 mod readiness_tests;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod spin;
 mod stats;
 mod stream;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::engine::{Completion, Request, Token};
 use crate::ops::Owner;
@@ -199,7 +199,7 @@ impl ListenerCell {
 
     fn rest(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
         state.resting = true;
-        driver.resting.push((Instant::now() + state.rest, Rc::clone(self)));
+        driver.resting.push((driver.clock.now() + state.rest, Rc::clone(self)));
         state.rest = (state.rest * 2).min(REST_MAX);
     }
 

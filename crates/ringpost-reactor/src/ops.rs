@@ -160,7 +160,7 @@ impl Ops {
         !self.silent.is_empty()
     }
 
-    fn is_current(&self, token: Token) -> bool {
+    pub(crate) fn is_current(&self, token: Token) -> bool {
         self.generations.get(token.slot()) == Some(&token.generation())
             && self.slots.contains(token.slot())
     }
@@ -203,6 +203,12 @@ impl Ops {
     /// Tokens and descriptors of everything in flight but cancels, for shutdown.
     pub(crate) fn in_flight(&self) -> impl Iterator<Item = (Token, &Slot)> {
         self.slots.iter().map(|(key, slot)| (Token::new(key, self.generations[key]), slot))
+    }
+
+    /// Everything in flight, and whether it is a silent send.
+    #[cfg(feature = "sim")]
+    pub(crate) fn expected(&self) -> impl Iterator<Item = (Token, bool)> {
+        self.in_flight().map(|(token, _)| (token, self.silent.contains(&token)))
     }
 
     /// Gives up on operations whose end was not seen: what they own is leaked, because the kernel may

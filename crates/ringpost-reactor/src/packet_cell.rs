@@ -326,7 +326,7 @@ impl PacketCell {
                 // The peer of a connected datagram socket has gone (unix(7)); others may still send.
                 Err(Errno::CONNRESET | Errno::CONNREFUSED) if !self.options.connection => {}
                 Err(Errno::NOBUFS | Errno::NOMEM) => {
-                    let until = Instant::now() + RECEIVE_REST;
+                    let until = driver.clock.now() + RECEIVE_REST;
                     driver.packets.resting.push((until, Rc::clone(self)));
                     return false;
                 }
@@ -510,7 +510,7 @@ impl PacketCell {
                     if polled && lane.refusals <= POLLED_REFUSALS_MAX {
                         lane.gate = Gate::Polled;
                     } else {
-                        let until = lane.rest(Instant::now());
+                        let until = lane.rest(driver.clock.now());
                         driver.packets.resting.push((until, Rc::clone(self)));
                     }
                     (lane.gate, lane.refusals)
@@ -626,7 +626,8 @@ impl PacketCell {
                     driver.cancel(token, self.raw_fd());
                 }
                 let linger = Duration::from_millis(core.config.linger_ms_max);
-                driver.packets.lingering.push_back((Instant::now() + linger, Rc::clone(self)));
+                let until = driver.clock.now() + linger;
+                driver.packets.lingering.push_back((until, Rc::clone(self)));
             }
         }
     }

@@ -26,6 +26,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use ringpost_sync::{LeaseCount, ReturnQueue};
 
 use crate::memory::Region;
@@ -224,6 +225,10 @@ enum Place {
 pub(crate) struct Pool {
     shared: Arc<PoolShared>,
     places: Box<[Place]>,
+    /// Blocks that something was lent from since they were last free.
+    lent: Box<[bool]>,
+    /// Of the blocks with the kernel, those that something was lent from.
+    kernel_lent: usize,
     /// Last in, first out: the most recently used block is the one whose lines are in the cache.
     free: Vec<BlockId>,
     kernel: usize,
@@ -246,6 +251,8 @@ impl Pool {
         Ok(Self {
             shared,
             places: vec![Place::Free; blocks as usize].into(),
+            lent: vec![false; blocks as usize].into(),
+            kernel_lent: 0,
             free: (0..blocks).rev().collect(),
             kernel: 0,
             leased: 0,
@@ -261,6 +268,7 @@ impl Pool {
         self.places.len()
     }
 
+    #[cfg(test)]
     pub(crate) fn free_blocks(&self) -> usize {
         self.free.len()
     }
@@ -286,6 +294,7 @@ impl Pool {
         let block = self.free.pop()?;
         debug_assert_eq!(self.places[block as usize], Place::Free);
         self.places[block as usize] = Place::Kernel;
+        self.lent[block as usize] = false;
         self.kernel += 1;
         self.shared.counts[block as usize].acquire();
         let raw = Arc::as_ptr(&self.shared);
@@ -295,14 +304,43 @@ impl Pool {
         Some(block)
     }
 
+    /// Blocks that nothing is lent from.
+    pub(crate) fn unlent_blocks(&self) -> usize {
+        self.free.len() + self.kernel - self.kernel_lent
+    }
+
+    pub(crate) fn is_lent(&self, block: BlockId) -> bool {
+        self.lent[block as usize]
+    }
+
+    /// True if bytes of `block` may be lent: the last quarter of the pool never is, so that receiving can
+    /// go on whatever readers hold on to. `reserved` more blocks are of no use to whoever asks.
+    pub(crate) fn may_lend(&self, block: BlockId, reserved: usize) -> bool {
+        self.lent[block as usize]
+            || self.unlent_blocks().saturating_sub(reserved) * 4 > self.places.len()
+    }
+
     /// A lease of bytes that the kernel has just delivered from `block`.
-    pub(crate) fn lease(&self, block: BlockId, offset: u32, len: u32) -> Lease {
+    pub(crate) fn lease(&mut self, block: BlockId, offset: u32, len: u32) -> Lease {
         assert_eq!(self.places[block as usize], Place::Kernel, "delivery from a foreign block");
         let end = u64::from(offset) + u64::from(len);
         assert!(end <= u64::from(self.shared.block_bytes), "delivery beyond the block");
+        if !std::mem::replace(&mut self.lent[block as usize], true) {
+            self.kernel_lent += 1;
+        }
         self.shared.counts[block as usize].acquire();
         let data = self.shared.region.at(self.shared.offset_of(block) + offset as usize);
         Lease { shared: NonNull::from(&*self.shared), data, len, block }
+    }
+
+    /// A copy of bytes that the kernel has just delivered from `block`.
+    pub(crate) fn copy(&mut self, block: BlockId, offset: u32, len: u32) -> Bytes {
+        let (lent, kernel_lent) = (self.lent[block as usize], self.kernel_lent);
+        let bytes = Bytes::copy_from_slice(&self.lease(block, offset, len));
+        // The lease is gone.
+        self.lent[block as usize] = lent;
+        self.kernel_lent = kernel_lent;
+        bytes
     }
 
     /// The kernel is done with `block`; it becomes free once its last lease is gone.
@@ -310,6 +348,7 @@ impl Pool {
         assert_eq!(self.places[block as usize], Place::Kernel, "retired twice");
         self.places[block as usize] = Place::Leased;
         self.kernel -= 1;
+        self.kernel_lent -= usize::from(self.lent[block as usize]);
         self.leased += 1;
         self.low_water = self.low_water.min(self.free.len() + self.kernel);
         // SAFETY: the kernel's count, taken in `take_free`, is given up exactly once: the place has
@@ -384,6 +423,30 @@ mod tests {
         std::thread::spawn(move || drop(second)).join().unwrap();
         assert!(pool.collect_returns());
         assert_eq!(pool.free_blocks(), 2);
+        pool.check();
+    }
+
+    #[test]
+    fn the_last_quarter_is_never_lent() {
+        let mut pool = pool(8);
+        let blocks: Vec<_> = (0..8).map(|_| pool.take_free().unwrap()).collect();
+        let mut kept = Vec::new();
+        // A little of each, before any is finished.
+        for &block in &blocks {
+            if pool.may_lend(block, 0) {
+                kept.push(pool.lease(block, 0, 1));
+            } else {
+                assert_eq!(*pool.copy(block, 0, 1), [0]);
+            }
+        }
+        assert_eq!((kept.len(), pool.unlent_blocks()), (6, 2));
+        assert!(pool.may_lend(blocks[0], 0), "more of what is lent costs nothing");
+        blocks.iter().for_each(|&block| pool.retire(block));
+        assert!(pool.collect_returns());
+        assert_eq!((pool.free_blocks(), pool.unlent_blocks()), (2, 2));
+        drop(kept);
+        pool.collect_returns();
+        assert!(pool.may_lend(blocks[0], 0));
         pool.check();
     }
 

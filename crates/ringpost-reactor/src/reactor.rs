@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::any_engine::AnyEngine;
 use crate::by_hand::HandReceiver;
 use crate::capabilities::EngineReport;
+use crate::clock::Clock;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
 use crate::listener::{Listener, ListenerCell};
@@ -51,6 +52,7 @@ pub(crate) struct Driver {
     /// For connections that take descriptors.
     pub(crate) hands: HandReceiver,
     timers: Timers,
+    pub(crate) clock: Clock,
     spinner: Spinner,
     batch: Vec<Completion>,
     pub(crate) wakers: Vec<Waker>,
@@ -88,6 +90,7 @@ pub(crate) struct Core {
     pub(crate) dirty_packets: RefCell<Vec<Rc<PacketCell>>>,
     pub(crate) counters: Counters,
     pub(crate) config: Config,
+    clock: Clock,
     inbox: Arc<Inbox>,
     report: EngineReport,
     closed: Cell<bool>,
@@ -123,7 +126,35 @@ impl Reactor {
         config.validate()?;
         let inbox =
             Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
-        let (engine, pool, report) = AnyEngine::choose(&config, &inbox)?;
+        let built = AnyEngine::choose(&config, &inbox)?;
+        Ok(Self::of(config, inbox, built, Clock::default()))
+    }
+
+    /// Builds a reactor on a simulated kernel, which it shares with nobody. Of the configuration, `engine`
+    /// and `pool_bytes` do not matter, and it never spins.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reactor::new`].
+    #[cfg(feature = "sim")]
+    pub fn simulated(
+        config: Config,
+        simulation: &crate::sim::Simulation,
+    ) -> Result<Self, BuildError> {
+        let config = Config { spin: Spin::Never, ..config };
+        config.validate()?;
+        let inbox =
+            Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
+        let built = AnyEngine::simulated(simulation, &inbox)?;
+        Ok(Self::of(config, inbox, built, simulation.clock()))
+    }
+
+    fn of(
+        config: Config,
+        inbox: Arc<Inbox>,
+        (engine, pool, report): (AnyEngine, Pool, EngineReport),
+        clock: Clock,
+    ) -> Self {
         tracing::debug!(engine = %report, "reactor built");
         let capabilities = report.capabilities.as_ref();
         let provide_target = if engine.shares_blocks() {
@@ -139,6 +170,7 @@ impl Reactor {
             pool,
             hands: HandReceiver::default(),
             timers: Timers::default(),
+            clock: clock.clone(),
             spinner: Spinner::new(config.spin),
             batch: Vec::with_capacity(256),
             wakers: Vec::with_capacity(256),
@@ -165,12 +197,13 @@ impl Reactor {
             dirty_packets: RefCell::new(Vec::new()),
             counters: Counters::default(),
             config,
+            clock,
             inbox,
             report,
             closed: Cell::new(false),
             writers_wait: Cell::new(false),
         };
-        Ok(Self { core: Rc::new(core) })
+        Self { core: Rc::new(core) }
     }
 
     /// Which engine runs, why, and what it can do.
@@ -181,6 +214,12 @@ impl Reactor {
     /// The mailbox through which other threads reach this reactor.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.core.inbox
+    }
+
+    /// The time by which this reactor goes: that of [`Instant::now`].
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.core.clock.now()
     }
 
     /// The settings in force.
@@ -348,6 +387,15 @@ impl Driver {
         self.starved.push_back(stream);
     }
 
+    /// In a simulation: the engine and the op table agree, and no block is lost.
+    #[cfg(feature = "sim")]
+    fn check(&self) {
+        if let AnyEngine::Sim(engine) = &self.engine {
+            self.pool.check();
+            engine.check(|token| self.ops.is_current(token), self.ops.expected());
+        }
+    }
+
     fn fail(&mut self, error: &EngineError) {
         if self.failed.is_none() {
             let EngineError::Fatal { source, .. } = error;
@@ -464,7 +512,7 @@ impl Core {
             || !driver.wakers.is_empty()
             || driver.packets.must_turn()
             || !self.dirty_packets.borrow().is_empty()
-            || (deadline.is_some() && due(Instant::now()));
+            || (deadline.is_some() && due(self.clock.now()));
         if must_not_wait {
             // Nothing staged and nothing to see: spare the call.
             if driver.engine.staged() > 0 || driver.engine.ready() {
@@ -478,12 +526,8 @@ impl Core {
         if driver.ops.has_silent() && self.writers_wait.replace(false) {
             driver.engine.enter(false, None)?;
             driver.engine.reap(&mut driver.batch);
-            if !driver.batch.is_empty() {
-                return Ok(());
-            }
-            if driver.engine.staged() > 0 {
-                self.writers_wait.set(true);
-            } else if self.resolve(driver) {
+            // What is left of the queue is for another turn: to perform it and park is the same mistake.
+            if !driver.batch.is_empty() || driver.engine.staged() > 0 || self.resolve(driver) {
                 return Ok(());
             }
         }
@@ -529,7 +573,7 @@ impl Core {
                 }
                 spins = spins.wrapping_add(1);
                 if spins.is_multiple_of(SPINS_PER_CLOCK) {
-                    let now = Instant::now();
+                    let now = self.clock.now();
                     if due(now) {
                         return Ok(());
                     }
@@ -540,8 +584,17 @@ impl Core {
                 }
             }
         }
-        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
-            return Ok(());
+        if !driver.starved.is_empty() {
+            if !driver.pool.declare_starved() {
+                return Ok(());
+            }
+            // The receives that were fed may have nothing to receive, and leave a block for the others
+            // that no return would tell of. They get their turn; a wait of no time ends spinning.
+            if driver.pool.kernel_blocks() > driver.hands.blocks() {
+                driver.engine.enter(true, Some(self.clock.now()))?;
+                driver.engine.reap(&mut driver.batch);
+                return Ok(());
+            }
         }
         if !word.park() {
             driver.engine.enter(false, None)?;
@@ -579,8 +632,13 @@ impl Core {
         driver.batch = batch;
         driver.engine.settle();
         driver.told.clear();
-        if performed && driver.ops.has_silent() {
-            self.resolve(driver);
+        if driver.ops.has_silent() {
+            if performed {
+                self.resolve(driver);
+            } else {
+                // Somebody may wait for one of them, and was looked for already.
+                self.writers_wait.set(true);
+            }
         }
         if driver.wants_blocks() {
             driver.pool.collect_returns();
@@ -590,6 +648,8 @@ impl Core {
             self.feed_starved(driver);
         }
         self.run_clocks(driver);
+        #[cfg(feature = "sim")]
+        driver.check();
     }
 
     /// Finishes silent sends that have been performed. True if there is something to do because of it.
@@ -669,7 +729,7 @@ impl Core {
         {
             return;
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         if packets {
             self.run_packet_clocks(driver, now);
         }
@@ -700,10 +760,10 @@ impl Core {
         let driver = &mut *driver;
         self.dirty.borrow_mut().clear();
         self.dirty_packets.borrow_mut().clear();
-        if wait != Wait::No && driver.timers.next_due().is_none_or(|at| at > Instant::now()) {
-            std::thread::sleep(NAP);
+        if wait != Wait::No && driver.timers.next_due().is_none_or(|at| at > self.clock.now()) {
+            self.clock.nap(NAP);
         }
-        driver.timers.fire(Instant::now(), &mut driver.wakers);
+        driver.timers.fire(self.clock.now(), &mut driver.wakers);
         Ok(())
     }
 
@@ -744,7 +804,7 @@ impl Core {
         if self.driver.borrow().failed.is_none() {
             // What has been accepted and fits the sockets still leaves.
             self.stage();
-            let deadline = Instant::now() + SHUTDOWN_WAIT_MAX;
+            let deadline = self.clock.now() + SHUTDOWN_WAIT_MAX;
             self.drain(deadline);
         }
         let wakers = self.let_go();
@@ -796,7 +856,7 @@ impl Core {
             self.dispatch();
             let mut driver = self.driver.borrow_mut();
             let driver = &mut *driver;
-            if driver.ops.is_empty() || Instant::now() >= deadline {
+            if driver.ops.is_empty() || self.clock.now() >= deadline {
                 return;
             }
             if !cancelled {
@@ -860,7 +920,7 @@ impl Future for Sleep {
 
     fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if Instant::now() >= this.at {
+        if this.core.clock.now() >= this.at {
             return Poll::Ready(());
         }
         let mut driver = this.core.driver.borrow_mut();

@@ -24,9 +24,8 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use rustix::net::Shutdown;
 
 use self::descriptors::Intake;
@@ -620,13 +619,23 @@ impl StreamCell {
             return;
         }
         match driver.start(|| Owner::Receive(Rc::clone(self)), Request::Receive { fd }) {
-            Some(token) => state.receive = Receive::Armed(token),
+            Some(token) => {
+                state.receive = Receive::Armed(token);
+                self.guard_hangup(&mut state, driver);
+            }
             None => driver.retry.push(Rc::clone(self)),
         }
-        if driver.guard_hangup && state.hangup.is_none() {
-            state.hangup = driver
-                .start(|| Owner::Hangup(Rc::clone(self)), Request::Hangup { fd })
-                .map(Box::new);
+    }
+
+    /// Has the receive watched on a kernel that may lose the end of file.
+    fn guard_hangup(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
+        if driver.guard_hangup && state.hangup.is_none() && !state.closing && !state.stopping {
+            let request = Request::Hangup { fd: self.raw_fd() };
+            let started = driver.start(|| Owner::Hangup(Rc::clone(self)), request);
+            state.hangup = started.map(Box::new);
+            if state.hangup.is_none() {
+                driver.retry.push(Rc::clone(self));
+            }
         }
     }
 
@@ -639,15 +648,12 @@ impl StreamCell {
                 add(&core.counters.bytes_received, range.len.into());
                 if !state.closing {
                     state.inbound_bytes += bytes;
-                    let lease = driver.pool.lease(range.block, range.offset, range.len);
-                    // The last quarter of the pool is never lent: whatever readers hold on to,
-                    // receiving can go on.
-                    let available = driver.pool.free_blocks() + driver.pool.kernel_blocks();
-                    let chunk = if available * 4 <= driver.pool.blocks() {
-                        add(&core.counters.bytes_copied, range.len.into());
-                        Chunk::Copied(Bytes::copy_from_slice(&lease))
+                    let Driver { pool, hands, .. } = &mut *driver;
+                    let chunk = if pool.may_lend(range.block, hands.unlent_blocks(pool)) {
+                        Chunk::Leased(pool.lease(range.block, range.offset, range.len))
                     } else {
-                        Chunk::Leased(lease)
+                        add(&core.counters.bytes_copied, range.len.into());
+                        Chunk::Copied(pool.copy(range.block, range.offset, range.len))
                     };
                     state.push_inbound(chunk);
                 }
@@ -781,8 +787,12 @@ impl StreamCell {
                 state.announce(core);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
-            if state.receive != Receive::Idle {
-                return;
+            match state.receive {
+                Receive::Idle => {}
+                Receive::Armed(_) if state.intake.is_none() => {
+                    return self.guard_hangup(&mut state, driver);
+                }
+                _ => return,
             }
         }
         self.arm_receive(core, driver);
@@ -901,7 +911,8 @@ impl StreamCell {
             self.stop_receive(&mut driver);
             if !drained {
                 let linger = Duration::from_millis(core.config.linger_ms_max);
-                driver.lingering.push_back((Instant::now() + linger, Rc::clone(self)));
+                let until = driver.clock.now() + linger;
+                driver.lingering.push_back((until, Rc::clone(self)));
             }
         }
     }

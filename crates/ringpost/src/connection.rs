@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringpost_frame::Agreement;
@@ -454,11 +454,12 @@ pub(crate) async fn connect_socket(
     address: &Address,
     kind: SocketKind,
 ) -> Result<OwnedFd, uds::ConnectError> {
-    let give_up = Instant::now() + BACKLOG_WAIT_MAX;
+    let reactor = Inner::current().reactor.clone();
+    let give_up = reactor.now() + BACKLOG_WAIT_MAX;
     let mut pause = BACKLOG_PAUSE_MIN;
     loop {
         match uds::connect_kind(address, kind) {
-            Err(error) if error.is_backlog_full() && Instant::now() < give_up => {
+            Err(error) if error.is_backlog_full() && reactor.now() < give_up => {
                 crate::sleep(pause).await;
                 pause = (pause * 2).min(BACKLOG_PAUSE_MAX);
             }

@@ -98,6 +98,8 @@ pub use receiver::{Batch, Frames, Receiver};
 pub use ringpost_frame::{
     Agreement, ByteOrder, HelloError, LengthPrefix, PrefixWidth, Profile, ProtocolError,
 };
+#[cfg(feature = "sim")]
+pub use ringpost_reactor::sim;
 pub use ringpost_reactor::{
     BuildError, Capabilities, EngineChoice, EngineError, EngineKind, EngineReason, EngineReport,
     SocketName, Spin, Stats, Support, UringUnavailable,

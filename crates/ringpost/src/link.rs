@@ -75,7 +75,7 @@ impl Link {
             let ours = greeting_of(&options, &stream, instance);
             stream.append(Prefix::NONE, &ours.encode());
             let limit = Duration::from_millis(options.handshake_ms_max);
-            let deadline = Instant::now() + limit.min(HANDSHAKE_MAX);
+            let deadline = reactor.now() + limit.min(HANDSHAKE_MAX);
             Phase::Greeting(Greeting { instance, reader: None, deadline, alarms: [None, None] })
         } else {
             Phase::Open

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringpost_reactor::{
     BuildError, Config, EngineChoice, EngineError, EngineReport, Reactor, Spin, Stats, Wait,
@@ -95,7 +95,7 @@ impl Runtime {
             _ if self.inner.has_ready() => Wait::No,
             None => Wait::Forever,
             Some(Duration::ZERO) => Wait::No,
-            Some(wait) => match Instant::now().checked_add(wait) {
+            Some(wait) => match self.inner.reactor.now().checked_add(wait) {
                 Some(until) => Wait::Until(until),
                 None => Wait::Forever,
             },
@@ -229,6 +229,20 @@ impl RuntimeBuilder {
     /// io_uring is no error.
     pub fn build(self) -> Result<Runtime, BuildError> {
         Ok(Runtime { inner: Inner::new(Reactor::new(self.config)?) })
+    }
+
+    /// Builds a runtime on a simulated kernel. See
+    /// [`Reactor::simulated`](ringpost_reactor::Reactor::simulated).
+    ///
+    /// # Errors
+    ///
+    /// As [`RuntimeBuilder::build`].
+    #[cfg(feature = "sim")]
+    pub fn build_simulated(
+        self,
+        simulation: &ringpost_reactor::sim::Simulation,
+    ) -> Result<Runtime, BuildError> {
+        Ok(Runtime { inner: Inner::new(Reactor::simulated(self.config, simulation)?) })
     }
 }
 

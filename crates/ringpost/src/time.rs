@@ -14,7 +14,7 @@ use crate::executor::Inner;
 ///
 /// Outside of a runtime.
 pub async fn sleep(duration: Duration) {
-    match Instant::now().checked_add(duration) {
+    match Inner::current().reactor.now().checked_add(duration) {
         Some(at) => sleep_until(at).await,
         // Further than the clock reaches.
         None => std::future::pending().await,

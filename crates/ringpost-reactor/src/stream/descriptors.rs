@@ -305,6 +305,7 @@ impl StreamCell {
     /// Something can be received, or the poll has ended.
     pub(crate) fn readable(self: &Rc<Self>, core: &Core, driver: &mut Driver, result: i32) {
         let mut state = self.state.borrow_mut();
+        let paused = matches!(state.receive, Receive::Pausing(_));
         state.receive = Receive::Idle;
         if state.closing {
             state.receive = Receive::Ended;
@@ -315,7 +316,8 @@ impl StreamCell {
             ..=0 | libc::EINTR | libc::EAGAIN | libc::ENOMEM => {
                 self.receive(core, driver, &mut state)
             }
-            libc::ECANCELED if state.stopping => None,
+            // Stopped, or the last poll before plain receives was ended by their hang-up guard.
+            libc::ECANCELED if paused || state.stopping => None,
             errno => Some(Err(StreamError::from_errno(errno))),
         };
         if ended.is_some() || state.first.is_some() || state.stopping {

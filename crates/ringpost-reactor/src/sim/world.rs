@@ -1,0 +1,198 @@
+//! What a simulation and whoever runs it share: choices, clock, faults, and what has happened.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{Choices, Fault, Machine, Rates};
+use crate::engine::Token;
+
+/// A simulated kernel, as whoever runs the simulation sees it. Clones are the same one.
+///
+/// Everything happens on one thread, and nothing in it but [`Choices`] decides: not the time, no order of
+/// addresses. Sockets are real ones, whose bytes the simulation moves when and in the lengths that it
+/// chooses.
+#[derive(Debug, Clone)]
+pub struct Simulation {
+    pub(super) world: Rc<World>,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) clock: Rc<Cell<Instant>>,
+    pub(super) state: RefCell<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    choices: Box<dyn Choices>,
+    pub(super) machine: Machine,
+    rates: Rates,
+    faults_left: u32,
+    counts: [u64; Fault::ALL.len()],
+    pub(super) enters: u64,
+    trace: VecDeque<Event>,
+    failed: bool,
+    pub(super) operations_left: usize,
+}
+
+/// One line of the trace.
+#[derive(Debug, Clone, Copy)]
+struct Event {
+    enter: u64,
+    what: &'static str,
+    token: Token,
+    value: i64,
+}
+
+/// Lines of the trace that are kept.
+const TRACE_MAX: usize = 120;
+/// Longest time that passes by itself during an enter, microseconds.
+const PASSES_US_MAX: u32 = 1000;
+
+impl Simulation {
+    /// A kernel that decides by these choices, without faults at first.
+    pub fn new(choices: impl Choices + 'static, machine: Machine) -> Self {
+        let state = State {
+            choices: Box::new(choices),
+            faults_left: machine.faults_max,
+            machine,
+            rates: Rates::NONE,
+            counts: [0; Fault::ALL.len()],
+            enters: 0,
+            trace: VecDeque::with_capacity(TRACE_MAX),
+            failed: false,
+            operations_left: 0,
+        };
+        let clock = Rc::new(Cell::new(Instant::now()));
+        Self { world: Rc::new(World { clock, state: RefCell::new(state) }) }
+    }
+
+    /// How often faults happen from now on.
+    pub fn set_rates(&self, rates: Rates) {
+        self.world.state.borrow_mut().rates = rates;
+    }
+
+    /// A number below `n` from the same source that decides everything else.
+    pub fn below(&self, n: u32) -> u32 {
+        self.world.below(n)
+    }
+
+    /// The simulated time.
+    pub fn now(&self) -> Instant {
+        self.world.clock.get()
+    }
+
+    /// Enters so far.
+    pub fn enters(&self) -> u64 {
+        self.world.state.borrow().enters
+    }
+
+    /// How often each fault has happened.
+    pub fn faults(&self) -> Vec<(Fault, u64)> {
+        let state = self.world.state.borrow();
+        Fault::ALL.iter().map(|&fault| (fault, state.counts[fault as usize])).collect()
+    }
+
+    /// Operations that had not ended when the reactor went; zero before.
+    pub fn operations_left(&self) -> usize {
+        self.world.state.borrow().operations_left
+    }
+
+    /// The last steps, oldest first: at most 120 lines.
+    pub fn trace(&self) -> Vec<String> {
+        self.world.state.borrow().trace.iter().map(ToString::to_string).collect()
+    }
+}
+
+impl World {
+    pub(super) fn below(&self, n: u32) -> u32 {
+        self.state.borrow_mut().choices.below(n)
+    }
+
+    pub(super) fn below_usize(&self, n: usize) -> usize {
+        self.below(u32::try_from(n).unwrap_or(u32::MAX)) as usize
+    }
+
+    /// Whether this fault happens now.
+    pub(super) fn has(&self, fault: Fault) -> bool {
+        let mut state = self.state.borrow_mut();
+        let rate = u32::from(state.rates.of(fault));
+        if rate == 0 || state.faults_left == 0 || state.failed {
+            return false;
+        }
+        let happens = state.choices.below(256) >= 256 - rate;
+        if happens {
+            state.faults_left -= 1;
+            state.counts[fault as usize] += 1;
+        }
+        happens
+    }
+
+    /// A length from one to `max`; all of it without the fault.
+    pub(super) fn length(&self, fault: Fault, max: usize) -> usize {
+        if max < 2 || !self.has(fault) {
+            return max;
+        }
+        1 + match self.below(4) {
+            0 => 0,
+            1 => self.below_usize(max.min(16)),
+            2 => max / 2 - 1,
+            _ => self.below_usize(max),
+        }
+    }
+
+    pub(super) fn one_of(&self, errnos: &[i32]) -> i32 {
+        -errnos[self.below_usize(errnos.len())]
+    }
+
+    pub(super) fn note(&self, what: &'static str, token: Token, value: i64) {
+        let mut state = self.state.borrow_mut();
+        if state.failed {
+            return;
+        }
+        if state.trace.len() == TRACE_MAX {
+            state.trace.pop_front();
+        }
+        let enter = state.enters;
+        state.trace.push_back(Event { enter, what, token, value });
+    }
+
+    /// An enter begins: counts it, and may have time pass.
+    pub(super) fn enter(&self) {
+        let late = {
+            let mut state = self.state.borrow_mut();
+            state.enters += 1;
+            state.enters > state.machine.enters_max
+        };
+        if late {
+            self.fail("no end is in sight: the bound of enters is reached");
+        }
+        if self.has(Fault::TimePasses) {
+            let passed = Duration::from_micros(u64::from(self.below(PASSES_US_MAX)));
+            self.clock.set(self.clock.get() + passed);
+        }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.state.borrow().failed
+    }
+
+    /// Something has happened that must not: panics, the first time. From then on nothing is checked, so
+    /// that what is left can be taken down.
+    #[track_caller]
+    pub(super) fn fail(&self, what: &str) {
+        let first = !std::mem::replace(&mut self.state.borrow_mut().failed, true);
+        assert!(!first || std::thread::panicking(), "simulation: {what}");
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { enter, what, token, value } = self;
+        let (slot, generation) = (token.slot(), token.generation());
+        write!(f, "enter {enter:>6}  {what:<16} op {slot}.{generation}  {value}")
+    }
+}
