@@ -283,12 +283,12 @@ const FORBIDS_UNSAFE: &[&str] = &[
     "crates/ringpost-sync/src/lib.rs",
     "crates/ringpost-testkit/src/lib.rs",
     "crates/ringpost-uds/src/lib.rs",
-    "sim/src/lib.rs",
-    "sim/src/main.rs",
+    "crates/ringpost-sim/src/lib.rs",
+    "crates/ringpost-sim/src/main.rs",
     "xtask/src/main.rs",
 ];
 
-const FOLDERS: &[&str] = &["benches", "crates", "docs", "fuzz", "sim", "tests", "xtask"];
+const FOLDERS: &[&str] = &["benches", "crates", "docs", "fuzz", "tests", "xtask"];
 
 const DOCUMENTS: &[&str] = &["ARCHITECTURE.md", "CHANGELOG.md", "README.md"];
 

@@ -376,7 +376,7 @@ impl PacketCell {
         let block_bytes = pool.shared().block_bytes();
         // The last quarter of the pool is never lent: whatever readers hold on to, receiving can go on, into
         // the same bytes again and again.
-        let low = pool.free_blocks() * 4 < pool.blocks();
+        let low = !block.as_ref().is_some_and(|block| block.may_lend(pool));
         let (mut lent, mut lent_bytes, mut empty) = (0, 0, 0);
         let mut start = 0;
         for index in 0..count {

@@ -204,8 +204,13 @@ impl PacketBlock {
         pool.retire(self.block);
     }
 
+    /// True if bytes of it may be lent, see [`Pool::may_lend`].
+    pub(crate) fn may_lend(&self, pool: &Pool) -> bool {
+        pool.may_lend(self.block, 0)
+    }
+
     /// Lends the next `len` bytes; from then on they are nobody's to write.
-    pub(crate) fn lend(&mut self, pool: &Pool, len: u32) -> Lease {
+    pub(crate) fn lend(&mut self, pool: &mut Pool, len: u32) -> Lease {
         let lease = pool.lease(self.block, self.written, len);
         // The next packet starts aligned; at most the end of the block.
         self.written =
