@@ -286,9 +286,13 @@ impl PacketCell {
         if state.closing {
             return;
         }
-        if result < 0 && result != -libc::ECANCELED {
-            self.end(&mut state, driver, Err(StreamError::from_errno(-result)));
-            return;
+        match -result {
+            // Ended for no fault of the socket.
+            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ENOMEM => {}
+            errno => {
+                self.end(&mut state, driver, Err(StreamError::from_errno(errno)));
+                return;
+            }
         }
         if self.receive(core, driver, &mut state) {
             drop(state);
