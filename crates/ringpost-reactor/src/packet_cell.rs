@@ -34,6 +34,7 @@ use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
 use crate::packet_inbox::{Arrived, Place, Shape, joined};
 use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
 use crate::packet_queue::{Gate, PacketQueue};
+use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::stats::add;
 use crate::stream::StreamError;
@@ -122,6 +123,11 @@ impl PacketWork {
         usize::from(self.block.is_some())
     }
 
+    /// Blocks held here that nothing is lent from: they are of no use to the engine.
+    pub(crate) fn unlent_blocks(&self, pool: &Pool) -> usize {
+        usize::from(self.block.as_ref().is_some_and(|block| block.is_unlent(pool)))
+    }
+
     /// Something is to be tried in the next turn, whatever happens.
     pub(crate) fn must_turn(&self) -> bool {
         !self.retry.is_empty()
@@ -142,7 +148,7 @@ impl PacketWork {
     }
 
     /// Lets go of everything, for shutdown.
-    pub(crate) fn clear(&mut self, pool: &mut crate::pool::Pool) {
+    pub(crate) fn clear(&mut self, pool: &mut Pool) {
         self.retry.clear();
         self.resting.clear();
         self.lingering.clear();
@@ -280,9 +286,13 @@ impl PacketCell {
         if state.closing {
             return;
         }
-        if result < 0 && result != -libc::ECANCELED {
-            self.end(&mut state, driver, Err(StreamError::from_errno(-result)));
-            return;
+        match -result {
+            // Ended for no fault of the socket.
+            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ENOMEM => {}
+            errno => {
+                self.end(&mut state, driver, Err(StreamError::from_errno(errno)));
+                return;
+            }
         }
         if self.receive(core, driver, &mut state) {
             drop(state);

@@ -199,6 +199,11 @@ impl PacketBlock {
         pool.shared().block_bytes() - self.written
     }
 
+    /// True if nothing has been lent from it.
+    pub(crate) fn is_unlent(&self, pool: &Pool) -> bool {
+        !pool.is_lent(self.block)
+    }
+
     /// The block is finished: it becomes free once its last lease is gone.
     pub(crate) fn retire(self, pool: &mut Pool) {
         pool.retire(self.block);

@@ -590,7 +590,7 @@ impl Core {
             }
             // The receives that were fed may have nothing to receive, and leave a block for the others
             // that no return would tell of. They get their turn; a wait of no time ends spinning.
-            if driver.pool.kernel_blocks() > driver.hands.blocks() {
+            if driver.pool.kernel_blocks() > driver.hands.blocks() + driver.packets.blocks() {
                 driver.engine.enter(true, Some(self.clock.now()))?;
                 driver.engine.reap(&mut driver.batch);
                 return Ok(());

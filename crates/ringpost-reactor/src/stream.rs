@@ -648,8 +648,9 @@ impl StreamCell {
                 add(&core.counters.bytes_received, range.len.into());
                 if !state.closing {
                     state.inbound_bytes += bytes;
-                    let Driver { pool, hands, .. } = &mut *driver;
-                    let chunk = if pool.may_lend(range.block, hands.unlent_blocks(pool)) {
+                    let Driver { pool, hands, packets, .. } = &mut *driver;
+                    let elsewhere = hands.unlent_blocks(pool) + packets.unlent_blocks(pool);
+                    let chunk = if pool.may_lend(range.block, elsewhere) {
                         Chunk::Leased(pool.lease(range.block, range.offset, range.len))
                     } else {
                         add(&core.counters.bytes_copied, range.len.into());

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ringpost::sim::{Fault, Rates, Simulation};
 use ringpost::{Connection, ConnectionOptions, sleep, yield_now};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 /// What a scenario has at hand. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -77,6 +78,15 @@ impl Rig {
         let (left, right) = self.sockets();
         let connection = |socket| Connection::from_socket(OwnedFd::from(socket), options);
         (connection(left), connection(right))
+    }
+
+    /// Two connections over packet sockets.
+    pub(crate) fn pair_of_packets(&self) -> (Connection, Connection) {
+        let flags = SocketFlags::CLOEXEC;
+        let (left, right) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("sockets");
+        let options = self.options().seqpacket();
+        (Connection::from_socket(left, options), Connection::from_socket(right, options))
     }
 
     /// Does nothing, for some time.

@@ -34,11 +34,13 @@ pub const ALL: &[Scenario] = scenarios! {
     "drops" traffic::drops, true;
     "prefixed" traffic::prefixed, true;
     "bytes" traffic::bytes, true;
+    "packets" traffic::packets, true;
     "ends" ends::ends, true;
     "gone" ends::gone, true;
     "abandoned" ends::abandoned, false;
     "accept" listening::accept, true;
     "descriptors" passing::descriptors, true;
+    "unclaimed" passing::unclaimed, true;
 };
 
 /// The scenario of this name.

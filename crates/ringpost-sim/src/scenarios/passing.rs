@@ -10,6 +10,39 @@ use crate::rig::{Rig, insist};
 /// Most descriptors of one message here.
 const DESCRIPTORS_MAX: u8 = 4;
 
+/// A reader that goes with descriptors that it has not taken: they are closed.
+pub(crate) async fn unclaimed(rig: Rig) {
+    let options = rig.options().descriptors_max(DESCRIPTORS_MAX);
+    let (mut left, mut right) = rig.pair(options);
+    let opened = spawn(async move {
+        right.ready().await.expect("a greeting");
+        right
+    });
+    left.ready().await.expect("a greeting");
+    let mut right = opened.await.expect("all goes well");
+    let null = File::open("/dev/null").expect("always there");
+    let files = [&null, &null];
+    left.send_with_descriptors(&[0; 100], &files).await.expect("room");
+    for _ in 0..rig.below(8) {
+        // There may be no room.
+        let _ = left.try_send_with_descriptors(&[0; 100], &files);
+        rig.dawdle().await;
+        rig.rest(1).await;
+    }
+    if rig.below(2) == 0 {
+        let taken = right.recv().await.expect("a message").expect("no end");
+        assert_eq!(taken.descriptors().len(), 2);
+        rig.dawdle().await;
+    }
+    if rig.below(2) == 0 {
+        drop(left);
+        drop(right);
+    } else {
+        drop(right);
+        assert!(!matches!(left.recv().await, Ok(Some(_))), "a message of nobody");
+    }
+}
+
 /// Messages with and without descriptors: each arrives with its own.
 pub(crate) async fn descriptors(rig: Rig) {
     let limits = [DESCRIPTORS_MAX, 0];

@@ -1,8 +1,6 @@
 //! Connections that do their work and end well: everything arrives, whatever the kernel does.
 
-use ringpost::{
-    ByteOrder, Connection, ConnectionOptions, LengthPrefix, PrefixWidth, Receiver, Sender, spawn,
-};
+use ringpost::{ByteOrder, Connection, LengthPrefix, PrefixWidth, Receiver, Sender, spawn};
 
 use crate::flow::{Flow, LARGE, SMALL};
 use crate::rig::{Rig, insist};
@@ -61,11 +59,10 @@ impl Flow {
 
 async fn one_way(
     rig: &Rig,
-    options: ConnectionOptions,
+    (left, right): (Connection, Connection),
     lengths: &'static [usize],
     messages: usize,
 ) {
-    let (left, right) = rig.pair(options);
     let flow = Flow::new(rig, lengths);
     let count = 1 + rig.below(messages) as u64;
     let producer = spawn(produce(rig.clone(), flow.clone(), left, count));
@@ -90,20 +87,32 @@ async fn produce(rig: Rig, flow: Flow, connection: Connection, count: u64) {
 
 /// A slow reader, and queues that are soon full.
 pub(crate) async fn backpressure(rig: Rig) {
-    one_way(&rig, rig.options(), SMALL, 60).await;
+    one_way(&rig, rig.pair(rig.options()), SMALL, 60).await;
 }
 
 /// Long messages, copied or from where they lie.
 pub(crate) async fn bulk(rig: Rig) {
-    one_way(&rig, rig.options(), LARGE, 10).await;
+    one_way(&rig, rig.pair(rig.options()), LARGE, 10).await;
 }
 
 /// Futures are dropped at any point where they wait.
 pub(crate) async fn drops(rig: Rig) {
     rig.drop_futures();
     let lengths = if rig.below(4) == 3 { LARGE } else { SMALL };
-    one_way(&rig, rig.options(), lengths, 12).await;
+    one_way(&rig, rig.pair(rig.options()), lengths, 12).await;
     echo(rig).await;
+}
+
+/// Frames in packets, one each.
+pub(crate) async fn packets(rig: Rig) {
+    if rig.below(3) == 0 {
+        rig.drop_futures();
+    }
+    one_way(&rig, rig.pair_of_packets(), SMALL, 60).await;
+    let (client, server) = rig.pair_of_packets();
+    let server = spawn(serve(rig.clone(), server));
+    ask(rig, client).await;
+    server.await.expect("all goes well");
 }
 
 /// Length-prefixed messages.
@@ -111,7 +120,7 @@ pub(crate) async fn prefixed(rig: Rig) {
     let width = [PrefixWidth::U32, PrefixWidth::U16, PrefixWidth::U64][rig.below(3)];
     let byte_order = [ByteOrder::Big, ByteOrder::Little][rig.below(2)];
     let options = rig.options().length_prefixed(LengthPrefix { width, byte_order });
-    one_way(&rig, options, SMALL, 40).await;
+    one_way(&rig, rig.pair(options), SMALL, 40).await;
 }
 
 /// Messages from one connection go to another as they are.
