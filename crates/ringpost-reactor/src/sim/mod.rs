@@ -566,10 +566,7 @@ impl Sim {
             let silent_end = flight.deaf && hung_up && !has_bytes(&flight.request);
             // A doorbell is only heard when it rings, which nobody does here.
             let bell = matches!(flight.request, Request::Doorbell { .. });
-            if events.is_empty() && !flight.dying
-                || bell && !flight.dying
-                || silent_end && !flight.dying
-            {
+            if !flight.dying && (events.is_empty() || bell || silent_end) {
                 continue;
             }
             if flight.held == 0 && self.world.has(Fault::Held) {
