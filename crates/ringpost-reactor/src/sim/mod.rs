@@ -70,7 +70,7 @@ struct Flight {
     held: u32,
     /// A cancel has found it running: it ends soon.
     dying: bool,
-    /// It does not see the end of its stream (a kernel without `end_of_file`).
+    /// It does not see the end of its stream until something else happens (a kernel without `end_of_file`).
     deaf: bool,
 }
 
@@ -552,7 +552,7 @@ impl Sim {
         polled.iter().map(PollFd::revents).collect()
     }
 
-    /// Operations that can go on, and whether their peer has hung up. Some become held.
+    /// Operations that can go on, and whether their peer, but not this side, has shut down. Some become held.
     fn ready_flights(&mut self) -> Vec<(Token, bool)> {
         let found = self.poll();
         let mut ready = Vec::new();
@@ -562,7 +562,9 @@ impl Sim {
                 self.world.note("closed", flight.token, descriptor(&flight.request).into());
                 self.world.fail("an operation on a descriptor that is closed");
             }
-            let hung_up = events.intersects(PollFlags::HUP | PollFlags::RDHUP);
+            // What shuts down the other direction wakes the receive once more, and that is heard.
+            flight.deaf &= !events.contains(PollFlags::HUP);
+            let hung_up = events.contains(PollFlags::RDHUP) && !events.contains(PollFlags::HUP);
             let silent_end = flight.deaf && hung_up && !has_bytes(&flight.request);
             // A doorbell is only heard when it rings, which nobody does here.
             let bell = matches!(flight.request, Request::Doorbell { .. });
