@@ -1,6 +1,6 @@
 //! The framing of the hand-written contenders: a little-endian `u32` length, then the payload.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// Length of the prefix.
 pub(crate) const HEADER_BYTES: usize = 4;
@@ -22,6 +22,14 @@ pub(crate) fn encode_with(length: usize, out: &mut Vec<u8>, write: impl FnOnce(&
     let start = out.len();
     out.resize(start + length, 0);
     write(&mut out[start..]);
+}
+
+/// The payload of a packet that is one frame.
+pub(crate) fn whole(packet: &[u8]) -> Result<&[u8]> {
+    let payload = packet.split_first_chunk::<HEADER_BYTES>().and_then(|(header, payload)| {
+        (u32::from_le_bytes(*header) as usize == payload.len()).then_some(payload)
+    });
+    payload.with_context(|| format!("a packet of {} bytes is not one frame", packet.len()))
 }
 
 /// A receive buffer that lends the frames in it without copying them.
@@ -125,6 +133,20 @@ mod tests {
                 assert_eq!(parse(&stream, piece, capacity)?, wanted, "{piece} {capacity}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_packet_is_one_frame() -> Result<()> {
+        let mut packet = Vec::new();
+        encode(b"abc", &mut packet);
+        assert_eq!(whole(&packet)?, b"abc");
+        for length in 0..packet.len() {
+            assert!(whole(&packet[..length]).is_err(), "{length}");
+        }
+        packet.push(0);
+        assert!(whole(&packet).is_err(), "a byte too much");
+        assert_eq!(whole(&header(0))?, b"");
         Ok(())
     }
 

@@ -19,12 +19,40 @@ pub(crate) enum Scenario {
     Stream,
     /// One connection, one way, 64 KiB messages.
     Bulk,
+    /// One datagram socket connected to another, one way, 64-byte messages, one in each packet.
+    Dgram,
+    /// One connection of packets, one way, 64-byte messages, one in each packet.
+    Seqpacket,
     /// `fanin` at several numbers of connections, for the plot over connections.
     Sweep,
 }
 
+/// What a scenario's messages travel over (unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SocketKind {
+    /// SOCK_STREAM: frames lie one behind the other.
+    Stream,
+    /// SOCK_DGRAM: a frame is a packet. Nothing tells the receiver that the sender has ended, so a
+    /// message without a payload does.
+    Datagram,
+    /// SOCK_SEQPACKET: a frame is a packet.
+    Seqpacket,
+}
+
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Pingpong,
+        Self::Fanin,
+        Self::Pipeline,
+        Self::Stream,
+        Self::Bulk,
+        Self::Dgram,
+        Self::Seqpacket,
+        Self::Sweep,
+    ];
+
+    /// Those that need no packets.
+    pub(crate) const STREAMS: [Self; 6] =
         [Self::Pingpong, Self::Fanin, Self::Pipeline, Self::Stream, Self::Bulk, Self::Sweep];
 
     pub(crate) fn name(self) -> &'static str {
@@ -34,6 +62,8 @@ impl Scenario {
             Self::Pipeline => "pipeline",
             Self::Stream => "stream",
             Self::Bulk => "bulk",
+            Self::Dgram => "dgram",
+            Self::Seqpacket => "seqpacket",
             Self::Sweep => "sweep",
         }
     }
@@ -45,7 +75,17 @@ impl Scenario {
             Self::Pipeline => "64 connections, 16 requests in flight on each, 64 B each way",
             Self::Stream => "1 connection, one way, 64 B messages",
             Self::Bulk => "1 connection, one way, 64 KiB messages",
+            Self::Dgram => "1 pair of datagram sockets, one way, 64 B messages, 1 in a packet",
+            Self::Seqpacket => "1 SOCK_SEQPACKET connection, one way, 64 B messages, 1 in a packet",
             Self::Sweep => "1 request in flight, 64 B each way, by number of connections",
+        }
+    }
+
+    pub(crate) fn socket_kind(self) -> SocketKind {
+        match self {
+            Self::Dgram => SocketKind::Datagram,
+            Self::Seqpacket => SocketKind::Seqpacket,
+            _ => SocketKind::Stream,
         }
     }
 
@@ -62,7 +102,7 @@ impl Scenario {
             Self::Pingpong => vec![exchange(1, 1)],
             Self::Fanin => vec![exchange(64, 1)],
             Self::Pipeline => vec![exchange(64, 16)],
-            Self::Stream => vec![one_way(SMALL_BYTES)],
+            Self::Stream | Self::Dgram | Self::Seqpacket => vec![one_way(SMALL_BYTES)],
             Self::Bulk => vec![one_way(BULK_BYTES)],
             Self::Sweep if quick => [1, 16, 256].map(|count| exchange(count, 1)).to_vec(),
             Self::Sweep => [1, 4, 16, 64, 256].map(|count| exchange(count, 1)).to_vec(),
@@ -82,6 +122,10 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
+    pub(crate) fn socket_kind(&self) -> SocketKind {
+        self.scenario.socket_kind()
+    }
+
     pub(crate) fn is_one_way(&self) -> bool {
         self.depth.is_none()
     }

@@ -24,13 +24,14 @@ use rustix::{
 use super::{
     Client, Contender, Server, Waiting, buffer_bytes,
     handwritten::Batch,
+    packets,
     socket::{accept_all, connect_all},
 };
 use crate::{
     frame::{self, FrameBuffer},
     meter::Recorder,
     payload::Inspector,
-    scenario::{Scenario, Workload},
+    scenario::{Scenario, SocketKind, Workload},
     traffic::Exchange,
 };
 
@@ -75,6 +76,15 @@ impl Contender for Epoll {
     fn scenarios(&self) -> &'static [Scenario] {
         match (self.trigger, self.waiting) {
             (Trigger::Level, Waiting::Park) => &Scenario::ALL,
+            (Trigger::Level, Waiting::Spin) => &[
+                Scenario::Pingpong,
+                Scenario::Fanin,
+                Scenario::Pipeline,
+                Scenario::Stream,
+                Scenario::Bulk,
+                Scenario::Dgram,
+                Scenario::Seqpacket,
+            ],
             _ => &[
                 Scenario::Pingpong,
                 Scenario::Fanin,
@@ -86,6 +96,9 @@ impl Contender for Epoll {
     }
 
     fn serve(&self, server: &Server) -> Result<()> {
+        if server.workload.socket_kind() != SocketKind::Stream {
+            return packets::receive(server, self);
+        }
         let sockets = accept_all(server)?;
         let echo = Echo { inspectors: sockets.iter().map(|_| server.inspector()).collect() };
         EventLoop::new(self, sockets, &server.workload, echo)?.run()?;
@@ -93,6 +106,9 @@ impl Contender for Epoll {
     }
 
     fn drive(&self, client: &Client) -> Result<()> {
+        if client.workload.socket_kind() != SocketKind::Stream {
+            return packets::send(client, self);
+        }
         let sockets = connect_all(client)?;
         if client.workload.is_one_way() {
             return self.send(client, sockets);
@@ -168,29 +184,29 @@ impl Epoll {
 }
 
 /// An epoll instance with one socket in it.
-struct Wait<'a> {
+pub(super) struct Wait<'a> {
     epoll: OwnedFd,
     kind: &'a Epoll,
     events: Vec<Event>,
 }
 
 impl<'a> Wait<'a> {
-    fn new(kind: &'a Epoll) -> Result<Self> {
+    pub(super) fn new(kind: &'a Epoll) -> Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("epoll_create")?;
         Ok(Self { epoll, kind, events: Vec::with_capacity(1) })
     }
 
-    fn add(&self, socket: &OwnedFd, interest: EventFlags) -> Result<()> {
+    pub(super) fn add(&self, socket: &OwnedFd, interest: EventFlags) -> Result<()> {
         let flags = interest | self.kind.trigger_flag();
         epoll::add(&self.epoll, socket, EventData::new_u64(0), flags).context("epoll_ctl")
     }
 
-    fn modify(&self, socket: &OwnedFd, interest: EventFlags) -> Result<()> {
+    pub(super) fn modify(&self, socket: &OwnedFd, interest: EventFlags) -> Result<()> {
         let flags = interest | self.kind.trigger_flag();
         epoll::modify(&self.epoll, socket, EventData::new_u64(0), flags).context("epoll_ctl")
     }
 
-    fn wait(&mut self) -> Result<()> {
+    pub(super) fn wait(&mut self) -> Result<()> {
         self.events.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), self.kind.timeout()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),

@@ -9,6 +9,8 @@
 //! - `drive`: connect to [`Client::address`]. In request/reply workloads keep `depth` requests in
 //!   flight on each connection with an [`Exchange`] each, and close when [`Recorder::turn`] says
 //!   no. In one-way workloads follow [`OneWaySender`].
+//! - over datagrams ([`SocketKind`](crate::scenario::SocketKind)) there are no connections: the server binds the
+//!   path, and returns at a message without a payload, which the client sends last.
 //! - list it in [`all`].
 //!
 //! A name that ends in `+spin` polls instead of sleeping, on both sides.
@@ -16,7 +18,9 @@
 mod blocking;
 mod epoll;
 mod handwritten;
+mod packets;
 mod ringpost;
+mod ringpost_datagrams;
 mod socket;
 mod tokio;
 

@@ -18,11 +18,11 @@ use ringpost::{
     RecvError, Runtime, SendBatch, SendError, Sender, Spin,
 };
 
-use super::{Client, Contender, Server};
+use super::{Client, Contender, Server, ringpost_datagrams};
 use crate::{
     meter::Recorder,
     payload::Inspector,
-    scenario::Scenario,
+    scenario::{Scenario, SocketKind, Workload},
     traffic::{Exchange, OneWaySender},
 };
 
@@ -98,7 +98,16 @@ impl Contender for Ringpost {
     fn scenarios(&self) -> &'static [Scenario] {
         match (self.transport, self.engine, self.spin) {
             (Transport::Unix, EngineChoice::Uring, Spin::Never) => &Scenario::ALL,
-            _ => &[
+            (Transport::Unix, ..) => &[
+                Scenario::Pingpong,
+                Scenario::Fanin,
+                Scenario::Pipeline,
+                Scenario::Stream,
+                Scenario::Bulk,
+                Scenario::Dgram,
+                Scenario::Seqpacket,
+            ],
+            (Transport::Tcp, ..) => &[
                 Scenario::Pingpong,
                 Scenario::Fanin,
                 Scenario::Pipeline,
@@ -110,6 +119,9 @@ impl Contender for Ringpost {
 
     fn serve(&self, server: &Server) -> Result<()> {
         self.runtime()?.block_on(async {
+            if server.workload.socket_kind() == SocketKind::Datagram {
+                return ringpost_datagrams::receive(server).await;
+            }
             let mut listener = self.listen(server)?;
             let mut tasks = Vec::new();
             for _ in 0..server.workload.connections {
@@ -127,6 +139,9 @@ impl Contender for Ringpost {
 
     fn drive(&self, client: &Client) -> Result<()> {
         self.runtime()?.block_on(async {
+            if client.workload.socket_kind() == SocketKind::Datagram {
+                return ringpost_datagrams::send(client).await;
+            }
             let mut connections = Vec::new();
             for _ in 0..client.workload.connections {
                 connections.push(self.connect(client).await?.split());
@@ -169,7 +184,8 @@ impl Ringpost {
     fn listen(&self, server: &Server) -> Result<Listener> {
         match self.transport {
             Transport::Unix => {
-                let listener = Listener::bind(&server.path)?;
+                let options = options(&server.workload);
+                let listener = Listener::builder().connection(options).bind(&server.path)?;
                 server.ready()?;
                 Ok(listener)
             }
@@ -183,7 +199,10 @@ impl Ringpost {
 
     async fn connect(&self, client: &Client) -> Result<Connection> {
         match self.transport {
-            Transport::Unix => Ok(Connection::connect(client.path()).await?),
+            Transport::Unix => {
+                let options = options(&client.workload);
+                Ok(Connection::connect_with(client.path(), options).await?)
+            }
             Transport::Tcp => {
                 let socket = TcpStream::connect(&client.address).context("connect")?;
                 let options = ConnectionOptions::new();
@@ -200,6 +219,13 @@ impl Ringpost {
             rustix::net::sockopt::set_tcp_nodelay(connection, true).context("TCP_NODELAY")?;
         }
         Ok(())
+    }
+}
+
+fn options(workload: &Workload) -> ConnectionOptions {
+    match workload.socket_kind() {
+        SocketKind::Seqpacket => ConnectionOptions::new().seqpacket(),
+        _ => ConnectionOptions::new(),
     }
 }
 

@@ -35,7 +35,7 @@ impl Contender for Tokio {
     }
 
     fn scenarios(&self) -> &'static [Scenario] {
-        &Scenario::ALL
+        &Scenario::STREAMS
     }
 
     fn serve(&self, server: &Server) -> Result<()> {

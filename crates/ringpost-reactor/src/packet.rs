@@ -112,6 +112,17 @@ pub enum Accepted {
         queued: usize,
     },
 }
+
+/// What a packet socket takes in a row. See [`Packets::batch_room`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BatchRoom {
+    /// Packets.
+    pub packets: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
 /// The handle of a packet socket on a reactor. Dropping it closes the socket once what was accepted has left
 /// (or the linger time is over).
 pub struct Packets {
@@ -239,6 +250,17 @@ impl Packets {
     /// Packets accepted and not yet handed to the kernel.
     pub fn outbound_packets(&self) -> usize {
         self.cell.state.borrow().queue.packets()
+    }
+
+    /// Packets and bytes that may be accepted in a row before the reactor had better turn. One packet may go
+    /// beyond the bytes. Not zero where [`Packets::poll_room`] has found room.
+    pub fn batch_room(&self) -> BatchRoom {
+        let state = self.cell.state.borrow();
+        let options = &self.cell.options;
+        BatchRoom {
+            packets: state.batch_packets(options),
+            bytes: options.outbound_bytes_max.saturating_sub(state.queue.bytes()),
+        }
     }
 
     /// Whether a packet for this destination may be accepted now; unnamed: for the connected peer.

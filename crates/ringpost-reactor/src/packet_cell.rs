@@ -232,6 +232,17 @@ impl State {
             || self.queue.packets() < BATCH_PACKETS && self.queue.bytes() < BATCH_BYTES
     }
 
+    /// Packets that may be accepted in a row; some wherever [`State::is_prompt`] and the bounds let one in.
+    /// While the receiver is full a turn sends nothing, so it is not waited for.
+    #[inline]
+    pub(crate) fn batch_packets(&self, options: &PacketOptions) -> usize {
+        let packets = self.queue.packets();
+        let is_blocked = packets > 0 && !self.queue.is_ready();
+        let bound = options.outbound_packets_max;
+        let bound = if is_blocked { bound } else { bound.min(BATCH_PACKETS) };
+        bound.saturating_sub(packets)
+    }
+
     pub(crate) fn wait(&mut self, context: &Context<'_>) {
         if !self.writers.iter().any(|writer| writer.will_wake(context.waker())) {
             self.writers.push(context.waker().clone());

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
 use ringpost_reactor::{
-    Accepted, Appender, Arrived, Chunk, DescriptorClaim, DescriptorSendError, Inbound, PacketError,
-    PacketOptions, Packets, Payload, Prefix, Reactor, SocketName, Stream, StreamError,
+    Accepted, Appender, Arrived, BatchRoom, Chunk, DescriptorClaim, DescriptorSendError, Inbound,
+    PacketError, PacketOptions, Packets, Payload, Prefix, Reactor, SocketName, Stream, StreamError,
 };
 
 /// Carries the frames of a connection.
@@ -22,11 +22,7 @@ pub(crate) struct PacketWire {
     packets: Packets,
     /// Taken over and not yet looked at.
     arrived: RefCell<Arrived>,
-    bounds: PacketOptions,
 }
-
-/// Messages queued in a row are gathered up to so many before the reactor turns.
-const BATCH_PACKETS: usize = 64;
 
 const PEER: SocketName = SocketName::UNNAMED;
 
@@ -47,11 +43,7 @@ impl Wire {
         bounds.inbound_bytes_max = config.inbound_bytes_max;
         bounds.outbound_bytes_max = config.outbound_bytes_max;
         let packets = reactor.adopt_packets(socket, bounds);
-        Self::Packets(Box::new(PacketWire {
-            packets,
-            arrived: RefCell::new(Arrived::default()),
-            bounds,
-        }))
+        Self::Packets(Box::new(PacketWire { packets, arrived: RefCell::new(Arrived::default()) }))
     }
 
     /// True if each frame is a packet.
@@ -290,8 +282,7 @@ impl PacketWire {
     fn appender(&self) -> Result<WireAppender<'_>, StreamError> {
         // An error is told; without room the appender takes nothing.
         self.has_room()?;
-        let bytes = self.bounds.outbound_bytes_max.saturating_sub(self.packets.outbound_bytes());
-        let packets = BATCH_PACKETS.saturating_sub(self.packets.outbound_packets());
+        let BatchRoom { packets, bytes, .. } = self.packets.batch_room();
         Ok(WireAppender::Packets { packets: &self.packets, room: (bytes, packets) })
     }
 }

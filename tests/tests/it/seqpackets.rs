@@ -32,6 +32,7 @@ on_both_engines!(
     ping_gets_its_pong,
     one_frame_in_each_packet,
     a_reader_that_lags,
+    batches_to_a_reader_that_lags,
     messages_that_no_packet_holds,
     futures_dropped_at_every_poll,
     a_stream_client,
@@ -446,6 +447,40 @@ fn a_reader_that_lags(engine: EngineChoice) {
         }
         left.send(&pattern::payload(sent, 3000)).await.expect("room again");
         expect_message(&mut right, sent, 3000).await;
+    });
+}
+
+/// A batch that was waited for takes something, however full the socket is: whoever fills one batch after the
+/// other, and does nothing else, must not keep the reactor from turning.
+fn batches_to_a_reader_that_lags(engine: EngineChoice) {
+    const MESSAGES: u64 = 4000;
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options());
+        peer.greet().await;
+        connection.ready().await.expect("a greeting");
+        let (mut sender, _receiver) = connection.split();
+        let sending = spawn(async move {
+            let mut sequence = 0;
+            while sequence < MESSAGES {
+                let mut batch = sender.batch().await.expect("open");
+                assert!(batch.has_room(), "after {sequence} messages");
+                while batch.has_room() && sequence < MESSAGES {
+                    batch.push(&pattern::payload(sequence, 100)).expect("room");
+                    sequence += 1;
+                }
+            }
+            sender.flush().await.expect("open");
+        });
+        // Nobody reads until the bound is reached.
+        until("the sender waits", || ringpost::stats().sends_tracked > 0).await;
+        for _ in 0..100 {
+            ringpost::yield_now().await;
+        }
+        assert!(!sending.is_finished(), "nothing holds the sender up");
+        for sequence in 0..MESSAGES {
+            assert_eq!(peer.read().await, message(&pattern::payload(sequence, 100)));
+        }
+        sending.await.expect("no panic");
     });
 }
 
