@@ -52,7 +52,7 @@ pub enum StreamError {
     #[error("the runtime has ended")]
     RuntimeEnded,
     /// The kernel refused for another reason.
-    #[error("the kernel refused with error {errno}")]
+    #[error("the kernel refused: {}", std::io::Error::from_raw_os_error(*errno))]
     Kernel {
         /// The error number.
         errno: i32,

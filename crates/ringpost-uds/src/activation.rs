@@ -33,7 +33,7 @@ use rustix::net::{
 };
 
 use crate::activation_error::ActivationError;
-use crate::descriptor::{AdoptError, Descriptor, adopt_connection, adopt_listener};
+use crate::descriptor::{AdoptError, Descriptor, adopt_connection, adopt_datagram, adopt_listener};
 use crate::options::SocketKind;
 
 /// The descriptors that the service manager passed to this process.
@@ -164,6 +164,15 @@ impl Activation {
     /// As [`listener`](Self::listener).
     pub fn connection(&mut self, name: &str, kind: SocketKind) -> Result<OwnedFd, ActivationError> {
         self.adopt(name, |descriptor| adopt_connection(descriptor, kind))
+    }
+
+    /// As [`listener`](Self::listener), for a datagram socket (`ListenDatagram=` in a systemd socket unit).
+    ///
+    /// # Errors
+    ///
+    /// As [`listener`](Self::listener).
+    pub fn datagram(&mut self, name: &str) -> Result<OwnedFd, ActivationError> {
+        self.adopt(name, adopt_datagram)
     }
 
     fn adopt(

@@ -151,7 +151,7 @@ impl fmt::Display for SocketState {
 /// # Errors
 ///
 /// [`AdoptError`] says what it is instead and gives it back, untouched. A kind that never listens,
-/// [`SocketKind::Datagram`], is always an error.
+/// [`SocketKind::Datagram`], is always an error; see [`adopt_datagram`].
 pub fn adopt_listener(socket: OwnedFd, kind: SocketKind) -> Result<OwnedFd, AdoptError> {
     adopt(socket, kind, SocketState::Listening)
 }
@@ -163,6 +163,20 @@ pub fn adopt_listener(socket: OwnedFd, kind: SocketKind) -> Result<OwnedFd, Adop
 /// As [`adopt_listener`].
 pub fn adopt_connection(socket: OwnedFd, kind: SocketKind) -> Result<OwnedFd, AdoptError> {
     adopt(socket, kind, SocketState::Connected)
+}
+
+/// As [`adopt_listener`], for a datagram socket: bound or not, connected or not.
+///
+/// # Errors
+///
+/// As [`adopt_listener`].
+pub fn adopt_datagram(socket: OwnedFd) -> Result<OwnedFd, AdoptError> {
+    let connected = matches!(
+        Descriptor::of(&socket),
+        Ok(Descriptor::Socket { state: SocketState::Connected, .. })
+    );
+    let state = if connected { SocketState::Connected } else { SocketState::Unconnected };
+    adopt(socket, SocketKind::Datagram, state)
 }
 
 fn adopt(socket: OwnedFd, kind: SocketKind, state: SocketState) -> Result<OwnedFd, AdoptError> {

@@ -14,8 +14,8 @@
 //! - [`connect()`] makes one attempt and says in words why it failed.
 //! - [`peer_credentials`], [`peer_process`] and [`AccessPolicy`] tell who is on the other side and
 //!   whether they may be.
-//! - [`Activation`] takes the sockets that a service manager passed, [`adopt_listener`] and
-//!   [`adopt_connection`] any other one, after a look at what it is.
+//! - [`Activation`] takes the sockets that a service manager passed, [`adopt_listener`],
+//!   [`adopt_connection`] and [`adopt_datagram`] any other one, after a look at what it is.
 //!
 //! # What it does not do
 //!
@@ -74,7 +74,8 @@ pub use bind_error::{BindError, FileKind, Step};
 pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind, connect_socket};
 pub use credentials::{PeerCredentials, peer_credentials};
 pub use descriptor::{
-    AdoptError, Descriptor, SocketDomain, SocketState, adopt_connection, adopt_listener,
+    AdoptError, Descriptor, SocketDomain, SocketState, adopt_connection, adopt_datagram,
+    adopt_listener,
 };
 pub use guard::PathGuard;
 pub use options::{BindOptions, SocketKind};

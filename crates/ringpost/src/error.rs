@@ -1,5 +1,7 @@
 //! What can go wrong on a connection, by what the caller can do about it.
 
+use std::io;
+
 use ringpost_frame::{HelloError, ProtocolError};
 use ringpost_reactor::StreamError;
 use ringpost_uds as uds;
@@ -115,7 +117,7 @@ pub enum Closed {
     #[error("the runtime has ended")]
     RuntimeEnded,
     /// The kernel refused an operation.
-    #[error("the kernel refused with error {errno}")]
+    #[error("the kernel refused: {}", io::Error::from_raw_os_error(*errno))]
     Kernel {
         /// The error number.
         errno: i32,
@@ -162,7 +164,7 @@ pub enum AcceptError {
     #[error("another process accepts now: the socket has been handed over")]
     HandedOver,
     /// The kernel refuses to accept on this socket.
-    #[error("the kernel refuses to accept: error {errno}")]
+    #[error("the kernel refuses to accept: {}", io::Error::from_raw_os_error(*errno))]
     Kernel {
         /// The error number.
         errno: i32,
@@ -174,6 +176,27 @@ impl From<StreamError> for AcceptError {
         match error {
             StreamError::Kernel { errno } => Self::Kernel { errno },
             _ => Self::RuntimeEnded,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DatagramRecvError, DatagramSendError};
+
+    #[test]
+    fn error_numbers_are_told_in_words() {
+        let errno = 88;
+        let texts = [
+            Closed::Kernel { errno }.to_string(),
+            AcceptError::Kernel { errno }.to_string(),
+            DatagramSendError::Kernel { errno }.to_string(),
+            DatagramRecvError::Kernel { errno }.to_string(),
+            StreamError::Kernel { errno }.to_string(),
+        ];
+        for text in texts {
+            assert!(text.ends_with(": Socket operation on non-socket (os error 88)"), "{text}");
         }
     }
 }

@@ -106,8 +106,9 @@ pub use ringpost_reactor::{
 };
 pub use ringpost_sync::{BlockingRecvError, Canceled, OneshotReceiver, OneshotSender, oneshot};
 pub use ringpost_uds::{
-    AccessPolicy, Activation, ActivationError, Address, AddressError, AdoptError, BindError,
-    BindOptions, PeerCredentials, PeerProcess, PeerProcessError,
+    AccessDenied, AccessPolicy, Activation, ActivationError, Address, AddressError, AdoptError,
+    BindError, BindOptions, ConnectErrorKind, Descriptor, FileKind, Inherited, PeerCredentials,
+    PeerProcess, PeerProcessError, SocketDomain, SocketKind, SocketState, Step,
 };
 pub use runtime::{Runtime, RuntimeBuilder, spawn, stats, yield_now};
 pub use sender::{SendBatch, Sender};

@@ -111,7 +111,7 @@ impl Listener {
     }
 
     /// As [`Listener::from_socket`], for a descriptor that may be anything: it has to be a listening
-    /// Unix-domain stream socket. See [`ListenerBuilder::adopt_socket`].
+    /// Unix-domain stream socket, or packet socket if the options say so. See [`ListenerBuilder::adopt_socket`].
     ///
     /// # Errors
     ///
@@ -318,8 +318,8 @@ impl ListenerBuilder {
         Ok(self.serve(bound))
     }
 
-    /// Takes over a listening Unix-domain stream socket, or packet socket if the options say so, that others have made. What was said about
-    /// binding has no effect; its path, if it has one, stays when the listener is dropped. It is made
+    /// Takes over a listening Unix-domain stream socket, or packet socket if the options say so, that others
+    /// have made. What was said about binding has no effect; its path, if it has one, stays when the listener is dropped. It is made
     /// non-blocking, for everyone who holds the same socket, and close-on-exec.
     ///
     /// # Errors

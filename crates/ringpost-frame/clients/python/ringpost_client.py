@@ -325,10 +325,17 @@ class _Stream:
             else:
                 self.socket.sendall(header)
                 self.socket.sendall(body)
+        except BrokenPipeError:
+            self._look_for_reason()
+            self.close()
+            raise
         except BaseException:
             # Part of it may have left: what came behind it would be read as the rest.
             self.close()
             raise
+
+    def _look_for_reason(self):
+        """Raises what the peer had said about its end before it went away."""
 
 
 class Connection(_Stream):
@@ -431,6 +438,20 @@ class Connection(_Stream):
         elif frame.kind == GOAWAY:
             self.peer_takes = min(self.peer_takes, int.from_bytes(frame.body, "little"))
         # A PONG that answers nothing and what a later version has besides are skipped.
+
+    def _look_for_reason(self):
+        seen = 0
+        try:
+            while seen <= WAITING_BYTES_MAX:
+                frame = self._frame()
+                if frame.kind == REJECT:
+                    self.close()
+                    raise Rejected(_readable(frame.body))
+                seen += 8 + len(frame.body)
+        except Rejected:
+            raise
+        except (Error, OSError):
+            pass  # It said nothing.
 
     def _frame(self):
         if self._decoder is None:

@@ -250,6 +250,23 @@ class Connections(unittest.TestCase):
             peer.connection.recv()
         self.assertEqual(str(raised.exception), "no\\nroom \ufffd\\x1b[2J")
 
+    def test_a_refusal_is_told_even_if_the_peer_is_gone_before_a_send(self):
+        for frames, error in (
+            (((client.REJECT, b"no room"),), Rejected),
+            (((client.MSG, b"1"), (client.PING, b""), (client.REJECT, b"no room")), Rejected),
+            (((client.MSG, b"1"),), BrokenPipeError),
+        ):
+            peer = self.peer().greet()
+            for frame in frames:
+                peer.send(*frame)
+            peer.socket.close()
+            with self.assertRaises(error):
+                peer.connection.send(b"question")
+        peer = self.peer()
+        peer.socket.close()
+        with self.assertRaises(BrokenPipeError):
+            peer.connection.send(b"question")
+
     def test_a_peer_that_breaks_the_rules_is_told(self):
         peer = self.peer(frame_bytes_max=2000).greet()
         peer.send(client.MSG, bytes(2001))

@@ -4,7 +4,9 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-use ringpost_uds::{AdoptError, Descriptor, SocketKind, adopt_connection, adopt_listener};
+use ringpost_uds::{
+    AdoptError, Descriptor, SocketKind, adopt_connection, adopt_datagram, adopt_listener,
+};
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -125,6 +127,33 @@ fn packets_are_adopted_as_such() {
     let address = directory.path().join("app.sock").into();
     let (socket, _guard) = ringpost_uds::bind(&address, &options).expect("free").into_parts();
     adopt_listener(socket, SocketKind::SeqPacket).expect("fits");
+}
+
+#[test]
+fn datagrams_are_adopted_bound_or_connected() {
+    let directory = directory();
+    let mut adopted = 0;
+    for (descriptor, words) in assortment(directory.path()) {
+        let number = descriptor.as_raw_fd();
+        match adopt_datagram(descriptor) {
+            Ok(socket) => {
+                assert!(words.ends_with("Unix-domain datagram socket"), "{words}");
+                let flags = rustix::fs::fcntl_getfl(&socket).expect("open");
+                assert!(flags.contains(OFlags::NONBLOCK));
+                let flags = rustix::io::fcntl_getfd(&socket).expect("open");
+                assert!(flags.contains(FdFlags::CLOEXEC));
+                adopted += 1;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains(words), "{text:?} does not contain {words:?}");
+                assert!(text.ends_with("Unix-domain datagram socket") || error.found().is_none());
+                assert_eq!(error.into_socket().as_raw_fd(), number, "the very descriptor");
+            }
+        }
+    }
+    assert_eq!(adopted, 2, "one is bound, one is connected");
+    assert!(is_socket(&directory.path().join("d")), "the path is theirs");
 }
 
 /// A connection whose peer has sent and gone is still one, with something to read.

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use ringpost_frame::HEADER_BYTES;
 use ringpost_reactor::PacketOptions;
 use ringpost_uds::{
-    self as uds, AccessPolicy, Address, BindError, BindOptions, ConnectError, SocketKind,
+    self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
+    BindOptions, ConnectError, SocketKind,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -250,7 +251,41 @@ impl DatagramBuilder {
         Ok((self.clone().from_socket(left), self.from_socket(right)))
     }
 
-    /// Takes over a datagram socket, for example an inherited one. Its path, if it has one, stays when the
+    /// Takes over a Unix-domain datagram socket that others have made, bound or not, connected or not. What
+    /// was said about binding has no effect; its path, if it has one, stays when the socket is dropped. It is
+    /// made non-blocking, for everyone who holds the same socket, and close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] says what it is instead, and gives it back.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn adopt_socket(self, socket: OwnedFd) -> Result<Datagram, AdoptError> {
+        Ok(self.from_socket(uds::adopt_datagram(socket)?))
+    }
+
+    /// As [`adopt_socket`](Self::adopt_socket), for the socket that the service manager passed under this name
+    /// (`ListenDatagram=` and `FileDescriptorName=` in a systemd socket unit; by default the name of the unit).
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError`] says which names there are, or what has this one.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn activated(
+        self,
+        activation: &mut Activation,
+        name: &str,
+    ) -> Result<Datagram, ActivationError> {
+        Ok(self.from_socket(activation.datagram(name)?))
+    }
+
+    /// As [`adopt_socket`](Self::adopt_socket), for a descriptor that is known to be a Unix-domain datagram
+    /// socket: nothing is checked, and with anything else sending and receiving fail. Its path, if it has one, stays when the
     /// socket is dropped. If it is connected and its receiver goes away, it can't be connected anew but with
     /// [`Datagram::connect_to`].
     ///

@@ -1,6 +1,7 @@
 //! What can go wrong with datagrams, by what the caller can do about it.
 
 use std::fmt;
+use std::io;
 
 use ringpost_frame::ProtocolError;
 use ringpost_reactor::StreamError;
@@ -22,7 +23,10 @@ pub enum DatagramSendError {
     },
     /// The receiver takes no more for now, or the outbound queue is full: wait (`send` does) or drop the
     /// message.
-    #[error("there is no room: {queued} packets wait, the bound is {limit} packets")]
+    #[error(
+        "there is no room: {queued} of at most {limit} packets wait here, and the receiver's queue (sysctl \
+         net.unix.max_dgram_qlen), the send buffer or the outbound queue is full"
+    )]
     Full {
         /// Packets that wait here for the same receiver, or for any.
         queued: usize,
@@ -58,7 +62,7 @@ pub enum DatagramSendError {
     #[error("the runtime has ended")]
     RuntimeEnded,
     /// The kernel refused a packet for another reason; it is lost.
-    #[error("the kernel refused with error {errno}")]
+    #[error("the kernel refused: {}", io::Error::from_raw_os_error(*errno))]
     Kernel {
         /// The error number.
         errno: i32,
@@ -97,7 +101,7 @@ pub enum DatagramRecvError {
     #[error("the runtime has ended")]
     RuntimeEnded,
     /// The kernel refused to receive.
-    #[error("the kernel refused with error {errno}")]
+    #[error("the kernel refused: {}", io::Error::from_raw_os_error(*errno))]
     Kernel {
         /// The error number.
         errno: i32,
