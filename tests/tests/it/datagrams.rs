@@ -1,6 +1,8 @@
 //! Datagrams: every size, every kind of receiver that does not take them, and what the kernel says of senders.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
@@ -15,6 +17,9 @@ use ringpost_testkit::peer::{flagged, frame, message};
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::rig::{block_on, builder, place, poll_at_most, run, runtime, until};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 on_both_engines!(
     every_size,
@@ -33,6 +38,7 @@ on_both_engines!(
     credentials,
     a_policy,
     packets_that_are_no_frames,
+    descriptors_of_others,
     an_idle_reader_makes_senders_wait,
     readers_that_keep_everything,
     futures_dropped_at_every_poll,
@@ -529,6 +535,44 @@ fn a_policy(engine: EngineChoice) {
         client.send_to(b"y", &path).expect("room");
         assert_eq!(*receiver.recv().await.expect("a packet"), *b"y");
     });
+}
+
+/// Packets pass no descriptors: the kernel refuses them from Linux 6.16 on, so that none lie in our queue;
+/// before, they are closed on arrival. Other packets go on, with credentials and without.
+fn descriptors_of_others(engine: EngineChoice) {
+    block_on(engine, async {
+        for credentials in [false, true] {
+            let (_directory, path) = place();
+            let server = plain().credentials(credentials).bind(&path);
+            let mut server = server.expect("bind");
+            let client = UnixDatagram::unbound().expect("a socket");
+            client.connect(&path).expect("it receives");
+            let known =
+                rustix::fs::open("/dev/null", OFlags::CLOEXEC, Mode::empty()).expect("there");
+            let many = [known.as_fd(); 253];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+            let sent =
+                sendmsg(&client, &[IoSlice::new(b"files")], &mut control, SendFlags::empty());
+            match sent {
+                Err(errno) => assert_eq!(errno, Errno::PERM),
+                Ok(_) => {
+                    assert!(!kernel_refuses_descriptors(), "they were queued");
+                    assert_eq!(*server.recv().await.expect("a message"), *b"files");
+                }
+            }
+            client.send(b"after").expect("room");
+            assert_eq!(*server.recv().await.expect("a message"), *b"after");
+        }
+    });
+}
+
+/// Whether SO_PASSRIGHTS is known (Linux 6.16).
+fn kernel_refuses_descriptors() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let mut numbers = release.split(['.', '-', '\n']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
 }
 
 fn packets_that_are_no_frames(engine: EngineChoice) {

@@ -253,7 +253,8 @@ impl DatagramBuilder {
 
     /// Takes over a Unix-domain datagram socket that others have made, bound or not, connected or not. What
     /// was said about binding has no effect; its path, if it has one, stays when the socket is dropped. It is
-    /// made non-blocking, for everyone who holds the same socket, and close-on-exec.
+    /// made non-blocking, for everyone who holds the same socket, and close-on-exec; nobody can send descriptors
+    /// to it any more (SO_PASSRIGHTS, Linux 6.16).
     ///
     /// # Errors
     ///
