@@ -65,6 +65,8 @@ struct Socket {
     settings: Settings,
     /// Where the socket is connected to, to find its receiver again.
     peer: RefCell<Option<Address>>,
+    /// There is a peer, as far as is known.
+    connected: Cell<bool>,
     counters: Counters,
 }
 
@@ -145,7 +147,9 @@ impl Datagram {
     ) -> Self {
         let peer = RefCell::new(None);
         let counters = Counters::default();
-        let socket = Rc::new(Socket { guard, address, packets, settings, peer, counters });
+        let connected = Cell::new(false);
+        let socket =
+            Rc::new(Socket { guard, address, packets, settings, peer, connected, counters });
         Self {
             sender: DatagramSender::new(Rc::clone(&socket)),
             receiver: DatagramReceiver::new(socket),

@@ -233,6 +233,12 @@ impl Socket {
             let allowed = credentials.is_some_and(|peer| self.settings.policy.check(&peer).is_ok());
             if !allowed {
                 count(&self.counters.denied);
+                let denied = self.counters.denied.get();
+                // Anyone can send many: the log grows with their logarithm.
+                if denied.is_power_of_two() {
+                    let sender = address_of(view.sender).map(|address| address.to_string());
+                    tracing::warn!(sender, denied, "datagram refused by the access policy");
+                }
                 return Content::Skipped;
             }
         }

@@ -212,6 +212,7 @@ impl DatagramSender {
     }
 
     pub(super) fn remember_peer(&self, address: Address) {
+        self.socket.connected.set(true);
         *self.socket.peer.borrow_mut() = Some(address);
     }
 
@@ -223,6 +224,7 @@ impl DatagramSender {
     }
 
     async fn send_named(&self, to: &SocketName, body: &[u8]) -> Result<(), DatagramSendError> {
+        self.check_connected(to)?;
         // Most sends find room; only the others make a future of it.
         let prompt = self.socket.packets.has_prompt_room(to) && !self.must_reconnect(to);
         if !prompt || body.len() > self.message_bytes_max() {
@@ -232,6 +234,7 @@ impl DatagramSender {
     }
 
     fn try_send_named(&self, to: &SocketName, body: &[u8]) -> Result<(), DatagramSendError> {
+        self.check_connected(to)?;
         self.check_len(body.len())?;
         self.reconnect(to)?;
         self.append(to, body)
@@ -258,6 +261,7 @@ impl DatagramSender {
     }
 
     async fn room(&self, to: &SocketName, len: usize) -> Result<(), DatagramSendError> {
+        self.check_connected(to)?;
         self.check_len(len)?;
         poll_fn(|context| self.poll_room(to, context)).await
     }
@@ -274,6 +278,19 @@ impl DatagramSender {
     fn check_len(&self, len: usize) -> Result<(), DatagramSendError> {
         let limit = self.message_bytes_max();
         if len > limit { Err(DatagramSendError::TooLarge { len, limit }) } else { Ok(()) }
+    }
+
+    /// Without a receiver there has to be a peer. A socket that came from elsewhere is asked once.
+    #[inline]
+    fn check_connected(&self, to: &SocketName) -> Result<(), DatagramSendError> {
+        if !to.is_unnamed() || self.socket.connected.get() {
+            return Ok(());
+        }
+        if rustix::net::getpeername(self.socket.packets.socket()).is_err() {
+            return Err(DatagramSendError::NotConnected);
+        }
+        self.socket.connected.set(true);
+        Ok(())
     }
 
     #[inline]
