@@ -24,7 +24,7 @@ use crate::memory::Region;
 use crate::pool::{BlockId, Lease, Pool, PoolShared};
 
 /// Packets received with one call at most.
-pub(crate) const RECEIVE_PACKETS_MAX: usize = 32;
+pub(crate) const RECEIVE_PACKETS_MAX: usize = 64;
 /// Packets sent with one call at most.
 pub(crate) const SEND_PACKETS_MAX: usize = 64;
 /// Parts of a packet: a slot and what overflows it, or a header and a payload.
