@@ -1,6 +1,6 @@
 //! A simulated engine: one thread, no clock, and every decision of the kernel taken by [`Choices`].
 //!
-//! It is the third [`Engine`], to find out what a reactor does if the kernel does what it seldom does.
+//! It is the third engine, to find out what a reactor does if the kernel does what it seldom does.
 //! It moves real bytes between real sockets of this process, so that shutdown(2), and calls that others
 //! make by hand, mean what they always do; *when* and *how much* is decided here.
 //!
@@ -15,7 +15,7 @@
 //! # Invariants
 //!
 //! * **X1** Memory and descriptors named by a staged or pending request are owned by the caller's op
-//!   slot until its terminal completion (contract of [`Engine::push`]).
+//!   slot until its terminal completion (contract of `Engine::push`).
 //! * **X2** A block in `blocks` is the engine's; bytes behind `written` have not been delivered, so no
 //!   lease covers them.
 
