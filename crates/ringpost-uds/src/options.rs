@@ -56,6 +56,13 @@ impl BindOptions {
         self
     }
 
+    /// User and group of the socket, each where it is given.
+    pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
+        self.uid = uid.or(self.uid);
+        self.gid = gid.or(self.gid);
+        self
+    }
+
     /// How many connections may wait to be accepted before connecting fails with "backlog full", at
     /// least 1 and at most [`BACKLOG_MAX`](Self::BACKLOG_MAX). The kernel lowers it to the sysctl
     /// `net.core.somaxconn`, which is 4096 by default.

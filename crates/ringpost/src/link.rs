@@ -81,20 +81,7 @@ impl Link {
             Phase::Open
         };
         let limit = message_bytes_max(options).min(wire_bytes_max(&stream, &options));
-        Rc::new(Self {
-            stream,
-            options,
-            reactor,
-            phase: RefCell::new(phase),
-            message_bytes_max: Cell::new(limit),
-            descriptors_max: Cell::new(0),
-            closed: RefCell::new(None),
-            agreement: Cell::new(None),
-            finished: Cell::new(false),
-            peer_going_away: Cell::new(false),
-            going_away_waiter: RefCell::new(None),
-            pong_beyond_bound: Cell::new(false),
-        })
+        Rc::new(Self::assemble(reactor, stream, options, phase, limit))
     }
 
     /// A link whose greeting is over, and which has received `received` since.
@@ -111,21 +98,34 @@ impl Link {
             None => message_bytes_max(options),
         };
         let phase = if received.is_empty() { Phase::Open } else { Phase::Leftover(received) };
-        Rc::new(Self {
+        // One that may pass descriptors is not detached.
+        let link = Self::assemble(reactor, stream, options, phase, limit);
+        link.agreement.set(agreement);
+        link.finished.set(finished);
+        Rc::new(link)
+    }
+
+    fn assemble(
+        reactor: Reactor,
+        stream: Wire,
+        options: ConnectionOptions,
+        phase: Phase,
+        message_bytes_max: usize,
+    ) -> Self {
+        Self {
             stream,
             options,
             reactor,
             phase: RefCell::new(phase),
-            message_bytes_max: Cell::new(limit),
-            // One that may pass descriptors is not detached.
+            message_bytes_max: Cell::new(message_bytes_max),
             descriptors_max: Cell::new(0),
             closed: RefCell::new(None),
-            agreement: Cell::new(agreement),
-            finished: Cell::new(finished),
+            agreement: Cell::new(None),
+            finished: Cell::new(false),
             peer_going_away: Cell::new(false),
             going_away_waiter: RefCell::new(None),
             pong_beyond_bound: Cell::new(false),
-        })
+        }
     }
 
     /// The decoder for what follows the greeting, once that is there.

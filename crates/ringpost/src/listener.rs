@@ -261,12 +261,7 @@ impl ListenerBuilder {
 
     /// The owner of the socket, set before it can be connected to.
     pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
-        if let Some(uid) = uid {
-            self.bind = self.bind.uid(uid);
-        }
-        if let Some(gid) = gid {
-            self.bind = self.bind.gid(gid);
-        }
+        self.bind = self.bind.owner(uid, gid);
         self
     }
 

@@ -156,12 +156,7 @@ impl DatagramBuilder {
 
     /// The owner of the socket. Until it is set, the socket has narrower permissions than asked for.
     pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
-        if let Some(uid) = uid {
-            self.bind = self.bind.uid(uid);
-        }
-        if let Some(gid) = gid {
-            self.bind = self.bind.gid(gid);
-        }
+        self.bind = self.bind.owner(uid, gid);
         self
     }
 
