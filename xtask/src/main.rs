@@ -9,6 +9,7 @@ mod ci;
 mod doctor;
 mod fuzz;
 mod loom;
+mod reliability;
 mod run;
 mod sim;
 mod source;

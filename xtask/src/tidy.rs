@@ -1,11 +1,13 @@
 //! `cargo xtask tidy`: the project's own rules, which no compiler or linter checks.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use xshell::cmd;
 
+use crate::reliability;
 use crate::run::{root, shell};
 use crate::source::{Line, contains_word, split};
 
@@ -23,25 +25,37 @@ pub(crate) fn check() -> Result<()> {
     let listed = cmd!(shell, "git ls-files -z --cached --others --exclude-standard").read()?;
     let root = root();
     let mut violations = Vec::new();
-    let mut paths = Vec::new();
+    let mut files = Vec::new();
     for path in listed.split_terminator('\0') {
         // Listed and removed, or not text: nothing to read.
         let Ok(text) = std::fs::read_to_string(root.join(path)) else {
             continue;
         };
-        paths.push(path);
         violations.extend(check_file(path, &text));
         if let Some(lines) = long(path, &text) {
             println!("{path}: {lines} lines; consider splitting it");
         }
+        files.push((path, text));
     }
+    let paths: Vec<&str> = files.iter().map(|(path, _)| *path).collect();
     violations.extend(check_tree(&paths));
+    let files: Vec<(&str, &str)> =
+        files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+    if let Some((path, page)) = files.iter().find(|(path, _)| *path == reliability::PAGE) {
+        violations.extend(
+            reliability::check(page, &files).into_iter().map(|(line, rule)| Violation {
+                path: (*path).to_owned(),
+                line,
+                rule: rule.into(),
+            }),
+        );
+    }
     for violation in &violations {
         println!("{violation}");
     }
     match violations.len() {
         0 => {
-            println!("tidy: {} files, nothing to say", paths.len());
+            println!("tidy: {} files, nothing to say", files.len());
             Ok(())
         }
         count => bail!("{count} violations of the project's rules"),
@@ -54,7 +68,7 @@ struct Violation {
     path: String,
     /// Counted from 1; 0 for the file as a whole.
     line: usize,
-    rule: &'static str,
+    rule: Cow<'static, str>,
 }
 
 impl fmt::Display for Violation {
@@ -75,7 +89,10 @@ fn check_file(path: &str, text: &str) -> Vec<Violation> {
     if path == "Cargo.toml" {
         found.extend(check_manifest(text));
     }
-    found.into_iter().map(|(line, rule)| Violation { path: path.into(), line, rule }).collect()
+    found
+        .into_iter()
+        .map(|(line, rule)| Violation { path: path.into(), line, rule: rule.into() })
+        .collect()
 }
 
 type Findings = Vec<(usize, &'static str)>;
@@ -162,7 +179,11 @@ fn check_manifest(text: &str) -> Findings {
 
 /// Rules about which files there are.
 fn check_tree(paths: &[&str]) -> Vec<Violation> {
-    let violation = |path: &str, rule| Violation { path: path.to_owned(), line: 0, rule };
+    let violation = |path: &str, rule: &'static str| Violation {
+        path: path.to_owned(),
+        line: 0,
+        rule: rule.into(),
+    };
     let mut found = Vec::new();
     let mut folders: Vec<&str> =
         paths.iter().filter_map(|path| path.split_once('/')).map(|(folder, _)| folder).collect();
@@ -290,7 +311,7 @@ const FORBIDS_UNSAFE: &[&str] = &[
 
 const FOLDERS: &[&str] = &["benches", "crates", "docs", "fuzz", "tests", "xtask"];
 
-const DOCUMENTS: &[&str] = &["ARCHITECTURE.md", "CHANGELOG.md", "README.md"];
+const DOCUMENTS: &[&str] = &["ARCHITECTURE.md", "CHANGELOG.md", "README.md", reliability::PAGE];
 
 /// Files that nobody writes by hand.
 const GENERATED: &[&str] = &["Cargo.lock", "fuzz/corpus/", "/record/", "/results/", ".svg"];
@@ -325,12 +346,14 @@ mod tests {
     use super::*;
 
     /// The rules that fire on a file, in order.
-    fn fires(path: &str, text: &str) -> Vec<(usize, &'static str)> {
+    fn fires(path: &str, text: &str) -> Vec<(usize, Cow<'static, str>)> {
         check_file(path, text).into_iter().map(|found| (found.line, found.rule)).collect()
     }
 
     #[track_caller]
     fn check(path: &str, text: &str, expected: &[(usize, &'static str)]) {
+        let expected: Vec<_> =
+            expected.iter().map(|&(line, rule)| (line, Cow::Borrowed(rule))).collect();
         assert_eq!(fires(path, text), expected, "{path}: {text:?}");
     }
 
@@ -450,18 +473,18 @@ mod tests {
 
     #[test]
     fn layout() {
-        let documents = ["ARCHITECTURE.md", "CHANGELOG.md", "README.md"];
-        let rules = |paths: &[&str]| -> Vec<(String, &'static str)> {
+        let documents = ["ARCHITECTURE.md", "CHANGELOG.md", "README.md", "RELIABILITY.md"];
+        let rules = |paths: &[&str]| -> Vec<(String, Cow<'static, str>)> {
             check_tree(paths).into_iter().map(|found| (found.path, found.rule)).collect()
         };
         let with = |path| [documents.as_slice(), &[path]].concat();
         assert_eq!(rules(&with("crates/a/b.rs")), []);
         assert_eq!(rules(&with(".ci/run")), []);
         assert_eq!(rules(&with("Cargo.toml")), []);
-        assert_eq!(rules(&with("scripts/a.sh")), [("scripts".to_owned(), FOLDER)]);
+        assert_eq!(rules(&with("scripts/a.sh")), [("scripts".to_owned(), FOLDER.into())]);
         for missing in documents {
             let rest: Vec<&str> = documents.into_iter().filter(|&name| name != missing).collect();
-            assert_eq!(rules(&rest), [(missing.to_owned(), DOCUMENT_MISSING)]);
+            assert_eq!(rules(&rest), [(missing.to_owned(), DOCUMENT_MISSING.into())]);
         }
     }
 }
