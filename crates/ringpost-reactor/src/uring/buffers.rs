@@ -12,8 +12,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::IoUring;
-
+use super::Ring;
 use crate::memory::Region;
 use crate::pool::BlockId;
 
@@ -40,7 +39,7 @@ pub(super) struct BufferRing {
 
 impl BufferRing {
     /// Allocates a ring for `blocks` blocks and registers it with `ring`.
-    pub(super) fn register(ring: &IoUring, blocks: u16, flags: u16) -> io::Result<Self> {
+    pub(super) fn register(ring: &mut impl Ring, blocks: u16, flags: u16) -> io::Result<Self> {
         let entries = blocks
             .checked_next_power_of_two()
             .filter(|&entries| entries <= 1 << 15)
@@ -49,9 +48,7 @@ impl BufferRing {
         let address = memory.at(0).as_ptr().expose_provenance() as u64;
         // SAFETY: the region holds `entries` entries and is dropped only after the ring has been
         // closed: `Uring` declares the ring before the buffer ring.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(address, entries, GROUP, flags)?;
-        }
+        unsafe { ring.register_buffers(address, entries, GROUP, flags)? };
         Ok(Self { memory, mask: entries - 1, tail: 0 })
     }
 

@@ -15,6 +15,7 @@
 
 mod buffers;
 mod direct;
+mod kernel;
 mod preflight;
 mod setup;
 mod sys;
@@ -25,11 +26,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use io_uring::squeue::{Entry, Flags};
-use io_uring::{IoUring, cqueue, opcode, types};
+use io_uring::{cqueue, opcode, types};
 use rustix::io::Errno;
 
 use self::buffers::{BufferRing, GROUP};
 use self::direct::{Direct, SENDS_MAX};
+pub(crate) use self::kernel::{Completed, KernelRing, Ring};
 pub(crate) use self::preflight::{Refusal, preflight};
 pub(crate) use self::setup::Setup;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
@@ -38,9 +40,9 @@ use crate::engine::{
 };
 use crate::pool::{BlockId, PoolShared};
 
-/// The io_uring engine. See the module documentation.
-pub(crate) struct Uring {
-    ring: IoUring,
+/// The io_uring engine, on the kernel's ring or another one. See the module documentation.
+pub(crate) struct Uring<R = KernelRing> {
+    ring: R,
     /// Dropped after `ring`: the kernel reads it until the ring is closed.
     buffers: BufferRing,
     pool: Arc<PoolShared>,
@@ -49,9 +51,7 @@ pub(crate) struct Uring {
     written: Box<[u32]>,
     completions: Vec<Completion>,
     direct: Direct,
-    enter_fd: i32,
-    enter_flags: u32,
-    registered: Option<u32>,
+    registered: bool,
     no_iowait: bool,
     system_calls: u64,
     /// Completions whose block accounting made no sense; the ring is not trusted afterwards.
@@ -64,18 +64,12 @@ const NOT_HELD: u32 = u32::MAX;
 /// The token of operations that the engine starts for itself. No slot has this index.
 const INTERNAL: Token = Token(u64::MAX);
 
-impl Uring {
+impl<R: Ring> Uring<R> {
     /// Wraps a ring that [`Setup`] has made.
-    fn new(ring: IoUring, buffers: BufferRing, pool: Arc<PoolShared>, setup: &Setup) -> Self {
-        use std::os::fd::AsRawFd;
+    fn new(mut ring: R, buffers: BufferRing, pool: Arc<PoolShared>, setup: &Setup) -> Self {
         let blocks = pool.region().len() / pool.block_bytes() as usize;
-        let raw = ring.as_raw_fd();
-        let registered = if setup.register_ring { sys::register_ring_fd(raw).ok() } else { None };
-        let (enter_fd, registered_flag) = match registered {
-            Some(index) => (i32::try_from(index).unwrap_or(raw), sys::ENTER_REGISTERED_RING),
-            None => (raw, 0),
-        };
-        let no_iowait = ring.params().is_feature_no_iowait();
+        let registered = setup.register_ring && ring.register_ring().is_ok();
+        let no_iowait = ring.has_no_iowait();
         Self {
             ring,
             buffers,
@@ -84,8 +78,6 @@ impl Uring {
             written: vec![NOT_HELD; blocks].into(),
             completions: Vec::with_capacity(256),
             direct: Direct::default(),
-            enter_fd,
-            enter_flags: sys::ENTER_GETEVENTS | registered_flag,
             registered,
             no_iowait,
             system_calls: 0,
@@ -104,7 +96,7 @@ impl Uring {
     }
 
     pub(crate) fn is_registered(&self) -> bool {
-        self.registered.is_some()
+        self.registered
     }
 
     fn entry(&self, request: Request) -> Entry {
@@ -147,10 +139,8 @@ impl Uring {
     /// Moves everything in the completion queue to the local queue.
     fn collect(&mut self) {
         let Self { ring, completions, written, pool, incremental, corrupt, direct, .. } = self;
-        for entry in ring.completion() {
-            let result = entry.result();
-            let flags = entry.flags();
-            let token = Token(entry.user_data());
+        ring.drain(|Completed { user_data, result, flags }| {
+            let token = Token(user_data);
             let more = cqueue::more(flags);
             let mut received = None;
             if let Some(block) = cqueue::buffer_select(flags) {
@@ -163,14 +153,13 @@ impl Uring {
                 let cancelled = result == -libc::ECANCELED && received.is_none();
                 if let Some(fd) = direct.ended(token, cancelled) {
                     direct.held.push((token, fd));
-                    continue;
+                    return;
                 }
             }
-            if token == INTERNAL {
-                continue;
+            if token != INTERNAL {
+                completions.push(Completion { token, result, more, received });
             }
-            completions.push(Completion { token, result, more, received });
-        }
+        });
     }
 
     /// Tries the sends that were put aside by hand (U1).
@@ -238,7 +227,7 @@ impl Uring {
         while let Some((token, fd)) = self.direct.held.pop() {
             let entry = self.entry(Request::Receive { fd }).user_data(token.0);
             // SAFETY: a receive writes to provided blocks, which outlive it (pool invariant P3).
-            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            if unsafe { self.ring.push(&entry) }.is_err() {
                 self.direct.held.push((token, fd));
                 return false;
             }
@@ -268,29 +257,15 @@ impl Uring {
             }
             let cancel = opcode::AsyncCancel::new(token.0).build().user_data(INTERNAL.0);
             // SAFETY: a cancel points to no memory.
-            if unsafe { ring.submission().push(&cancel) }.is_ok() {
+            if unsafe { ring.push(&cancel) }.is_ok() {
                 direct.leaving.push(token);
             }
         }
     }
 
-    /// Entries pushed to the ring and not yet taken by the kernel.
-    fn in_queue(&self) -> usize {
-        // SAFETY: this thread is the only one that uses the queue (the engine is not Sync and holds
-        // no other view of it), so no second `SubmissionQueue` is alive.
-        unsafe { self.ring.submission_shared() }.len()
-    }
-
     /// True if the ring has completions, or would have some after an enter.
     fn ring_is_ready(&mut self) -> bool {
-        let queue = self.ring.submission();
-        let flagged = queue.taskrun() || queue.cq_overflow();
-        drop(queue);
-        flagged || !self.ring.completion().is_empty()
-    }
-
-    fn overflowed(&mut self) -> bool {
-        self.ring.submission().cq_overflow()
+        self.ring.must_enter() || self.ring.has_completed()
     }
 }
 
@@ -325,7 +300,7 @@ fn account(
     }
 }
 
-impl Engine for Uring {
+impl<R: Ring> Engine for Uring<R> {
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull> {
         match request {
             Request::Receive { fd } => {
@@ -359,15 +334,15 @@ impl Engine for Uring {
         }
         let entry = self.entry(request).user_data(token.0);
         // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
-        let pushed = unsafe { self.ring.submission().push(&entry) };
+        let pushed = unsafe { self.ring.push(&entry) };
         if pushed.is_err() && matches!(request, Request::Receive { .. }) {
             self.direct.armed.remove(token);
         }
-        pushed.map_err(|_| QueueFull)
+        pushed
     }
 
     fn staged(&self) -> usize {
-        self.in_queue() + self.direct.sends.len()
+        self.ring.queued() + self.direct.sends.len()
     }
 
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
@@ -380,22 +355,22 @@ impl Engine for Uring {
             self.direct.on = false;
             wait = self.arm_held();
         }
-        let mut staged = u32::try_from(self.in_queue()).unwrap_or(u32::MAX);
+        let mut staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);
         if !wait && staged == 0 && !self.ring_is_ready() {
             return Ok(());
         }
         loop {
-            let mut flags = self.enter_flags;
+            let mut flags = sys::ENTER_GETEVENTS;
             let timeout = if wait {
                 if self.no_iowait {
                     flags |= sys::ENTER_NO_IOWAIT;
                 }
-                deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+                deadline.map(|deadline| deadline.saturating_duration_since(self.ring.now()))
             } else {
                 None
             };
             self.system_calls += 1;
-            let result = sys::enter(self.enter_fd, staged, u32::from(wait), flags, timeout);
+            let result = self.ring.enter(staged, u32::from(wait), flags, timeout);
             self.collect();
             if let Some(what) = self.corrupt {
                 let source = io::Error::other(what);
@@ -414,7 +389,7 @@ impl Engine for Uring {
                 }
             }
             // Completions that did not fit wait in the kernel until they are asked for.
-            if !self.overflowed() {
+            if !self.ring.has_overflowed() {
                 return Ok(());
             }
             staged = 0;
@@ -461,7 +436,7 @@ impl Engine for Uring {
 
     fn surrender_blocks(&mut self) -> Vec<BlockId> {
         // Taking the group away from the kernel first: afterwards no receive can start on it.
-        if self.ring.submitter().unregister_buf_ring(GROUP).is_err() {
+        if self.ring.unregister_buffers(GROUP).is_err() {
             return Vec::new();
         }
         let own = self.direct.block.take().map(|block| block.id());
@@ -478,18 +453,7 @@ impl Engine for Uring {
     }
 }
 
-impl Drop for Uring {
-    fn drop(&mut self) {
-        use std::os::fd::AsRawFd;
-        if let Some(index) = self.registered
-            && let Err(error) = sys::unregister_ring_fd(self.ring.as_raw_fd(), index)
-        {
-            tracing::warn!(%error, "the ring stays registered until its thread ends");
-        }
-    }
-}
-
-impl fmt::Debug for Uring {
+impl<R> fmt::Debug for Uring<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uring")
             .field("incremental", &self.incremental)

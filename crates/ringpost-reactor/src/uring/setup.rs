@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use io_uring::IoUring;
 
-use super::Uring;
 use super::buffers::BufferRing;
 use super::sys::BUFFER_RING_INCREMENTAL;
+use super::{KernelRing, Ring, Uring};
 use crate::pool::PoolShared;
 
 /// How a ring is made.
@@ -30,21 +30,34 @@ const COMPLETIONS_PER_SUBMISSION: u32 = 4;
 impl Setup {
     /// Makes the ring and registers a buffer ring for the blocks of `pool`.
     pub(crate) fn build(&self, pool: Arc<PoolShared>) -> io::Result<Uring> {
-        let ring = self.ring()?;
+        self.build_with(pool, |entries, no_sqarray| {
+            Self::attempt(entries, no_sqarray).map(KernelRing::new)
+        })
+    }
+
+    /// As [`Setup::build`], with a ring that `attempt` makes: from a number of submission entries, and
+    /// whether to leave out the index array.
+    pub(crate) fn build_with<R: Ring>(
+        &self,
+        pool: Arc<PoolShared>,
+        attempt: impl FnMut(u32, bool) -> io::Result<R>,
+    ) -> io::Result<Uring<R>> {
+        let mut ring = self.ring(attempt)?;
         let blocks = pool.region().len() / pool.block_bytes() as usize;
         let blocks =
             u16::try_from(blocks).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let flags = if self.incremental { BUFFER_RING_INCREMENTAL } else { 0 };
-        let buffers = BufferRing::register(&ring, blocks, flags)?;
+        let buffers = BufferRing::register(&mut ring, blocks, flags)?;
         Ok(Uring::new(ring, buffers, pool, self))
     }
 
-    fn ring(&self) -> io::Result<IoUring> {
+    /// Asks for less until it is granted.
+    fn ring<R>(&self, mut attempt: impl FnMut(u32, bool) -> io::Result<R>) -> io::Result<R> {
         let mut entries = self.entries.next_power_of_two();
         // NO_SQARRAY (Linux 6.6) saves an indirection; everything else is required (6.1).
         let mut no_sqarray = true;
         loop {
-            match Self::attempt(entries, no_sqarray) {
+            match attempt(entries, no_sqarray) {
                 Ok(ring) => return Ok(ring),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINVAL) if no_sqarray => no_sqarray = false,
