@@ -7,6 +7,7 @@ use crate::capabilities::{EngineChoice, EngineKind, EngineReason, EngineReport, 
 use crate::config::{BLOCK_PLAIN_BYTES, BLOCK_SHARED_BYTES, BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, QueueFull, Request, Token};
 use crate::epoll::Epoll;
+use crate::memory::shadow::EngineRuns;
 use crate::pool::{BlockId, Pool};
 use crate::uring::{Refusal, Setup, Uring, preflight};
 use crate::wake::Inbox;
@@ -195,6 +196,7 @@ impl Engine for AnyEngine {
 
     #[inline]
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
+        let _runs = EngineRuns::new();
         each!(self, engine => engine.enter(wait, deadline))
     }
 
@@ -210,6 +212,7 @@ impl Engine for AnyEngine {
 
     #[inline]
     fn ready(&mut self) -> bool {
+        let _runs = EngineRuns::new();
         each!(self, engine => engine.ready())
     }
 

@@ -204,9 +204,9 @@ impl OwnBlock {
         let room = pool.block_bytes() - offset;
         let start = pool.offset_of(block) + offset as usize;
         // SAFETY: bytes of the block from `offset` on are the caller's alone (H2).
-        let target: &mut [MaybeUninit<u8>] =
-            unsafe { pool.region().writable(start, room as usize) };
-        let count = receive(target)?;
+        let mut target = unsafe { pool.region().writable(start, room as usize) };
+        let count = receive(&mut target)?;
+        target.end();
         if count == 0 {
             return Ok(None);
         }

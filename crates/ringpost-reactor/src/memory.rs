@@ -9,6 +9,11 @@
 //!   `start..end` are initialised. While a send that names the block is in flight the block itself
 //!   is owned by the operation's slot, so nothing can write to it.
 
+mod map;
+pub(crate) mod shadow;
+#[cfg(all(test, ringpost_asan))]
+mod shadow_tests;
+
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::io;
@@ -16,8 +21,9 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use bytes::Bytes;
-use memmap2::MmapMut;
 
+use self::map::Map;
+use self::shadow::Writable;
 use crate::outbound::Payload;
 
 /// A page-aligned anonymous mapping that receive blocks are cut from.
@@ -25,7 +31,7 @@ pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
     /// Keeps the mapping alive; its bytes are only reached through `base`.
-    _map: MmapMut,
+    _map: Map,
 }
 
 // SAFETY: the region is plain memory; who may touch which range is governed by the pool's block
@@ -39,13 +45,8 @@ impl Region {
     /// that the kernel has pinned needs: copy-on-write after a fork would give the parent other pages
     /// than the kernel holds.
     pub(crate) fn new(len: usize, dont_fork: bool) -> io::Result<Self> {
-        let mut map = MmapMut::map_anon(len)?;
-        if dont_fork {
-            map.advise(memmap2::Advice::DontFork)?;
-        }
-        let base = NonNull::new(map.as_mut_ptr())
-            .ok_or_else(|| io::Error::other("mapping at address zero"))?;
-        Ok(Self { base, len, _map: map })
+        let mut map = Map::new(len, dont_fork)?;
+        Ok(Self { base: map.base()?, len, _map: map })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -65,13 +66,20 @@ impl Region {
     ///
     /// No other reference to any byte of the range exists while the result is alive: the range must
     /// belong to a block that is the engine's and lie behind everything already delivered from it.
-    #[expect(clippy::mut_from_ref, reason = "the region hands out disjoint ranges, see R1")]
-    pub(crate) unsafe fn writable(&self, offset: usize, len: usize) -> &mut [MaybeUninit<u8>] {
+    pub(crate) unsafe fn writable(&self, offset: usize, len: usize) -> Writable<'_> {
         assert!(len <= self.len - offset.min(self.len), "range beyond region");
         let start = self.at(offset).cast::<MaybeUninit<u8>>();
         // SAFETY: the range is inside the mapping (asserted) and exclusively ours by this function's
         // contract; MaybeUninit<u8> has no validity requirement.
-        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) }
+        Writable::new(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) })
+    }
+}
+
+#[cfg(ringpost_asan)]
+impl Drop for Region {
+    /// The addresses are used again, for other things.
+    fn drop(&mut self) {
+        shadow::allow(self.base.as_ptr(), self.len);
     }
 }
 
@@ -238,6 +246,18 @@ impl OutboundBlock {
         unsafe { std::slice::from_raw_parts(ptr, len as usize) }
     }
 
+    /// A send that names the block is in flight: nobody touches its bytes.
+    #[inline(always)]
+    pub(crate) fn seal(&self) {
+        shadow::seal(self.base.as_ptr(), self.capacity());
+    }
+
+    /// That send has ended.
+    #[inline(always)]
+    pub(crate) fn unseal(&self) {
+        shadow::unseal(self.base.as_ptr());
+    }
+
     /// Marks `bytes` at the front as taken by the kernel.
     pub(crate) fn advance(&mut self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -295,6 +315,8 @@ impl OutboundBlock {
 
 impl Drop for OutboundBlock {
     fn drop(&mut self) {
+        self.unseal();
+        shadow::allow(self.base.as_ptr(), self.capacity());
         // SAFETY: allocated in `with_capacity` with this very layout and not freed before (O1).
         unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity as usize)) };
     }
@@ -340,10 +362,16 @@ impl OutboundBlocks {
             self.allocated += 1;
             return OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX);
         };
-        let mut block = self.free[class].pop().unwrap_or_else(|| {
-            self.allocated += 1;
-            OutboundBlock::with_capacity(CLASS_BYTES[class])
-        });
+        let mut block = match self.free[class].pop() {
+            Some(block) => {
+                shadow::hand_out(block.base.as_ptr(), block.capacity());
+                block
+            }
+            None => {
+                self.allocated += 1;
+                OutboundBlock::with_capacity(CLASS_BYTES[class])
+            }
+        };
         let mut offset = 0;
         if class == PAGE {
             self.colour = (self.colour + 1) % COLOURS;
@@ -378,6 +406,7 @@ impl OutboundBlocks {
         if let Some(class) = class
             && self.free[class].len() < CLASS_KEPT_MAX[class]
         {
+            shadow::take_back(block.base.as_ptr(), block.capacity());
             self.free[class].push(block);
         }
     }

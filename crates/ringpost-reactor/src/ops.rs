@@ -14,6 +14,7 @@ use slab::Slab;
 
 use crate::engine::{Engine, Request, Token};
 use crate::listener::ListenerCell;
+use crate::memory::shadow;
 use crate::outbound::{SendMemory, SendView};
 use crate::packet_cell::PacketCell;
 use crate::stream::StreamCell;
@@ -132,6 +133,9 @@ impl Ops {
             return Err(NotStarted { memory: self.release(token).and_then(|slot| slot.memory) });
         }
         self.started += 1;
+        if let Some(memory) = &self.slots[token.slot()].memory {
+            memory.seal();
+        }
         if silent {
             self.silent.push(token);
         }
@@ -183,7 +187,11 @@ impl Ops {
         }
         let generation = &mut self.generations[token.slot()];
         *generation = generation.wrapping_add(1);
-        Some(self.slots.remove(token.slot()))
+        let slot = self.slots.remove(token.slot());
+        if let Some(memory) = &slot.memory {
+            memory.unseal();
+        }
+        Some(slot)
     }
 
     /// Once everything staged has been performed and every completion so far is in the dispatcher's
@@ -214,6 +222,9 @@ impl Ops {
     /// Gives up on operations whose end was not seen: what they own is leaked, because the kernel may
     /// still use it.
     pub(crate) fn leak(&mut self) {
+        if let Some((_, slot)) = self.slots.iter().next() {
+            shadow::leak(std::ptr::from_ref(slot));
+        }
         #[expect(clippy::mem_forget, reason = "freeing what the kernel may use is unsound")]
         std::mem::forget(std::mem::take(&mut self.slots));
     }

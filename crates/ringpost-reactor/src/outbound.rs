@@ -164,6 +164,34 @@ impl SendMemory {
         }
     }
 
+    /// A send that names this memory is in flight: nobody touches its blocks (S1).
+    #[inline(always)]
+    pub(crate) fn seal(&self) {
+        if cfg!(ringpost_asan) {
+            self.blocks().for_each(OutboundBlock::seal);
+        }
+    }
+
+    /// That send has ended.
+    #[inline(always)]
+    pub(crate) fn unseal(&self) {
+        if cfg!(ringpost_asan) {
+            self.blocks().for_each(OutboundBlock::unseal);
+        }
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &OutboundBlock> {
+        let (one, segments) = match self {
+            Self::Block(block) => (Some(block), &[][..]),
+            Self::Gather(gather) => (None, &gather.segments[..]),
+        };
+        let gathered = segments.iter().filter_map(|segment| match segment {
+            Segment::Block(block) => Some(block),
+            Segment::Shared { .. } => None,
+        });
+        one.into_iter().chain(gathered)
+    }
+
     /// Bytes not yet taken by the kernel.
     pub(crate) fn len(&self) -> usize {
         match self {

@@ -15,12 +15,11 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use crate::memory::Region;
+use crate::memory::{Region, shadow};
 use crate::pool::{BlockId, Lease, Pool, PoolShared};
 
 /// Packets received with one call at most.
@@ -216,11 +215,18 @@ impl PacketBlock {
 
     /// Lends the next `len` bytes; from then on they are nobody's to write.
     pub(crate) fn lend(&mut self, pool: &mut Pool, len: u32) -> Lease {
+        self.hide(pool.shared());
         let lease = pool.lease(self.block, self.written, len);
         // The next packet starts aligned; at most the end of the block.
         self.written =
             (self.written + len).next_multiple_of(ALIGN).min(pool.shared().block_bytes());
         lease
+    }
+
+    /// What [`PacketBlock::received`] has shown is nobody's to look at any more.
+    fn hide(&self, pool: &PoolShared) {
+        let start = pool.region().at(pool.offset_of(self.block) + self.written as usize);
+        shadow::forbid(start.as_ptr(), (pool.block_bytes() - self.written) as usize);
     }
 
     /// Received bytes that have not been lent, `start` counted from the first such.
@@ -234,6 +240,7 @@ impl PacketBlock {
         let shared = pool.shared();
         let first = shared.offset_of(self.block) + (self.written + start) as usize;
         let data = shared.region().at(first);
+        shadow::allow(data.as_ptr(), len as usize);
         // SAFETY: the range lies in the block (asserted), which is mapped while the pool lives, and is
         // initialised (zeroed mapping). Nobody writes it while `self` is borrowed (K1).
         unsafe { std::slice::from_raw_parts(data.as_ptr(), len as usize) }
@@ -326,10 +333,13 @@ impl PacketIo {
         assert!(count * slot_bytes as usize <= room, "slots beyond the block");
         assert!(count * overflow_bytes <= self.overflow.len(), "overflow beyond its area");
         self.overflow_bytes = overflow_bytes;
+        if let Some(block) = &block {
+            block.hide(pool);
+        }
         // SAFETY: bytes of the block from `written` on are ours alone (K1), and borrowed for this call;
         // without a block there are none.
-        let target: &mut [MaybeUninit<u8>] = unsafe { pool.region().writable(start, room) };
-        let target = target.as_mut_ptr();
+        let mut writable = unsafe { pool.region().writable(start, room) };
+        let target = writable.as_mut_ptr();
         for index in 0..count {
             // SAFETY: `count` slots lie within the room (asserted).
             let slot = unsafe { target.add(index * slot_bytes as usize) };
@@ -360,6 +370,7 @@ impl PacketIo {
             // (K3), names and controls; all of it stays for the call (K2).
             unsafe { libc::recvmmsg(fd.as_raw_fd(), headers, count, flags, std::ptr::null_mut()) }
         })?;
+        writable.end();
         for index in 0..received.min(count) {
             let name_bytes = self.headers[index].msg_hdr.msg_namelen;
             self.names[index].settle(name_bytes);

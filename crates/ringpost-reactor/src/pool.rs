@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use ringpost_sync::{LeaseCount, ReturnQueue};
 
-use crate::memory::Region;
+use crate::memory::{Region, shadow};
 use crate::wake::Inbox;
 
 /// Index of a block in its pool.
@@ -59,6 +59,10 @@ impl PoolShared {
         block as usize * self.block_bytes as usize
     }
 
+    fn start_of(&self, block: BlockId) -> *const u8 {
+        self.region.at(self.offset_of(block)).as_ptr()
+    }
+
     /// Gives up one count of `block`; the last one returns the block to the owner.
     ///
     /// # Safety
@@ -68,6 +72,7 @@ impl PoolShared {
         // SAFETY: a count above zero holds a strong reference (P3), so the pool is alive here.
         let shared = unsafe { this.as_ref() };
         if shared.counts[block as usize].release() {
+            shadow::forbid(shared.start_of(block), shared.block_bytes as usize);
             if shared.returns.put(block) {
                 shared.inbox.notify();
             }
@@ -240,6 +245,7 @@ pub(crate) struct Pool {
 impl Pool {
     pub(crate) fn new(blocks: u16, block_bytes: u32, inbox: Arc<Inbox>) -> io::Result<Self> {
         let region = Region::new(blocks as usize * block_bytes as usize, false)?;
+        shadow::forbid(region.at(0).as_ptr(), region.len());
         let shared = Arc::new(PoolShared {
             region,
             block_bytes,
@@ -330,13 +336,17 @@ impl Pool {
         }
         self.shared.counts[block as usize].acquire();
         let data = self.shared.region.at(self.shared.offset_of(block) + offset as usize);
+        shadow::hand_out(data.as_ptr(), len as usize);
         Lease { shared: NonNull::from(&*self.shared), data, len, block }
     }
 
     /// A copy of bytes that the kernel has just delivered from `block`.
     pub(crate) fn copy(&mut self, block: BlockId, offset: u32, len: u32) -> Bytes {
         let (lent, kernel_lent) = (self.lent[block as usize], self.kernel_lent);
-        let bytes = Bytes::copy_from_slice(&self.lease(block, offset, len));
+        let lease = self.lease(block, offset, len);
+        let bytes = Bytes::copy_from_slice(&lease);
+        shadow::take_back(lease.data.as_ptr(), lease.len());
+        drop(lease);
         // The lease is gone.
         self.lent[block as usize] = lent;
         self.kernel_lent = kernel_lent;
@@ -397,6 +407,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if self.kernel > 0 {
             tracing::warn!(blocks = self.kernel, "receive blocks left with the kernel are leaked");
+            shadow::leak(Arc::as_ptr(&self.shared));
         }
     }
 }

@@ -46,6 +46,7 @@ use crate::config::BuildError;
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
 };
+use crate::memory::shadow::Writable;
 use crate::pool::{BlockId, Pool, PoolShared};
 use crate::wake::Inbox;
 
@@ -194,7 +195,7 @@ impl Sim {
     }
 
     /// The part of a block that is not written yet.
-    fn room(&mut self, index: usize, len: usize) -> &mut [MaybeUninit<u8>] {
+    fn room(&self, index: usize, len: usize) -> Writable<'_> {
         let Block { id, written } = self.blocks[index];
         let start = self.pool.offset_of(id) + written as usize;
         // SAFETY: the block is this engine's, and nothing behind `written` has been delivered (X2).
@@ -268,20 +269,23 @@ impl Sim {
             return;
         };
         self.system_calls += 1;
-        let target = self.room(block, len);
-        match rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT) {
+        let mut target = self.room(block, len);
+        let outcome = rustix::net::recv(borrow(fd), &mut *target, RecvFlags::DONTWAIT);
+        let outcome = outcome.map(|(_, count)| count);
+        target.end();
+        match outcome {
             Err(Errno::AGAIN | Errno::INTR) if last => self.end(index, -libc::EINTR, None),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(errno) => {
                 let empty = self.empty_block();
                 self.end(index, -errno.raw_os_error(), empty);
             }
-            Ok((_, 0)) if deaf => {}
-            Ok((_, 0)) => {
+            Ok(0) if deaf => {}
+            Ok(0) => {
                 let empty = self.empty_block();
                 self.end(index, 0, empty);
             }
-            Ok((_, count)) => {
+            Ok(count) => {
                 let received = Some(self.deliver(block, count));
                 let result = count_of(u32::try_from(count).unwrap_or(0));
                 if last || self.world.has(Fault::ReceiveEnds) {
