@@ -2,11 +2,12 @@
 //!
 //! `tests/it` holds the tests, one module for each group; `tests/software` those that run software of
 //! others; `tests/allocations.rs` and `tests/byte_stream_allocations.rs` are apart because they replace the
-//! allocator. Tests that count descriptors or memory, or change limits, run in a process of their own.
+//! allocator; `tests/faults` does to processes what happens to them: kills, stops, limits, forks. Tests that count descriptors or memory, or change limits, run in a process of their own.
 
 pub mod counting;
 pub mod engines;
 pub mod privileges;
+pub mod residue;
 pub mod rig;
 pub mod software;
 

@@ -11,6 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 /// Longest wait for a line or an end of a child.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -161,6 +164,17 @@ impl Child {
                 Err(RecvTimeoutError::Disconnected) => panic!("the child has ended: {others:#?}"),
             }
         }
+    }
+
+    /// Sends the child a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it has ended and that has been seen.
+    pub fn signal(&self, signal: Signal) {
+        // Not reused before `wait` or `kill` has seen its end.
+        let pid = Pid::from_raw(i32::try_from(self.id()).expect("a process id"));
+        nix::sys::signal::kill(pid, signal).expect("it is our child");
     }
 
     /// Kills the child with SIGKILL and waits for its end.

@@ -9,3 +9,6 @@ pub mod patience;
 pub mod pattern;
 pub mod peer;
 pub mod process;
+pub mod trace;
+
+pub use nix::sys::signal::Signal;

@@ -1,6 +1,8 @@
 //! What the kernel says about a process (proc(5)).
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Descriptors that this process has open.
 pub fn descriptors() -> usize {
@@ -11,6 +13,30 @@ pub fn descriptors() -> usize {
 /// Anonymous memory of this process that is in RAM, bytes.
 pub fn anonymous_bytes() -> u64 {
     status("RssAnon:") * 1024
+}
+
+/// Memory of this process that can't be swapped: locked, or pinned by the kernel, bytes.
+pub fn locked_bytes() -> u64 {
+    (status("VmLck:") + status("VmPin:")) * 1024
+}
+
+/// Sockets in this network namespace that are bound below a directory: listening ones, and those that were
+/// accepted on them, of any process.
+pub fn sockets_below(directory: &Path) -> usize {
+    let text = fs::read("/proc/net/unix").expect("/proc is mounted");
+    let wanted = directory.as_os_str().as_bytes();
+    let below = |line: &[u8]| line.windows(wanted.len()).any(|window| window == wanted);
+    text.split(|byte| *byte == b'\n').filter(|line| below(line)).count()
+}
+
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("readable").file_name();
+    let mut names: Vec<String> =
+        entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 /// Threads of this process.

@@ -1,0 +1,8 @@
+//! Faults that the real kernel brings about, in processes of their own, on both engines: what the survivor
+//! sees, and what is left.
+//!
+//! Sweeps kill or stall a child before each of its system calls in turn.
+
+mod killed;
+mod roles;
+mod sweep;
