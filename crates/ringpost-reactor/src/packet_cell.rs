@@ -724,6 +724,13 @@ impl Core {
         }
     }
 
+    /// Gives up what dropped sockets have still to send.
+    pub(crate) fn give_up_packets(&self, driver: &mut Driver) {
+        while let Some((_, cell)) = driver.packets.lingering.pop_front() {
+            cell.give_up(self, driver);
+        }
+    }
+
     /// Rests that are over, and dropped sockets that have lingered long enough.
     pub(crate) fn run_packet_clocks(&self, driver: &mut Driver, now: Instant) {
         if driver.packets.resting.iter().any(|(at, _)| *at <= now) {

@@ -427,7 +427,8 @@ impl Core {
     }
 
     fn turn(&self, wait: Wait) -> Result<(), EngineError> {
-        if let Some(errno) = self.driver.borrow().failed {
+        let failed = self.driver.borrow().failed;
+        if let Some(errno) = failed {
             return self.turn_failed(wait, errno);
         }
         self.stage();
@@ -755,18 +756,42 @@ impl Core {
         }
     }
 
-    /// A turn of a reactor whose engine is gone: timers still fire, and failed futures can run.
-    fn turn_failed(&self, wait: Wait, _errno: i32) -> Result<(), EngineError> {
+    /// A turn of a reactor whose engine is gone: timers still fire, and whoever asks for something new is
+    /// told.
+    fn turn_failed(&self, wait: Wait, errno: i32) -> Result<(), EngineError> {
         const NAP: Duration = Duration::from_millis(5);
+        let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+        let dirty_packets = std::mem::take(&mut *self.dirty_packets.borrow_mut());
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
-        self.dirty.borrow_mut().clear();
-        self.dirty_packets.borrow_mut().clear();
-        if wait != Wait::No && driver.timers.next_due().is_none_or(|at| at > self.clock.now()) {
+        dirty.into_iter().for_each(|stream| stream.fail(errno, &mut driver.wakers));
+        dirty_packets.into_iter().for_each(|cell| cell.fail(errno, &mut driver.wakers));
+        self.fail_queued(driver, errno);
+        let idle = wait != Wait::No && driver.wakers.is_empty();
+        if idle && driver.timers.next_due().is_none_or(|at| at > self.clock.now()) {
             self.clock.nap(NAP);
         }
         driver.timers.fire(self.clock.now(), &mut driver.wakers);
         Ok(())
+    }
+
+    /// Tells everybody who waits without an operation in flight that nothing will come of it, and lets go
+    /// of what was dropped.
+    fn fail_queued(&self, driver: &mut Driver, errno: i32) {
+        let wakers = &mut driver.wakers;
+        for stream in driver.starved.drain(..).chain(driver.retry.drain(..)) {
+            stream.fail(errno, wakers);
+        }
+        for (_, listener) in driver.resting.drain(..) {
+            listener.fail(errno, wakers);
+        }
+        driver.packets.fail_waiting(errno, wakers);
+        while let Some((_, stream)) = driver.lingering.pop_front() {
+            stream.give_up(self, driver);
+        }
+        self.give_up_packets(driver);
+        // The engine performs none.
+        driver.cancels.clear();
     }
 
     /// Tells everybody with an operation in flight that it has failed. The operations themselves stay
@@ -792,10 +817,7 @@ impl Core {
                 Owner::Doorbell | Owner::Cancel => {}
             }
         }
-        for stream in driver.starved.drain(..).chain(driver.retry.drain(..)) {
-            stream.fail(errno, wakers);
-        }
-        driver.packets.fail_waiting(errno, wakers);
+        self.fail_queued(driver, errno);
     }
 
     fn shutdown(&self) {

@@ -4,5 +4,6 @@
 //! Sweeps kill or stall a child before each of its system calls in turn.
 
 mod killed;
+mod refused_later;
 mod roles;
 mod sweep;
