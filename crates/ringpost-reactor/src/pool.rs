@@ -274,7 +274,6 @@ impl Pool {
         self.places.len()
     }
 
-    #[cfg(test)]
     pub(crate) fn free_blocks(&self) -> usize {
         self.free.len()
     }

@@ -286,9 +286,13 @@ impl Reactor {
             accepts_deferred: counters.accepts_deferred.get(),
             outbound_blocks_allocated: self.core.blocks.borrow().allocated,
             pool_blocks: driver.pool.blocks() as u64,
+            pool_blocks_free: driver.pool.free_blocks() as u64,
+            pool_blocks_kernel: driver.pool.kernel_blocks() as u64,
             pool_blocks_leased: driver.pool.leased_blocks() as u64,
             pool_low_water_blocks: driver.pool.low_water_blocks() as u64,
             operations_in_flight: driver.ops.len() as u64,
+            timers_pending: driver.timers.len() as u64,
+            connections_lingering: driver.lingering.len() as u64,
         }
     }
 

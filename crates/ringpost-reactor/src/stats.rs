@@ -53,12 +53,20 @@ pub struct Stats {
     pub outbound_blocks_allocated: u64,
     /// Receive blocks in all.
     pub pool_blocks: u64,
+    /// Receive blocks that nobody has now.
+    pub pool_blocks_free: u64,
+    /// Receive blocks with the engine now. `free + kernel + leased` is `pool_blocks` at any time.
+    pub pool_blocks_kernel: u64,
     /// Receive blocks lent out or queued for readers now.
     pub pool_blocks_leased: u64,
     /// Fewest receive blocks available at any time.
     pub pool_low_water_blocks: u64,
     /// Operations in flight now.
     pub operations_in_flight: u64,
+    /// Timers that have not fired now.
+    pub timers_pending: u64,
+    /// Dropped connections that still have bytes to send now.
+    pub connections_lingering: u64,
 }
 
 /// The counters that have no better home, as the reactor keeps them.

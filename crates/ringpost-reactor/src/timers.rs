@@ -47,6 +47,10 @@ impl Timers {
         self.queue.first_key_value().map(|((at, _), _)| *at)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
