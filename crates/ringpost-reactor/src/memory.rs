@@ -9,6 +9,7 @@
 //!   `start..end` are initialised. While a send that names the block is in flight the block itself
 //!   is owned by the operation's slot, so nothing can write to it.
 
+mod fork;
 mod map;
 pub(crate) mod shadow;
 #[cfg(all(test, ringpost_asan))]
@@ -22,6 +23,7 @@ use std::ptr::NonNull;
 
 use bytes::Bytes;
 
+pub(crate) use self::fork::ForkMark;
 use self::map::Map;
 use self::shadow::Writable;
 use crate::outbound::Payload;

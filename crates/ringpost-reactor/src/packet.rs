@@ -465,6 +465,9 @@ impl Packets {
 
     /// Tells the peer of a connection that nothing more will be sent. Call it once flushed.
     pub fn shutdown_write(&self) {
+        if self.core.is_in_child() {
+            return;
+        }
         // Only ENOTCONN can come back, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
     }

@@ -157,6 +157,11 @@ impl PacketWork {
         }
     }
 
+    /// Lets go of dropped sockets, which are a parent process's.
+    pub(crate) fn forget_lingering(&mut self) {
+        self.lingering.clear();
+    }
+
     /// Everybody who waits for something that has no operation.
     pub(crate) fn fail_waiting(&mut self, errno: i32, wakers: &mut Vec<Waker>) {
         let resting = self.resting.drain(..).map(|(_, cell)| cell);

@@ -12,6 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::clock::Clock;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
 use crate::listener::{Listener, ListenerCell};
-use crate::memory::OutboundBlocks;
+use crate::memory::{ForkMark, OutboundBlocks};
 use crate::ops::{Ops, Owner};
 use crate::packet::{PacketOptions, Packets};
 use crate::packet_cell::{PacketCell, PacketWork};
@@ -79,7 +80,8 @@ pub(crate) struct Driver {
     /// Receives need a hang-up poll to see every end of file.
     pub(crate) guard_hangup: bool,
     /// Set once the engine can't go on: the error number all operations report from then on.
-    pub(crate) failed: Option<i32>,
+    failed: Option<i32>,
+    fork: Rc<ForkMark>,
 }
 
 /// Shared by the reactor and everything that lives on it. One thread only.
@@ -94,6 +96,7 @@ pub(crate) struct Core {
     inbox: Arc<Inbox>,
     report: EngineReport,
     closed: Cell<bool>,
+    fork: Rc<ForkMark>,
     /// Somebody has begun to wait for room or for a flush since this was last looked at.
     pub(crate) writers_wait: Cell<bool>,
 }
@@ -127,7 +130,8 @@ impl Reactor {
         let inbox =
             Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
         let built = AnyEngine::choose(&config, &inbox)?;
-        Ok(Self::of(config, inbox, built, Clock::default()))
+        let fork = ForkMark::new().map_err(BuildError::resource("a page"))?;
+        Ok(Self::of(config, inbox, built, Clock::default(), fork))
     }
 
     /// Builds a reactor on a simulated kernel, which it shares with nobody. Of the configuration, `engine`
@@ -146,7 +150,7 @@ impl Reactor {
         let inbox =
             Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
         let built = AnyEngine::simulated(simulation, &inbox)?;
-        Ok(Self::of(config, inbox, built, simulation.clock()))
+        Ok(Self::of(config, inbox, built, simulation.clock(), ForkMark::none()))
     }
 
     fn of(
@@ -154,7 +158,9 @@ impl Reactor {
         inbox: Arc<Inbox>,
         (engine, pool, report): (AnyEngine, Pool, EngineReport),
         clock: Clock,
+        fork: ForkMark,
     ) -> Self {
+        let fork = Rc::new(fork);
         tracing::debug!(engine = %report, "reactor built");
         let capabilities = report.capabilities.as_ref();
         let provide_target = if engine.shares_blocks() {
@@ -184,6 +190,7 @@ impl Reactor {
             provide_target,
             doorbell: None,
             failed: None,
+            fork: Rc::clone(&fork),
         };
         if config.spin == Spin::Always {
             driver.engine.spin(true);
@@ -201,6 +208,7 @@ impl Reactor {
             inbox,
             report,
             closed: Cell::new(false),
+            fork,
             writers_wait: Cell::new(false),
         };
         Self { core: Rc::new(core) }
@@ -302,7 +310,7 @@ impl Reactor {
     /// # Errors
     ///
     /// [`EngineError`] once, when the engine can't go on; all connections then fail, and later turns
-    /// only serve timers.
+    /// only serve timers. So it is in a forked child of the process that built the reactor.
     pub fn turn(&self, wait: Wait) -> Result<(), EngineError> {
         let core = &self.core;
         add(&core.counters.turns, 1);
@@ -325,6 +333,10 @@ impl Reactor {
     /// Ends every operation and closes every connection. What has been accepted and fits the sockets
     /// is still sent. Idempotent; called by whoever owns the reactor before it goes.
     pub fn shutdown(&self) {
+        if self.core.is_in_child() {
+            // Dropping the engine would unmap what the child may have mapped where the rings were.
+            let _ = Rc::into_raw(Rc::clone(&self.core));
+        }
         self.core.shutdown();
     }
 }
@@ -338,7 +350,7 @@ impl fmt::Debug for Reactor {
 impl Driver {
     /// Starts an operation; makes room once if the staging queue is full.
     pub(crate) fn start(&mut self, owner: impl Fn() -> Owner, request: Request) -> Option<Token> {
-        if self.failed.is_some() {
+        if self.failure().is_some() {
             return None;
         }
         if let Some(token) = self.ops.start(&mut self.engine, owner(), request) {
@@ -360,6 +372,11 @@ impl Driver {
         if self.start(|| Owner::Cancel, Request::Cancel { target, fd }).is_none() {
             self.cancels.push((target, fd));
         }
+    }
+
+    /// The error number that all operations report, if the engine can't be used.
+    pub(crate) fn failure(&self) -> Option<i32> {
+        self.failed.or_else(|| self.fork.is_child().then_some(libc::ECANCELED))
     }
 
     fn arm_doorbell(&mut self, inbox: &Inbox) {
@@ -427,13 +444,25 @@ impl Core {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
+        self.closed.get() || self.is_in_child()
+    }
+
+    /// True in a forked child: whatever belongs to this reactor is its parent's.
+    pub(crate) fn is_in_child(&self) -> bool {
+        self.fork.is_child()
     }
 
     fn turn(&self, wait: Wait) -> Result<(), EngineError> {
         let failed = self.driver.borrow().failed;
         if let Some(errno) = failed {
             return self.turn_failed(wait, errno);
+        }
+        if self.is_in_child() {
+            let source = io::Error::other("this process was forked from the runtime's");
+            let error = EngineError::Fatal { call: "fork", source };
+            self.driver.borrow_mut().failed = Some(libc::ECANCELED);
+            self.fail_all();
+            return Err(error);
         }
         self.stage();
         let outcome = self.wait(wait);
@@ -790,6 +819,11 @@ impl Core {
             listener.fail(errno, wakers);
         }
         driver.packets.fail_waiting(errno, wakers);
+        if self.is_in_child() {
+            // The parent sends what is left.
+            driver.lingering.clear();
+            driver.packets.forget_lingering();
+        }
         while let Some((_, stream)) = driver.lingering.pop_front() {
             stream.give_up(self, driver);
         }
@@ -825,7 +859,7 @@ impl Core {
     }
 
     fn shutdown(&self) {
-        if self.closed.replace(true) {
+        if self.closed.replace(true) || self.is_in_child() {
             return;
         }
         self.inbox.mailbox().close();

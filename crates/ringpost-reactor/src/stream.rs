@@ -411,6 +411,9 @@ impl Stream {
 
     /// Tells the peer that nothing more will be sent (`shutdown(SHUT_WR)`). Call it once flushed.
     pub fn shutdown_write(&self) {
+        if self.core.is_in_child() {
+            return;
+        }
         // Only ENOTCONN can come back, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
     }
@@ -756,7 +759,7 @@ impl StreamCell {
         memory: SendMemory,
         silent: bool,
     ) {
-        if let Some(errno) = driver.failed {
+        if let Some(errno) = driver.failure() {
             state.unsent = Some(Box::new(memory));
             state.send_failure = Some(StreamError::from_errno(errno));
             return;
@@ -896,7 +899,9 @@ impl StreamCell {
         let drained = state.is_drained();
         if drained {
             state.outbound.clear(&mut core.blocks.borrow_mut());
-            self.shut_down_in(&mut state);
+            if !core.is_in_child() {
+                self.shut_down_in(&mut state);
+            }
         } else {
             state.announce(core);
         }

@@ -3,6 +3,7 @@
 //!
 //! Sweeps kill or stall a child before each of its system calls in turn.
 
+mod forked;
 mod killed;
 mod refused_later;
 mod roles;

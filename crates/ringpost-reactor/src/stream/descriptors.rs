@@ -372,7 +372,7 @@ impl StreamCell {
         let mut driver = core.driver.borrow_mut();
         let mut state = self.state.borrow_mut();
         let Some(mut memory) = state.outbound.take(&mut core.blocks.borrow_mut()) else { return };
-        if driver.failed.is_some() {
+        if driver.failure().is_some() {
             self.send(&mut state, &mut driver, memory, false);
             return;
         }

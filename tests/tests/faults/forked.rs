@@ -1,0 +1,212 @@
+//! fork(2) with a live runtime: in the child every operation is a typed error and every end is harmless; the
+//! parent goes on as if nothing had been.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use ringpost::{
+    AcceptError, Closed, Connection, ConnectionOptions, Datagram, EngineChoice, LengthPrefix,
+    Listener, Message, RecvError, Runtime, SendError, spawn, timeout,
+};
+use ringpost_testkit::pattern;
+use ringpost_tests::on_both_engines_alone;
+use ringpost_tests::rig::{
+    Bystander, adopt, ask, expect_message, pair, place, run, runtime, sockets,
+};
+
+on_both_engines_alone!(
+    every_operation_ends,
+    everything_is_dropped,
+    the_child_unwinds,
+    the_child_exits,
+    a_runtime_of_its_own
+);
+
+/// What a runtime has under way when it forks.
+struct Parent {
+    listener: Listener,
+    client: Connection,
+    /// Received before the fork.
+    message: Message,
+    datagram: Datagram,
+    bystander: Bystander,
+}
+
+impl Parent {
+    async fn new(path: &std::path::Path) -> Self {
+        let listener = Listener::bind(path).expect("bind");
+        let (mut client, server) = pair(ConnectionOptions::new());
+        spawn(serve(server));
+        let fill = |bytes: &mut [u8]| pattern::fill(0, bytes);
+        client.send_with(3000, fill).await.expect("open");
+        let message = client.recv().await.expect("open").expect("no end");
+        let datagram = Datagram::builder().autobind().expect("a socket");
+        Self { listener, client, message, datagram, bystander: Bystander::new() }
+    }
+
+    /// Checks that the parent goes on.
+    async fn check(mut self, path: &std::path::Path) {
+        self.bystander.check().await;
+        for sequence in 0..100 {
+            ask(&mut self.client, sequence, 2000).await;
+        }
+        pattern::check(0, 3000, &self.message);
+        let peer = Datagram::builder().autobind().expect("a socket");
+        peer.connect_to(self.datagram.local_address().expect("bound")).expect("it is there");
+        peer.send(b"still there").await.expect("it is");
+        assert_eq!(*self.datagram.recv().await.expect("a packet"), *b"still there");
+        let (accepted, connected) = both(self.listener.accept(), Connection::connect(path)).await;
+        let (accepted, mut connected) = (accepted.expect("accept"), connected.expect("connect"));
+        spawn(serve(accepted));
+        ask(&mut connected, 0, 100).await;
+        connected.shutdown().await.expect("open");
+        self.client.shutdown().await.expect("open");
+        assert!(self.client.recv().await.expect("a proper end").is_none());
+    }
+}
+
+/// An echo that takes any end.
+async fn serve(mut connection: Connection) {
+    while let Ok(Some(message)) = connection.recv().await {
+        let _ = connection.send_message(message).await;
+    }
+    let _ = connection.shutdown().await;
+}
+
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    futures_util::future::join(a, b).await
+}
+
+/// Runs `body` in a forked child, with what it owns; the child ends without running anything else. Fails if
+/// the child panics, is killed, or takes too long.
+fn forked(body: impl FnOnce()) {
+    // SAFETY: the child runs on this thread alone. Its memory is a copy; of what other threads may have
+    // locked it uses the allocator only, which the C library prepares for that (fork(2)).
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork");
+    if pid == 0 {
+        // SAFETY: no memory is involved. A child that hangs ends with SIGALRM.
+        unsafe { libc::alarm(15) };
+        let outcome = catch_unwind(AssertUnwindSafe(body));
+        // SAFETY: ends the process at once; nothing of the test program runs on.
+        unsafe { libc::_exit(if outcome.is_ok() { 0 } else { 3 }) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` lives until the call returns; the child is ours.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(waited, pid);
+    assert_eq!(status, 0, "the child's wait status (signal in the low 7 bits): {status:#x}");
+}
+
+fn every_operation_ends(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let runtime = runtime(engine);
+    let mut parent = run(&runtime, Parent::new(&path));
+    forked(|| {
+        let ended = Closed::RuntimeEnded;
+        runtime.block_on(async {
+            let soon = Duration::from_secs(5);
+            let end = timeout(soon, parent.client.recv()).await.expect("recv ends");
+            assert_eq!(end.map(|_| ()), Err(RecvError::Closed(ended.clone())));
+            let end = async { parent.client.send(b"x").await.and(parent.client.flush().await) };
+            let end = timeout(soon, end).await.expect("send ends");
+            assert_eq!(end, Err(SendError::Closed(ended.clone())));
+            assert!(timeout(soon, parent.client.shutdown()).await.expect("ends").is_err());
+            let end = timeout(soon, parent.listener.accept()).await.expect("accept ends");
+            assert_eq!(end.map(|_| ()), Err(AcceptError::RuntimeEnded));
+            let end = timeout(soon, parent.datagram.recv()).await.expect("recv ends");
+            assert!(end.is_err());
+            // What was received before can be read.
+            pattern::check(0, 3000, &parent.message);
+            let (ours, _theirs) = sockets();
+            let mut fresh = adopt(ours, ConnectionOptions::new().bytes());
+            let end = timeout(soon, fresh.recv()).await.expect("recv ends");
+            assert_eq!(end.map(|_| ()), Err(RecvError::Closed(ended.clone())));
+            let other = path.with_extension("other");
+            let _server = std::os::unix::net::UnixListener::bind(&other).expect("bind");
+            assert!(timeout(soon, Connection::connect(&other)).await.expect("ends").is_err());
+        });
+        assert!(runtime.turn(Some(Duration::ZERO)).is_ok(), "told once");
+        let _ = runtime.handle().submit(|| {});
+        assert!(!runtime.engine().to_string().is_empty());
+        let _ = runtime.stats();
+    });
+    run(&runtime, parent.check(&path));
+    assert!(!path.exists(), "the parent removes its path");
+}
+
+/// The child drops all it has inherited: sockets stay open, the path stays, the parent's memory is its own.
+fn everything_is_dropped(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let runtime = runtime(engine);
+    let parent = run(&runtime, Parent::new(&path));
+    let mut both = Some((runtime, parent));
+    forked(|| {
+        let (runtime, parent) = both.take().expect("taken once");
+        drop(parent);
+        drop(runtime);
+        // The child may map something where the rings were; that is still there.
+        let memory = vec![7_u8; 8 << 20];
+        assert!(memory.iter().all(|byte| *byte == 7));
+    });
+    let (runtime, parent) = both.expect("the child took its own copy");
+    assert!(path.exists(), "the child has removed nothing");
+    run(&runtime, parent.check(&path));
+}
+
+/// As above, the runtime first, and from within it.
+fn the_child_unwinds(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let runtime = runtime(engine);
+    let mut parent = run(&runtime, async { Some(Parent::new(&path).await) });
+    run(&runtime, async {
+        forked(|| {
+            let parent = parent.take();
+            let unwound = catch_unwind(AssertUnwindSafe(|| {
+                let _dropped = parent;
+                std::panic::resume_unwind(Box::new("unwinding"));
+            }));
+            assert!(unwound.is_err());
+        });
+    });
+    run(&runtime, parent.expect("the child took its own copy").check(&path));
+}
+
+/// A child that ends at once, as one that executes another program would.
+fn the_child_exits(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let runtime = runtime(engine);
+    let parent = run(&runtime, Parent::new(&path));
+    for _ in 0..20 {
+        forked(|| {});
+    }
+    assert!(path.exists(), "the child has removed nothing");
+    run(&runtime, parent.check(&path));
+}
+
+/// A child may build a runtime of its own, and talk with its parent.
+fn a_runtime_of_its_own(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let parents = runtime(engine);
+    let (ours, theirs) = sockets();
+    let parent = run(&parents, Parent::new(&path));
+    let mut theirs = Some(theirs);
+    forked(|| {
+        let theirs = theirs.take().expect("taken once");
+        let own = Runtime::builder().engine(engine).build().expect("a runtime");
+        own.block_on(async {
+            let mut connection =
+                adopt(theirs, ConnectionOptions::new().length_prefixed(LengthPrefix::default()));
+            let sent = connection.send_with(5000, |bytes| pattern::fill(1, bytes)).await;
+            sent.and(connection.flush().await).expect("open");
+        });
+    });
+    drop(theirs);
+    run(&parents, async {
+        let mut connection =
+            adopt(ours, ConnectionOptions::new().length_prefixed(LengthPrefix::default()));
+        expect_message(&mut connection, 1, 5000).await;
+        assert!(connection.recv().await.expect("the end").is_none());
+    });
+    run(&parents, parent.check(&path));
+}
