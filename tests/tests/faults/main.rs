@@ -5,6 +5,9 @@
 
 mod forked;
 mod killed;
+mod locked_memory;
 mod refused_later;
 mod roles;
+mod signals;
+mod stopped;
 mod sweep;

@@ -25,6 +25,9 @@ fn play() {
     match (role, rest) {
         ("client", []) => client(engine, path),
         ("server", []) => server(engine, path),
+        ("talker", []) => crate::stopped::talk(engine, path),
+        ("sleeper", []) => crate::stopped::nap(engine),
+        ("builder", []) => crate::stopped::build(engine),
         _ => panic!("no such role: {words:?}"),
     }
 }

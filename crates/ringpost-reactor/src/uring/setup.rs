@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 
@@ -26,20 +27,42 @@ const ENTRIES_MIN: u32 = 16;
 /// Completion entries for each submission entry. Receives are multishot, so completions outnumber
 /// submissions; what does not fit all the same is fetched from the kernel's overflow list.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;
+/// How long to wait for memory of rings that were closed, and the pauses between two looks.
+const MEMORY_WAIT_MAX: Duration = Duration::from_millis(250);
+const MEMORY_PAUSE_MIN: Duration = Duration::from_millis(1);
+const MEMORY_PAUSE_MAX: Duration = Duration::from_millis(16);
 
 impl Setup {
     /// Makes the ring and registers a buffer ring for the blocks of `pool`.
+    ///
+    /// Both count against RLIMIT_MEMLOCK, for all processes of the user, and closing a ring gives nothing
+    /// back at once: the kernel does that on a work queue, some milliseconds later. So a refusal for want of
+    /// memory counts only if it lasts.
     pub(crate) fn build(&self, pool: Arc<PoolShared>) -> io::Result<Uring> {
-        self.build_with(pool, |entries, no_sqarray| {
-            Self::attempt(entries, no_sqarray).map(KernelRing::new)
-        })
+        let give_up = Instant::now() + MEMORY_WAIT_MAX;
+        let mut pause = MEMORY_PAUSE_MIN;
+        loop {
+            let built = self.build_with(&pool, |entries, no_sqarray| {
+                Self::attempt(entries, no_sqarray).map(KernelRing::new)
+            });
+            match built {
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                    if Instant::now() >= give_up {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(MEMORY_PAUSE_MAX);
+        }
     }
 
-    /// As [`Setup::build`], with a ring that `attempt` makes: from a number of submission entries, and
-    /// whether to leave out the index array.
+    /// Once, with a ring that `attempt` makes: from a number of submission entries, and whether to leave out
+    /// the index array.
     pub(crate) fn build_with<R: Ring>(
         &self,
-        pool: Arc<PoolShared>,
+        pool: &Arc<PoolShared>,
         attempt: impl FnMut(u32, bool) -> io::Result<R>,
     ) -> io::Result<Uring<R>> {
         let mut ring = self.ring(attempt)?;
@@ -48,7 +71,7 @@ impl Setup {
             u16::try_from(blocks).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let flags = if self.incremental { BUFFER_RING_INCREMENTAL } else { 0 };
         let buffers = BufferRing::register(&mut ring, blocks, flags)?;
-        Ok(Uring::new(ring, buffers, pool, self))
+        Ok(Uring::new(ring, buffers, Arc::clone(pool), self))
     }
 
     /// Asks for less until it is granted.
