@@ -44,7 +44,7 @@ pub(crate) struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let left = CURRENT.with(|current| current.replace(self.previous.take()));
+        let left = CURRENT.try_with(|current| current.replace(self.previous.take()));
         drop(left);
     }
 }
@@ -73,12 +73,13 @@ impl Inner {
     }
 
     pub(crate) fn try_current() -> Option<Rc<Self>> {
-        CURRENT.with(|current| current.borrow().clone())
+        // None as well while the thread ends, when a runtime may still be dropped.
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
     pub(crate) fn enter(self: &Rc<Self>) -> Entered {
-        let previous = CURRENT.with(|current| current.replace(Some(Rc::clone(self))));
-        Entered { previous }
+        let previous = CURRENT.try_with(|current| current.replace(Some(Rc::clone(self))));
+        Entered { previous: previous.ok().flatten() }
     }
 
     pub(crate) fn spawn<F>(self: &Rc<Self>, future: F) -> JoinHandle<F::Output>
@@ -154,13 +155,13 @@ impl Inner {
 
 impl Shared {
     fn schedule(this: &Arc<Self>, runnable: Runnable) {
+        let mut runnable = Some(runnable);
         // Fast path: woken on the runtime's own thread.
-        let runnable = CURRENT.with(|current| match &*current.borrow() {
+        let _ = CURRENT.try_with(|current| match &*current.borrow() {
             Some(inner) if Arc::ptr_eq(&inner.shared, this) => {
-                inner.ready.borrow_mut().push_back(runnable);
-                None
+                inner.ready.borrow_mut().extend(runnable.take());
             }
-            _ => Some(runnable),
+            _ => {}
         });
         if let Some(runnable) = runnable {
             this.remote.push(runnable);

@@ -3,6 +3,7 @@
 //!
 //! Sweeps kill or stall a child before each of its system calls in turn.
 
+mod ends;
 mod forked;
 mod killed;
 mod locked_memory;

@@ -27,6 +27,7 @@ fn play() {
         ("server", []) => server(engine, path),
         ("talker", []) => crate::stopped::talk(engine, path),
         ("sleeper", []) => crate::stopped::nap(engine),
+        ("leaker", [how]) => crate::ends::leak(engine, path, how),
         ("builder", []) => crate::stopped::build(engine),
         _ => panic!("no such role: {words:?}"),
     }
