@@ -1,5 +1,7 @@
 //! Limits and rights of this process and of the calling thread.
 
+use std::os::fd::AsRawFd;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{Gid, Uid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
@@ -38,6 +40,19 @@ pub fn limit_descriptors(count: u64) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum })
         .expect("lowering is allowed");
+}
+
+/// Lowers the limit on descriptors so that this process can open `count` more, and no others.
+///
+/// # Panics
+///
+/// If the kernel does not let us.
+pub fn spare_descriptors(count: usize) {
+    let open = || std::fs::File::open("/dev/null").expect("a descriptor");
+    let opened: Vec<std::fs::File> = (0..=count).map(|_| open()).collect();
+    // The limit is on numbers, and there may be holes below.
+    let first_too_many = opened.last().expect("at least one").as_raw_fd();
+    limit_descriptors(u64::try_from(first_too_many).expect("a descriptor"));
 }
 
 /// Lowers the limit on locked memory.

@@ -6,6 +6,7 @@
 mod ends;
 mod forked;
 mod killed;
+mod limits;
 mod locked_memory;
 mod refused_later;
 mod roles;

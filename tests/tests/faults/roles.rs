@@ -27,6 +27,8 @@ fn play() {
         ("server", []) => server(engine, path),
         ("talker", []) => crate::stopped::talk(engine, path),
         ("sleeper", []) => crate::stopped::nap(engine),
+        ("hoarder", []) => crate::limits::hoard(engine, path),
+        ("glutton", []) => crate::limits::gorge(engine, path),
         ("leaker", [how]) => crate::ends::leak(engine, path, how),
         ("builder", []) => crate::stopped::build(engine),
         _ => panic!("no such role: {words:?}"),

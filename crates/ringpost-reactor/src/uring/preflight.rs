@@ -19,16 +19,20 @@ use crate::wake::Inbox;
 /// What the preflight found, or the error that rules the engine out.
 pub(crate) fn preflight() -> Result<Capabilities, Refusal> {
     static OUTCOME: OnceLock<Result<Capabilities, Refusal>> = OnceLock::new();
-    // An out-of-memory refusal may pass (locked memory is charged per user and given back late), so
-    // it is not kept.
     if let Some(outcome) = OUTCOME.get() {
         return outcome.clone();
     }
     let outcome = run();
-    if matches!(&outcome, Err(Refusal::Errno(libc::ENOMEM))) {
+    if matches!(&outcome, Err(Refusal::Errno(errno)) if !is_lasting(*errno)) {
         return outcome;
     }
     OUTCOME.get_or_init(|| outcome).clone()
+}
+
+/// Whether the kernel would say the same again. Want of memory (locked memory is charged per user and given
+/// back late) or of descriptors may pass, so it is not kept.
+fn is_lasting(errno: i32) -> bool {
+    matches!(errno, libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EINVAL)
 }
 
 /// Why io_uring can't be used.
@@ -110,6 +114,13 @@ const SEND: Token = Token(2);
 
 impl Bench {
     fn new(incremental: bool) -> Result<Self, Refusal> {
+        // First what may fail: a pool whose blocks are with an engine can only be leaked.
+        let (left, right) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
         let inbox = Arc::new(Inbox::new(1)?);
         let mut pool = Pool::new(BLOCKS, BLOCK_BYTES, inbox)?;
         let setup = Setup { entries: 16, incremental, register_ring: true };
@@ -117,12 +128,6 @@ impl Bench {
         while let Some(block) = pool.take_free() {
             engine.provide(block);
         }
-        let (left, right) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
         Ok(Self { engine, pool, left, right, batch: Vec::new() })
     }
 
