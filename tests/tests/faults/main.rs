@@ -8,6 +8,7 @@ mod forked;
 mod killed;
 mod limits;
 mod locked_memory;
+mod places;
 mod refused_later;
 mod roles;
 mod signals;
