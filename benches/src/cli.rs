@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::scenario::Scenario;
+use crate::{scenario::Scenario, soak};
 
 /// Measures ringpost and its peers on this machine, in pairs of processes.
 #[derive(Debug, Parser)]
@@ -46,6 +46,11 @@ pub(crate) enum Command {
     /// One of the two processes of a sample
     #[command(hide = true)]
     Role { order: String },
+    /// Loads ringpost for minutes with everything at once, and fails unless all figures stay flat
+    Soak(soak::Options),
+    /// One of the processes of a soak
+    #[command(hide = true)]
+    SoakRole { order: String },
 }
 
 fn positive_count(text: &str) -> Result<usize, String> {

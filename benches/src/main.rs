@@ -11,6 +11,8 @@
 //!                  ▼                                          ▼
 //!               results ─► summary ─► report, targets       meter ─► syscalls, sys
 //! ```
+//!
+//! [`soak`] is another program in the same one: a mixed load for minutes, which has to be flat.
 
 // Counts of messages and nanoseconds become floating-point figures throughout.
 #![expect(clippy::cast_precision_loss, reason = "53 bits are enough for a benchmark's counts")]
@@ -31,6 +33,7 @@ mod role;
 mod runner;
 mod sample;
 mod scenario;
+mod soak;
 mod stats;
 mod summary;
 mod sys;
@@ -46,6 +49,8 @@ fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     let result = match arguments.command {
         Some(cli::Command::Role { order }) => role::run(&order),
+        Some(cli::Command::Soak(options)) => soak::run(&options),
+        Some(cli::Command::SoakRole { order }) => soak::run_role(&order),
         None if arguments.options.list => {
             report::list();
             Ok(())

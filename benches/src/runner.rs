@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         summary,
     };
     report::print(&report);
-    let directory = directory()?;
+    let directory = directory("bench")?;
     let json = options.json.clone().unwrap_or_else(|| directory.join("results.jsonl"));
     report::write_lines(&json, &run.lines)?;
     let page = directory.join("report.html");
@@ -151,11 +151,11 @@ fn progress(samples: usize) -> ProgressBar {
     ProgressBar::new(samples as u64).with_style(style).with_elapsed(Duration::ZERO)
 }
 
-/// `bench` in the target directory that this program was built in.
-fn directory() -> Result<PathBuf> {
+/// A directory in the target directory that this program was built in.
+pub(crate) fn directory(name: &str) -> Result<PathBuf> {
     let program = env::current_exe().context("own path")?;
     let target = program.ancestors().nth(2).context("the program lies in a target directory")?;
-    let directory = target.join("bench");
+    let directory = target.join(name);
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("creating {}", directory.display()))?;
     Ok(directory)

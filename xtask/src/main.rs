@@ -12,6 +12,7 @@ mod loom;
 mod reliability;
 mod run;
 mod sim;
+mod soak;
 mod source;
 mod test;
 mod tidy;
@@ -42,6 +43,10 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Runs ringpost on a simulated kernel with faults, by seed
     Sim(sim::SimArgs),
+    /// Loads ringpost with everything at once for minutes, which has to be flat; all arguments, --help too,
+    /// go to the soak
+    #[command(disable_help_flag = true)]
+    Soak(soak::SoakArgs),
     /// Checks the project's own rules
     Tidy(tidy::TidyArgs),
     /// Says what this machine offers to ringpost, and what it lacks
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         Command::Loom(arguments) => loom::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };

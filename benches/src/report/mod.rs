@@ -1,8 +1,8 @@
 //! What a run leaves: tables on the terminal, JSON lines, and a page with plots.
 
-mod page;
-mod plot;
-mod text;
+pub(crate) mod page;
+pub(crate) mod plot;
+pub(crate) mod text;
 
 use std::{fmt::Write, fs, path::Path};
 

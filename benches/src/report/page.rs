@@ -102,11 +102,11 @@ fn section(out: &mut String, report: &Report, scenario: Scenario) -> Result<()> 
     Ok(())
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-const STYLE: &str = "\
+pub(crate) const STYLE: &str = "\
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2430;background:#fff;max-width:1000px;\
 margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #d6dbe2}\

@@ -213,7 +213,7 @@ fn percentile(nines: f64) -> f64 {
     (percent * 100.0).round() / 100.0
 }
 
-fn font(size: i32, colour: RGBColor, side: HPos) -> TextStyle<'static> {
+pub(crate) fn font(size: i32, colour: RGBColor, side: HPos) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&colour).pos(Pos::new(side, VPos::Top))
 }
 
@@ -236,19 +236,21 @@ fn pixels(value: f64) -> i32 {
     value.round() as i32
 }
 
-fn drawing<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {
+pub(crate) fn drawing<E: std::error::Error + Send + Sync>(
+    error: DrawingAreaErrorKind<E>,
+) -> anyhow::Error {
     anyhow!("drawing a plot: {error}")
 }
 
-const WIDTH: i32 = 920;
+pub(crate) const WIDTH: i32 = 920;
 const PLOT_HEIGHT: u32 = 400;
-const LEGEND_WIDTH: i32 = 190;
+pub(crate) const LEGEND_WIDTH: i32 = 190;
 const LABEL_WIDTH: i32 = 170;
 const TITLE_HEIGHT: i32 = 32;
 const BAR_HEIGHT: i32 = 16;
 const BAR_PITCH: i32 = 22;
 
-const COLOURS: [(u8, u8, u8); 14] = [
+pub(crate) const COLOURS: [(u8, u8, u8); 14] = [
     (31, 119, 180),
     (255, 127, 14),
     (44, 160, 44),

@@ -133,7 +133,7 @@ fn verdict(verdict: Verdict) -> String {
 }
 
 /// Three significant digits with a unit.
-pub(super) fn count(value: f64) -> String {
+pub(crate) fn count(value: f64) -> String {
     match value {
         value if value >= 1e7 => format!("{:.1} M", value / 1e6),
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),

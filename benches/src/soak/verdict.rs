@@ -1,0 +1,381 @@
+//! Flat, or not.
+//!
+//! After a warm-up the rest of a run is cut into two parts, the middle and the last one. What may be high for a
+//! moment but has a floor (descriptors, operations, timers, lent blocks) is compared by its least value: a leak
+//! lifts the floor for good, a busy machine does not. What wanders (memory, delays, rates, CPU time) is compared by
+//! its median. What must hold always is looked at in every sample.
+
+use super::{
+    census::Census,
+    clients::Kind,
+    trial::{Record, SERVER, Sample},
+};
+
+/// The part of a run that is left out at its start.
+const WARM_UP_PART: f64 = 0.2;
+/// Fewer samples than this in a part say nothing about a trend.
+const PART_SAMPLES_MIN: usize = 5;
+/// How much a floor may rise: a busy machine has this many things under way at any time.
+const FLOOR_RISE_MAX: f64 = 2.0;
+/// And this part of itself, for floors that are not near zero.
+const FLOOR_RISE_PART_MAX: f64 = 0.02;
+/// How much memory of a process may grow from the middle to the last part, KiB.
+const MEMORY_GROWTH_KIB_MAX: f64 = 1024.0;
+/// And how fast, KiB a minute, where the parts are far enough apart to tell.
+const MEMORY_GROWTH_KIB_PER_MINUTE_MAX: f64 = 512.0;
+/// How far the middles of the parts have to be apart for a growth per minute, minutes.
+const MINUTES_APART_MIN: f64 = 1.0;
+/// How many times a delay may be longer in the last part. Generous: others use the machine.
+const DELAY_RATIO_MAX: f64 = 4.0;
+/// How many times fewer messages there may be.
+const RATE_RATIO_MAX: f64 = 4.0;
+/// How many times more CPU time a message may take.
+const CPU_RATIO_MAX: f64 = 3.0;
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) process: String,
+    pub(crate) what: &'static str,
+    pub(crate) start: f64,
+    pub(crate) middle: f64,
+    pub(crate) end: f64,
+    /// `None` is flat.
+    pub(crate) complaint: Option<String>,
+}
+
+/// Judges a whole run.
+pub(crate) fn judge(record: &Record) -> Vec<Verdict> {
+    let mut verdicts = trends(&record.samples);
+    verdicts.extend(always(&record.samples));
+    verdicts.push(at_end(SERVER, &record.before, &record.after));
+    for (name, before, after) in &record.clients {
+        verdicts.push(at_end(name, before, after));
+    }
+    let count = to_f64(record.residue.len() as u64);
+    verdicts.push(Verdict {
+        process: SERVER.to_owned(),
+        what: "files left in its directory",
+        start: 0.0,
+        middle: 0.0,
+        end: count,
+        complaint: (count > 0.0).then(|| format!("left: {}", record.residue.join(", "))),
+    });
+    verdicts
+}
+
+/// What is left of a load, by name: before, now.
+pub(crate) fn leftovers(before: &Census, now: &Census) -> Vec<(&'static str, u64, u64)> {
+    let pairs = [
+        ("descriptors", before.descriptors, now.descriptors),
+        ("connections", before.connections_open, now.connections_open),
+        ("lingering connections", before.connections_lingering, now.connections_lingering),
+        ("operations", before.operations_in_flight, now.operations_in_flight),
+        ("timers", before.timers_pending, now.timers_pending),
+        ("lent blocks", before.pool_blocks_leased, now.pool_blocks_leased),
+    ];
+    pairs.into_iter().filter(|(_, before, now)| before != now).collect()
+}
+
+fn at_end(process: &str, before: &Census, after: &Census) -> Verdict {
+    let left = leftovers(before, after);
+    let text = |&(what, before, after): &(&str, u64, u64)| format!("{what} {before} -> {after}");
+    Verdict {
+        process: process.to_owned(),
+        what: "left when the load has ended",
+        start: 0.0,
+        middle: 0.0,
+        end: to_f64(left.len() as u64),
+        complaint: (!left.is_empty()).then(|| left.iter().map(text).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// What holds at every moment.
+fn always(samples: &[Sample]) -> Vec<Verdict> {
+    let lost = |sample: &Sample| {
+        let census = &sample.census;
+        let sum = census.pool_blocks_free + census.pool_blocks_kernel + census.pool_blocks_leased;
+        to_f64(census.pool_blocks.abs_diff(sum))
+    };
+    let stale = |sample: &Sample| to_f64(sample.census.completions_stale);
+    [("blocks lost or doubled", &lost as &dyn Fn(&Sample) -> f64), ("stale completions", &stale)]
+        .into_iter()
+        .map(|(what, value)| {
+            let worst = samples.iter().max_by(|a, b| value(a).total_cmp(&value(b)));
+            let most = worst.map_or(0.0, value);
+            Verdict {
+                process: "all".to_owned(),
+                what,
+                start: 0.0,
+                middle: 0.0,
+                end: most,
+                complaint: worst.filter(|_| most > 0.0).map(|worst| {
+                    format!("{most} in {} after {:.0} s", worst.process, worst.seconds)
+                }),
+            }
+        })
+        .collect()
+}
+
+fn trends(samples: &[Sample]) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    let names = std::iter::once(SERVER).chain(Kind::LASTING.map(Kind::name));
+    for name in names {
+        let own: Vec<&Sample> = samples.iter().filter(|sample| sample.process == name).collect();
+        let Some(parts) = Parts::of(&own) else { continue };
+        let unexplained = |sample: &Sample| {
+            let census = &sample.census;
+            to_f64(census.descriptors) - to_f64(census.connections_open)
+        };
+        verdicts.push(parts.floor(name, "descriptors without a connection", unexplained));
+        verdicts.push(
+            parts.memory(name, "anonymous KiB", |sample| to_f64(sample.footprint.anonymous_kib)),
+        );
+        verdicts.push(parts.floor(name, "locked and pinned KiB", |sample| {
+            to_f64(sample.footprint.locked_kib + sample.footprint.pinned_kib)
+        }));
+        verdicts.push(parts.floor(name, "threads", |sample| to_f64(sample.footprint.threads)));
+        verdicts.push(parts.floor(name, "operations in flight", |sample| {
+            to_f64(sample.census.operations_in_flight)
+        }));
+        verdicts.push(parts.floor(name, "timers", |sample| to_f64(sample.census.timers_pending)));
+        verdicts.push(
+            parts.floor(name, "lent blocks", |sample| to_f64(sample.census.pool_blocks_leased)),
+        );
+        let rates = rates(&own);
+        if name == SERVER {
+            verdicts.push(parts.ratio(name, "messages/s", &rates.messages, false, RATE_RATIO_MAX));
+            verdicts.push(parts.ratio(name, "CPU ns/message", &rates.cpu_ns, true, CPU_RATIO_MAX));
+        }
+        if name == Kind::Pingpong.name() {
+            let delays: Vec<f64> =
+                own.iter().map(|sample| to_f64(sample.census.p50_ns) / 1e3).collect();
+            verdicts.push(parts.ratio(name, "round trip p50, µs", &delays, true, DELAY_RATIO_MAX));
+        }
+    }
+    verdicts
+}
+
+/// Figures per interval, one for each sample; the first has none.
+pub(crate) struct Rates {
+    pub(crate) messages: Vec<f64>,
+    pub(crate) cpu_ns: Vec<f64>,
+}
+
+pub(crate) fn rates(samples: &[&Sample]) -> Rates {
+    let (mut messages, mut cpu_ns) = (vec![f64::NAN], vec![f64::NAN]);
+    for pair in samples.windows(2) {
+        let (old, new) = (pair[0], pair[1]);
+        let count = to_f64(new.census.messages - old.census.messages);
+        messages.push(count / (new.seconds - old.seconds).max(1e-3));
+        cpu_ns.push(to_f64(new.footprint.cpu_ns - old.footprint.cpu_ns) / count.max(1.0));
+    }
+    Rates { messages, cpu_ns }
+}
+
+/// The samples of a process, cut.
+struct Parts<'a> {
+    samples: &'a [&'a Sample],
+    middle: std::ops::Range<usize>,
+    last: std::ops::Range<usize>,
+}
+
+impl<'a> Parts<'a> {
+    /// None if there are too few.
+    fn of(samples: &'a [&'a Sample]) -> Option<Self> {
+        let end = samples.last()?.seconds;
+        let at = |part: f64| samples.partition_point(|sample| sample.seconds < end * part);
+        let (first, second) = (at(WARM_UP_PART), at((1.0 + WARM_UP_PART) / 2.0));
+        let parts = Self { samples, middle: first..second, last: second..samples.len() };
+        let least = parts.middle.len().min(parts.last.len());
+        (least >= PART_SAMPLES_MIN).then_some(parts)
+    }
+
+    fn values(&self, value: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.samples.iter().map(|sample| value(sample)).collect()
+    }
+
+    fn verdict(
+        &self,
+        process: &str,
+        what: &'static str,
+        values: &[f64],
+        of: fn(&[f64]) -> f64,
+    ) -> Verdict {
+        Verdict {
+            process: process.to_owned(),
+            what,
+            start: of(&values[..self.middle.start.max(1)]),
+            middle: of(&values[self.middle.clone()]),
+            end: of(&values[self.last.clone()]),
+            complaint: None,
+        }
+    }
+
+    fn floor(&self, process: &str, what: &'static str, value: impl Fn(&Sample) -> f64) -> Verdict {
+        let mut verdict = self.verdict(process, what, &self.values(value), least);
+        let limit = verdict.middle + FLOOR_RISE_MAX.max(verdict.middle * FLOOR_RISE_PART_MAX);
+        if verdict.end > limit {
+            verdict.complaint = Some(format!(
+                "the least of a part rose from {} to {}; {limit:.0} would do",
+                verdict.middle, verdict.end
+            ));
+        }
+        verdict
+    }
+
+    fn memory(&self, process: &str, what: &'static str, value: impl Fn(&Sample) -> f64) -> Verdict {
+        let mut verdict = self.verdict(process, what, &self.values(value), median);
+        let growth = verdict.end - verdict.middle;
+        let time = |part: &std::ops::Range<usize>| {
+            let seconds: Vec<f64> =
+                self.samples[part.clone()].iter().map(|at| at.seconds).collect();
+            median(&seconds)
+        };
+        let minutes = (time(&self.last) - time(&self.middle)) / 60.0;
+        let per_minute = growth / minutes;
+        if growth > MEMORY_GROWTH_KIB_MAX {
+            verdict.complaint = Some(format!(
+                "grew by {growth:.0} KiB between two parts; {MEMORY_GROWTH_KIB_MAX} KiB would do"
+            ));
+        } else if minutes >= MINUTES_APART_MIN && per_minute > MEMORY_GROWTH_KIB_PER_MINUTE_MAX {
+            verdict.complaint = Some(format!(
+                "grew by {per_minute:.0} KiB a minute; {MEMORY_GROWTH_KIB_PER_MINUTE_MAX} would do"
+            ));
+        }
+        verdict
+    }
+
+    /// For what should be small (`rising` is bad) or large.
+    fn ratio(
+        &self,
+        process: &str,
+        what: &'static str,
+        values: &[f64],
+        rising: bool,
+        limit: f64,
+    ) -> Verdict {
+        let mut verdict = self.verdict(process, what, values, median);
+        let (worse, better) =
+            if rising { (verdict.end, verdict.middle) } else { (verdict.middle, verdict.end) };
+        let ratio = worse / better.max(f64::MIN_POSITIVE);
+        if ratio > limit {
+            let (from, to) =
+                (self.samples[self.last.start].seconds, self.samples[self.last.end - 1].seconds);
+            verdict.complaint = Some(format!(
+                "{ratio:.1} times worse in the samples from {from:.0} s to {to:.0} s; {limit} would do"
+            ));
+        }
+        verdict
+    }
+}
+
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().filter(|value| !value.is_nan()).fold(f64::INFINITY, f64::min)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn to_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::soak::{order::Engine, process::Footprint};
+
+    /// Samples of the server of three minutes, with noise, changed by `shape` of the second.
+    fn samples(shape: impl Fn(u64, &mut Sample)) -> Vec<Sample> {
+        (0..180)
+            .map(|second| {
+                let noise = second * 7 % 5;
+                let mut sample = Sample {
+                    engine: Engine::Epoll,
+                    process: SERVER.to_owned(),
+                    seconds: second as f64,
+                    census: Census {
+                        messages: 1000 * second,
+                        connections_open: 100 + noise,
+                        descriptors: 120 + 2 * noise,
+                        operations_in_flight: 300 + noise,
+                        pool_blocks: 8,
+                        pool_blocks_free: 5,
+                        pool_blocks_kernel: 2,
+                        pool_blocks_leased: 1,
+                        timers_pending: 10 + noise,
+                        ..Census::default()
+                    },
+                    footprint: Footprint {
+                        anonymous_kib: 5000 + 30 * noise,
+                        threads: 3,
+                        cpu_ns: 1_000_000 * second,
+                        ..Footprint::default()
+                    },
+                };
+                shape(second, &mut sample);
+                sample
+            })
+            .collect()
+    }
+
+    fn complaints(samples: &[Sample]) -> Vec<&'static str> {
+        let all = trends(samples).into_iter().chain(always(samples));
+        all.filter(|verdict| verdict.complaint.is_some()).map(|verdict| verdict.what).collect()
+    }
+
+    #[test]
+    fn noise_and_a_warm_up_are_flat() {
+        assert!(complaints(&samples(|_, _| {})).is_empty());
+        let warm = samples(|second, sample| sample.footprint.anonymous_kib += 300 * second.min(30));
+        assert!(complaints(&warm).is_empty());
+        let spikes = samples(|second, sample| {
+            if second % 3 == 0 {
+                sample.census.descriptors += second;
+            }
+        });
+        assert!(complaints(&spikes).is_empty(), "spikes have the old floor");
+    }
+
+    #[test]
+    fn every_leak_is_found() {
+        type Shape = fn(u64, &mut Sample);
+        let leaks: [(&str, Shape); 8] = [
+            ("descriptors without a connection", |s, x| x.census.descriptors += s / 10),
+            ("anonymous KiB", |s, x| x.footprint.anonymous_kib += 10 * s),
+            ("locked and pinned KiB", |s, x| x.footprint.locked_kib += s / 10),
+            ("threads", |s, x| x.footprint.threads += s / 10),
+            ("operations in flight", |s, x| x.census.operations_in_flight += s / 5),
+            ("timers", |s, x| x.census.timers_pending += s / 10),
+            ("CPU ns/message", |s, x| x.footprint.cpu_ns += 20_000 * s * s),
+            ("blocks lost or doubled", |s, x| x.census.pool_blocks_free -= u64::from(s == 77)),
+        ];
+        for (what, leak) in leaks {
+            assert_eq!(complaints(&samples(leak)), [what]);
+        }
+    }
+
+    #[test]
+    fn a_slower_end_is_found_and_named() {
+        let slow = samples(|second, sample| {
+            sample.process = Kind::Pingpong.name().to_owned();
+            sample.census.p50_ns = if second > 100 { 500_000 } else { 50_000 };
+        });
+        let found: Vec<_> = trends(&slow).into_iter().filter_map(|v| v.complaint).collect();
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("from 108 s to 179 s"), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_left_is_named() {
+        let before = Census { descriptors: 9, ..Census::default() };
+        let after = Census { descriptors: 10, ..Census::default() };
+        let verdict = at_end(SERVER, &before, &after);
+        assert_eq!(verdict.complaint.as_deref(), Some("descriptors 9 -> 10"));
+        assert_eq!(at_end(SERVER, &before, &before).complaint, None);
+    }
+}

@@ -1,0 +1,34 @@
+//! `cargo xtask soak`: the soak, which is part of the benchmark program, optimised.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::run::root;
+
+/// Arguments of `cargo xtask soak`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SoakArgs {
+    /// Given to the soak
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &SoakArgs) -> Result<()> {
+    // Keeps the terminal, for the progress bar, and has no limit: how long it takes is an argument.
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(root())
+        .args(["run", "--release", "--locked", "--package", "ringpost-bench", "--", "soak"])
+        .args(&arguments.arguments);
+    println!(
+        "$ cargo run --release --locked --package ringpost-bench -- soak {}",
+        arguments.arguments.join(" ")
+    );
+    let status = command.status().context("cannot start cargo")?;
+    if !status.success() {
+        // The soak has said why; its code is the answer.
+        std::process::exit(status.code().unwrap_or(1));
+    }
+    Ok(())
+}
