@@ -48,13 +48,10 @@ pub(crate) async fn serve(
     tally: &Rc<Tally>,
     publisher: &Rc<Publisher>,
 ) -> Result<()> {
-    let first = match connection.recv().await {
-        Ok(Some(message)) => message,
+    let Ok(Some(first)) = connection.recv().await else {
         // Whoever meant to be served has an introduction, and complains itself if it did not get here.
-        Ok(None) | Err(_) => {
-            add(&tally.strangers, 1);
-            return Ok(());
-        }
+        add(&tally.strangers, 1);
+        return Ok(());
     };
     let introduction: Introduction =
         serde_json::from_slice(&first.into_owned()).context("a connection's introduction")?;
