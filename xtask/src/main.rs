@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod canaries;
 mod ci;
 mod doctor;
 mod fuzz;
@@ -41,6 +42,8 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Runs ringpost on a simulated kernel with faults, by seed
     Sim(sim::SimArgs),
+    /// Puts known bugs in, and checks that each is found
+    Canaries(canaries::CanariesArgs),
     /// Checks the project's own rules
     Tidy(tidy::TidyArgs),
     /// Says what this machine offers to ringpost, and what it lacks
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Loom(arguments) => loom::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Canaries(arguments) => canaries::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };

@@ -16,6 +16,8 @@
 mod buffers;
 mod direct;
 mod preflight;
+#[cfg(test)]
+mod real_ring_tests;
 mod setup;
 mod sys;
 
