@@ -83,6 +83,12 @@ pub(crate) fn run(arguments: &LoomArgs) -> Result<()> {
     Ok(())
 }
 
+/// The models, each with its twins: bugs of the protocols that [`run`] must find.
+pub(crate) fn twins() -> Result<Vec<(String, Vec<String>)>> {
+    let models = build(&shell()?)?.models;
+    Ok(models.into_iter().map(|model| (model.name().to_owned(), model.twins)).collect())
+}
+
 /// Builds the tests with loom, and asks them what there is.
 fn build(shell: &Shell) -> Result<Catalogue> {
     let test = || {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod canaries;
 mod ci;
 mod doctor;
 mod fuzz;
@@ -47,6 +48,8 @@ enum Command {
     /// go to the soak
     #[command(disable_help_flag = true)]
     Soak(soak::SoakArgs),
+    /// Puts known bugs in, and checks that each is found
+    Canaries(canaries::CanariesArgs),
     /// Checks the project's own rules
     Tidy(tidy::TidyArgs),
     /// Says what this machine offers to ringpost, and what it lacks
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Canaries(arguments) => canaries::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };

@@ -136,7 +136,7 @@ fn pass(
 
 /// Kills a process and its descendants. A process group would be simpler, but would take Ctrl-C away
 /// from the commands.
-fn kill_tree(root: u32) {
+pub(crate) fn kill_tree(root: u32) {
     let parents = parents();
     let mut condemned = vec![root];
     let mut next = 0;

@@ -50,6 +50,8 @@ pub(crate) fn check() -> Result<()> {
             }),
         );
     }
+    let stale = crate::canaries::check(&root).into_iter();
+    violations.extend(stale.map(|path| Violation { path, line: 0, rule: STALE_CANARY.into() }));
     for violation in &violations {
         println!("{violation}");
     }
@@ -340,6 +342,7 @@ const UNSAFE_PROOF: &str = "no SAFETY comment directly above";
 const DEPENDENCY_REASON: &str = "a dependency needs a comment that says what it is for";
 const FOLDER: &str = "a top-level folder that the layout does not have";
 const DOCUMENT_MISSING: &str = "missing";
+const STALE_CANARY: &str = "what a canary replaces must be there exactly once";
 
 #[cfg(test)]
 mod tests {

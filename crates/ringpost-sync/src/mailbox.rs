@@ -253,6 +253,8 @@ mod tests {
         assert!(mailbox.is_sealed());
         let refused = mailbox.push(Arc::clone(&item)).unwrap_err();
         assert_eq!(refused, PushError::Closed(Arc::clone(&item)));
+        assert!(!refused.is_full());
+        assert_eq!(mailbox.capacity(), 4);
         drop(refused);
         assert!(mailbox.pop().is_some(), "accepted before the seal");
         assert_eq!(Arc::strong_count(&item), 3);

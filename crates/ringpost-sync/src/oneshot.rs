@@ -225,10 +225,6 @@ mod blocking {
         fn wake(self: Arc<Self>) {
             self.0.unpark();
         }
-
-        fn wake_by_ref(self: &Arc<Self>) {
-            self.0.unpark();
-        }
     }
 }
 
@@ -289,6 +285,7 @@ mod tests {
         let (sender, mut receiver) = oneshot::<u32>();
         drop(sender);
         assert_eq!(poll(&mut receiver), Poll::Ready(Err(Canceled)));
+        assert_eq!(Canceled.to_string(), "the request was canceled before it was answered");
 
         let (sender, receiver) = oneshot();
         drop(receiver);

@@ -32,7 +32,7 @@ pub(super) const GROUP: u16 = 0;
 
 #[derive(Debug)]
 pub(super) struct BufferRing {
-    memory: Region,
+    pub(super) memory: Region,
     mask: u16,
     tail: u16,
 }

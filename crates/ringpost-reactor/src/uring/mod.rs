@@ -17,6 +17,8 @@ mod buffers;
 mod direct;
 mod kernel;
 mod preflight;
+#[cfg(test)]
+mod real_ring_tests;
 mod setup;
 mod sys;
 

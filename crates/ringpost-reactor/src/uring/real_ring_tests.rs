@@ -1,0 +1,86 @@
+//! What only a ring of this machine's kernel can show. Skipped where it has none.
+
+use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+
+use super::{Refusal, Setup, Uring, preflight};
+use crate::engine::{Engine, Request, Token};
+use crate::pool::Pool;
+use crate::wake::Inbox;
+
+/// Submission entries of these rings; there are four times as many for completions.
+const ENTRIES: u32 = 16;
+
+/// A small ring with its pool, or `None` and a word about it.
+fn ring(test: &str) -> Option<(Uring, Pool)> {
+    let incremental = match preflight() {
+        Ok(capabilities) => capabilities.incremental.is_yes(),
+        Err(refusal @ (Refusal::Errno(_) | Refusal::Behaviour(_))) => {
+            eprintln!("SKIPPED {test}: {refusal:?}");
+            return None;
+        }
+    };
+    let pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
+    let setup = Setup { entries: ENTRIES, incremental, register_ring: true };
+    let ring = setup.build(Arc::clone(pool.shared())).unwrap();
+    Some((ring, pool))
+}
+
+#[test]
+fn completions_beyond_the_queue_are_fetched_at_once() {
+    const CONNECTIONS: usize = 100;
+    let test = concat!(module_path!(), "::completions_beyond_the_queue_are_fetched_at_once");
+    let Some((mut ring, _pool)) = ring(test) else { return };
+    let name = format!("ringpost-real-ring-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let clients: Vec<_> =
+        (0..CONNECTIONS).map(|_| UnixStream::connect_addr(&address).unwrap()).collect();
+    // SAFETY: an accept points to no memory; the socket stays open until the end.
+    unsafe { ring.push(Token::new(0, 0), Request::Accept { fd: listener.as_raw_fd() }) }.unwrap();
+    ring.enter(false, None).unwrap();
+    let mut batch = Vec::new();
+    ring.reap(&mut batch);
+    for done in batch.iter().filter(|done| done.result >= 0) {
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        drop(unsafe { OwnedFd::from_raw_fd(done.result) });
+    }
+    // A queue that is full ends the accept, and it is the end that has no place in it.
+    let all = batch.len() == CONNECTIONS || batch.iter().any(|done| !done.more);
+    assert!(all, "{} completions, and none says that there are more", batch.len());
+    drop(clients);
+}
+
+/// The flags (proc(5), `VmFlags` in smaps) of mappings whose first line says this.
+fn flags_of(what: &str) -> Vec<String> {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut wanted = false;
+    let mut found = Vec::new();
+    for line in maps.lines() {
+        match line.strip_prefix("VmFlags: ") {
+            Some(flags) if wanted => found.push(flags.to_owned()),
+            Some(_) => {}
+            // The first line of a mapping begins with its addresses.
+            None if line.split(' ').next().is_some_and(|word| word.contains('-')) => {
+                wanted = line.contains(what);
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn a_child_has_none_of_its_memory() {
+    let test = concat!(module_path!(), "::a_child_has_none_of_its_memory");
+    let Some((ring, _pool)) = ring(test) else { return };
+    let start = ring.buffers.memory.at(0).addr();
+    let of_ring = flags_of("[io_uring]");
+    assert!(!of_ring.is_empty(), "a ring is mapped");
+    for flags in of_ring.into_iter().chain(flags_of(&format!("{start:08x}-"))) {
+        assert!(flags.split(' ').any(|flag| flag == "dc"), "inherited by a child: {flags}");
+    }
+}

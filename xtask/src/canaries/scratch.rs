@@ -1,0 +1,187 @@
+//! Copies of the tree in which bugs may be.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use xshell::cmd;
+
+use super::list::{Canary, command};
+use crate::run::{kill_tree, root, shell};
+
+/// A copy of the tree, and what is built from it.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    folder: PathBuf,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Success,
+    Failure,
+    /// It took too long and was killed.
+    Late,
+}
+
+impl Scratch {
+    /// Brings copy `number` up to date. What is as it was is left alone, so that it need not be built again.
+    pub(super) fn new(number: usize) -> Result<Self> {
+        let root = root();
+        let folder = root.join(FOLDER).join(number.to_string());
+        let scratch = Self { folder };
+        let shell = shell()?;
+        let listed = cmd!(shell, "git ls-files -z --cached --others --exclude-standard").quiet();
+        let listed = listed.read()?;
+        let listed: Vec<&str> = listed.split_terminator('\0').collect();
+        let tree = scratch.tree();
+        scratch.remove_others(&tree, &listed)?;
+        for path in listed {
+            // Listed and removed: nothing to copy.
+            let Ok(bytes) = fs::read(root.join(path)) else { continue };
+            let target = tree.join(path);
+            if fs::read(&target).is_ok_and(|old| old == bytes) {
+                continue;
+            }
+            if let Some(folder) = target.parent() {
+                fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            }
+            fs::copy(root.join(path), &target).with_context(|| target.display().to_string())?;
+            touch(&target)?;
+        }
+        Ok(scratch)
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.folder.join("tree")
+    }
+
+    /// Removes files that are not listed any more.
+    fn remove_others(&self, folder: &Path, listed: &[&str]) -> Result<()> {
+        let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+        for entry in entries {
+            let entry = entry?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                self.remove_others(&path, listed)?;
+            } else if let Ok(name) = path.strip_prefix(self.tree())
+                && !listed.iter().any(|listed| Path::new(listed) == name)
+            {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a bug in, until what is returned is dropped.
+    pub(super) fn mutate(&self, canary: &Canary) -> Result<Mutated> {
+        let mut mutated = Mutated { originals: Vec::new() };
+        for edit in &canary.edit {
+            let path = self.tree().join(&edit.file);
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let changed = edit.apply(&text)?;
+            mutated.originals.push((path.clone(), text));
+            fs::write(&path, changed)?;
+        }
+        Ok(mutated)
+    }
+
+    /// Runs a command in the copy, at most this long, with its output behind what is in `log`.
+    pub(super) fn run(&self, words: Vec<String>, log: &Path, limit: Duration) -> Result<Ended> {
+        let mut command = command(&words);
+        let is_loom = words.iter().any(|word| word == "loom");
+        self.prepare(&mut command, is_loom);
+        let file = File::options().append(true).create(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let start = Instant::now();
+        let mut child = command.spawn().with_context(|| words.join(" "))?;
+        let ended = loop {
+            if let Some(status) = child.try_wait()? {
+                break if status.success() { Ended::Success } else { Ended::Failure };
+            }
+            if start.elapsed() > limit {
+                kill_tree(child.id());
+                child.wait()?;
+                break Ended::Late;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        self.kill_left_over();
+        Ok(ended)
+    }
+
+    fn prepare(&self, command: &mut Command, is_loom: bool) {
+        command.current_dir(self.tree());
+        let target = if is_loom { "target-loom" } else { "target" };
+        command.env("CARGO_TARGET_DIR", self.folder.join(target));
+        if is_loom {
+            command.env("RUSTFLAGS", "--cfg loom").env("LOOM_MAX_PREEMPTIONS", "3");
+        }
+        // Small to write, and only what has changed is built.
+        command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_INCREMENTAL", "1");
+        command.env("CARGO_BUILD_JOBS", "2").env("CARGO_TERM_COLOR", "never");
+        command.env("RUST_BACKTRACE", "0");
+    }
+
+    /// Ends programs of this copy whose parents ended without them.
+    fn kill_left_over(&self) {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let ours = fs::read_link(process.path().join("exe"))
+                .is_ok_and(|program| program.starts_with(&self.folder));
+            let id = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if ours && let Some(pid) = id.and_then(Pid::from_raw) {
+                // It may have ended by itself.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    /// A file for what commands print, empty.
+    pub(super) fn log(&self, name: &str) -> Result<PathBuf> {
+        let folder = root().join(LOG_FOLDER);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let log = folder.join(name).with_extension("txt");
+        File::create(&log).with_context(|| log.display().to_string())?;
+        Ok(log)
+    }
+}
+
+/// A bug that is in a copy. Dropping it takes the bug out.
+#[derive(Debug)]
+#[must_use = "the bug is taken out when this is dropped"]
+pub(super) struct Mutated {
+    originals: Vec<(PathBuf, String)>,
+}
+
+impl Drop for Mutated {
+    fn drop(&mut self) {
+        // The oldest text of a file is the last one written.
+        for (path, text) in self.originals.iter().rev() {
+            if let Err(error) = fs::write(path, text) {
+                // The next run copies the file again.
+                eprintln!("{} keeps a bug: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Makes a file look changed to cargo: a copy may carry the time of its original.
+fn touch(path: &Path) -> Result<()> {
+    let file = File::options().append(true).open(path)?;
+    file.set_modified(std::time::SystemTime::now())?;
+    Ok(())
+}
+
+/// What was printed.
+pub(super) fn read(log: &Path) -> Result<String> {
+    let bytes = fs::read(log).with_context(|| log.display().to_string())?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+const FOLDER: &str = "target/canaries";
+pub(super) const LOG_FOLDER: &str = "target/canaries/log";
