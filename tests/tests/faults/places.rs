@@ -148,7 +148,7 @@ fn without_permission(engine: EngineChoice) {
     let locked = directory.path().join("locked");
     std::fs::create_dir(&locked).expect("a directory");
     std::fs::set_permissions(&locked, Permissions::from_mode(0o700)).expect("ours");
-    let theirs = path.clone();
+    let theirs = path;
     // Users are a thread's own.
     let thread = std::thread::spawn(move || {
         become_user(NOBODY);
