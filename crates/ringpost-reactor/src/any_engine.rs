@@ -23,6 +23,8 @@ pub(crate) enum AnyEngine {
     Epoll(Box<Epoll>),
     #[cfg(feature = "sim")]
     Sim(Box<crate::sim::Sim>),
+    #[cfg(feature = "sim")]
+    SimulatedUring(Box<Uring<crate::sim::SimulatedRing>>),
 }
 
 macro_rules! each {
@@ -32,6 +34,8 @@ macro_rules! each {
             Self::Epoll($engine) => $call,
             #[cfg(feature = "sim")]
             Self::Sim($engine) => $call,
+            #[cfg(feature = "sim")]
+            Self::SimulatedUring($engine) => $call,
         }
     };
 }
@@ -121,13 +125,18 @@ impl AnyEngine {
         inbox: &Arc<Inbox>,
     ) -> Result<(Self, Pool, EngineReport), BuildError> {
         let pool = simulation.pool(inbox)?;
-        let engine = simulation.engine(&pool);
+        let engine = if simulation.has_ring() {
+            let engine = simulation.ring_engine(&pool).map_err(BuildError::resource("the ring"))?;
+            Self::SimulatedUring(Box::new(engine))
+        } else {
+            Self::Sim(Box::new(simulation.engine(&pool)))
+        };
         let report = EngineReport {
             kind: EngineKind::Simulated,
             reason: EngineReason::ForcedByBuilder,
             capabilities: Some(simulation.capabilities()),
         };
-        Ok((Self::Sim(Box::new(engine)), pool, report))
+        Ok((engine, pool, report))
     }
 
     /// True if `ready` makes system calls.
@@ -137,6 +146,8 @@ impl AnyEngine {
             Self::Epoll(_) => true,
             #[cfg(feature = "sim")]
             Self::Sim(_) => true,
+            #[cfg(feature = "sim")]
+            Self::SimulatedUring(engine) => engine.is_direct(),
         }
     }
 
@@ -147,6 +158,8 @@ impl AnyEngine {
             Self::Epoll(_) => true,
             #[cfg(feature = "sim")]
             Self::Sim(engine) => engine.shares_blocks(),
+            #[cfg(feature = "sim")]
+            Self::SimulatedUring(engine) => engine.is_incremental(),
         }
     }
 }

@@ -135,7 +135,7 @@ impl Reactor {
     }
 
     /// Builds a reactor on a simulated kernel, which it shares with nobody. Of the configuration, `engine`
-    /// and `pool_bytes` do not matter, and it never spins.
+    /// and `pool_bytes` do not matter, and whether it spins is the simulation's choice.
     ///
     /// # Errors
     ///
@@ -145,7 +145,8 @@ impl Reactor {
         config: Config,
         simulation: &crate::sim::Simulation,
     ) -> Result<Self, BuildError> {
-        let config = Config { spin: Spin::Never, ..config };
+        let spin = if simulation.spins() { Spin::Always } else { Spin::Never };
+        let config = Config { spin, ..config };
         config.validate()?;
         let inbox =
             Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
@@ -412,10 +413,18 @@ impl Driver {
 
     /// In a simulation: the engine and the op table agree, and no block is lost.
     #[cfg(feature = "sim")]
-    fn check(&self) {
-        if let AnyEngine::Sim(engine) = &self.engine {
-            self.pool.check();
-            engine.check(|token| self.ops.is_current(token), self.ops.expected());
+    fn check(&mut self) {
+        let Self { engine, ops, pool, .. } = self;
+        match engine {
+            AnyEngine::Sim(engine) => {
+                pool.check();
+                engine.check(|token| ops.is_current(token), ops.expected());
+            }
+            AnyEngine::SimulatedUring(engine) => {
+                pool.check();
+                engine.check(|token| ops.is_current(token), ops.expected());
+            }
+            AnyEngine::Uring(_) | AnyEngine::Epoll(_) => {}
         }
     }
 

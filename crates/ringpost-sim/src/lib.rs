@@ -9,6 +9,8 @@ mod flow;
 mod rig;
 pub mod run;
 pub mod scenarios;
+mod seam;
 
 pub use run::{Failure, Outcome, run, run_seed};
 pub use scenarios::Scenario;
+pub use seam::Seam;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use ringpost_sim::scenarios::{self, Scenario};
-use ringpost_sim::{Outcome, run_seed};
+use ringpost_sim::{Outcome, Seam, run_seed};
 
 /// Simulates ringpost on a kernel with faults
 #[derive(Debug, Parser)]
@@ -20,7 +20,7 @@ struct Arguments {
     /// Distance from one seed to the next
     #[arg(long, default_value_t = 1)]
     step: u64,
-    /// Runs only this scenario; can be given several times
+    /// Runs only this scenario, or with /ring behind its name the one on a ring; can be given several times
     #[arg(long)]
     scenario: Vec<String>,
     /// Prints the last steps of runs that end well, too
@@ -33,17 +33,19 @@ const FAILURES_MAX: usize = 10;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut chosen: Vec<&Scenario> = Vec::new();
+    let mut chosen: Vec<(&Scenario, Seam)> = Vec::new();
     for name in &arguments.scenario {
-        let Some(scenario) = scenarios::find(name) else {
+        let Some(found) = Seam::find(name) else {
             let names: Vec<_> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
             eprintln!("there is no scenario {name}; there are {}", names.join(", "));
             return ExitCode::FAILURE;
         };
-        chosen.push(scenario);
+        chosen.push(found);
     }
     if chosen.is_empty() {
-        chosen.extend(scenarios::ALL);
+        for &seam in Seam::ALL {
+            chosen.extend(scenarios::ALL.iter().map(|scenario| (scenario, seam)));
+        }
     }
 
     let mut figures = vec![Figures::default(); chosen.len()];
@@ -51,9 +53,9 @@ fn main() -> ExitCode {
     let mut failures = 0;
     'seeds: for number in 0..arguments.seeds {
         let seed = arguments.seed + number * arguments.step;
-        for (scenario, figures) in chosen.iter().zip(&mut figures) {
+        for (&(scenario, seam), figures) in chosen.iter().zip(&mut figures) {
             let start = Instant::now();
-            let outcome = run_seed(scenario, seed);
+            let outcome = run_seed(scenario, seam, seed);
             figures.runs += 1;
             figures.enters += outcome.enters;
             figures.microseconds += start.elapsed().as_micros();
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
             for (sum, (fault, count)) in faults.iter_mut().zip(&outcome.faults) {
                 *sum = (fault.name(), sum.1 + count);
             }
-            report(scenario, seed, &outcome, arguments.trace);
+            report(&name_of(scenario, seam), seed, &outcome, arguments.trace);
             failures += usize::from(outcome.failure.is_some());
             if failures >= FAILURES_MAX {
                 break 'seeds;
@@ -69,9 +71,10 @@ fn main() -> ExitCode {
         }
     }
     // One field after another, for whoever adds up.
-    for (scenario, figures) in chosen.iter().zip(&figures) {
+    for (&(scenario, seam), figures) in chosen.iter().zip(&figures) {
+        let name = name_of(scenario, seam);
         let Figures { runs, enters, microseconds } = figures;
-        println!("sim\tscenario\t{}\t{runs}\t{enters}\t{microseconds}", scenario.name);
+        println!("sim\tscenario\t{name}\t{runs}\t{enters}\t{microseconds}");
     }
     for (name, count) in faults {
         println!("sim\tfault\t{name}\t{count}");
@@ -87,8 +90,11 @@ struct Figures {
     microseconds: u128,
 }
 
-fn report(scenario: &Scenario, seed: u64, outcome: &Outcome, trace: bool) {
-    let name = scenario.name;
+fn name_of(scenario: &Scenario, seam: Seam) -> String {
+    format!("{}{}", scenario.name, seam.suffix())
+}
+
+fn report(name: &str, seed: u64, outcome: &Outcome, trace: bool) {
     if let Some(failure) = &outcome.failure {
         println!("\nFAILED {name}, seed {seed}, after {} enters", outcome.enters);
         println!("{}\n{}", failure.message, failure.machine);

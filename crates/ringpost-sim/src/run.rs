@@ -6,10 +6,11 @@ use std::sync::Once;
 use std::time::Duration;
 
 use ringpost::Runtime;
-use ringpost::sim::{Choices, Fault, Machine, Rates, Seeded, Simulation};
+use ringpost::sim::{Choices, Fault, Rates, Seeded, Simulation};
 
 use crate::rig::Rig;
 use crate::scenarios::Scenario;
+use crate::seam::Seam;
 
 /// What became of a run.
 #[derive(Debug)]
@@ -47,19 +48,19 @@ thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs a scenario with the choices of a seed.
-pub fn run_seed(scenario: &Scenario, seed: u64) -> Outcome {
+/// Runs a scenario with the choices of a seed, which are others at each seam.
+pub fn run_seed(scenario: &Scenario, seam: Seam, seed: u64) -> Outcome {
     fastrand::seed(seed);
-    let name = scenario.name.bytes().fold(0_u64, |hash, byte| hash * 31 + u64::from(byte));
-    run(scenario, Box::new(Seeded::new(seed ^ name << 32)))
+    let name = scenario.name.bytes().chain(seam.suffix().bytes());
+    let name = name.fold(0_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    run(scenario, seam, Box::new(Seeded::new(seed ^ name << 32)))
 }
 
 /// Runs a scenario with these choices, on this thread alone.
-pub fn run(scenario: &Scenario, mut choices: Box<dyn Choices>) -> Outcome {
+pub fn run(scenario: &Scenario, seam: Seam, mut choices: Box<dyn Choices>) -> Outcome {
     keep_panics();
     PANICS.take();
-    let machine = Machine::choose(&mut choices);
-    let rates = Rates::choose(&mut choices);
+    let (machine, rates) = seam.choose(&mut choices);
     let described = format!("{machine:?}");
     let simulation = Simulation::new(choices, machine);
     let descriptors = descriptors();

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringpost_sim::run_seed;
 use ringpost_sim::scenarios::{self, Scenario};
+use ringpost_sim::{Seam, run_seed};
 use ringpost_testkit::{child, patience};
 
 /// Longest run of one of these tests.
@@ -11,15 +11,17 @@ const LIMIT: Duration = Duration::from_secs(28);
 /// Seeds of the sample, for each scenario.
 const SEEDS: u64 = 10;
 
+type Run = (&'static Scenario, Seam, u64);
+
 /// Runs these in a process of its own, because descriptors are counted.
-fn play(test: &'static str, runs: impl Iterator<Item = (&'static Scenario, u64)> + Send + 'static) {
+fn play(test: &'static str, runs: impl Iterator<Item = Run> + Send + 'static) {
     patience::bounded(test, LIMIT, move || {
         let mut failures = Vec::new();
-        for (scenario, seed) in runs {
-            if let Some(failure) = run_seed(scenario, seed).failure {
+        for (scenario, seam, seed) in runs {
+            if let Some(failure) = run_seed(scenario, seam, seed).failure {
                 let trace = failure.trace.join("\n  ");
-                let name = scenario.name;
-                failures.push(format!("{name}, seed {seed}: {}\n  {trace}", failure.message));
+                let (name, seam) = (scenario.name, seam.suffix());
+                failures.push(format!("{name}{seam}, seed {seed}: {}\n  {trace}", failure.message));
             }
         }
         // Panics print nothing here: they are the runs' own.
@@ -28,11 +30,21 @@ fn play(test: &'static str, runs: impl Iterator<Item = (&'static Scenario, u64)>
     });
 }
 
+fn sample(seam: Seam) -> impl Iterator<Item = Run> {
+    (0..SEEDS).flat_map(move |seed| scenarios::ALL.iter().map(move |each| (each, seam, seed)))
+}
+
 #[test]
 fn sample_of_seeds() {
     child::isolated(concat!(module_path!(), "::sample_of_seeds"), &[], || {
-        let runs = (0..SEEDS).flat_map(|seed| scenarios::ALL.iter().map(move |each| (each, seed)));
-        play("sample_of_seeds", runs);
+        play("sample_of_seeds", sample(Seam::Engine));
+    });
+}
+
+#[test]
+fn sample_of_seeds_on_a_ring() {
+    child::isolated(concat!(module_path!(), "::sample_of_seeds_on_a_ring"), &[], || {
+        play("sample_of_seeds_on_a_ring", sample(Seam::Ring));
     });
 }
 
@@ -42,9 +54,9 @@ fn seeds_that_found_something() {
         let lines = include_str!("../seeds.txt").lines().filter(|line| !line.starts_with('#'));
         let runs = lines.map(|line| {
             let mut words = line.split(' ');
-            let scenario = words.next().and_then(scenarios::find).expect("a scenario");
+            let (scenario, seam) = words.next().and_then(Seam::find).expect("a scenario");
             let seed = words.next().and_then(|word| word.parse().ok()).expect("a seed");
-            (scenario, seed)
+            (scenario, seam, seed)
         });
         play("seeds_that_found_something", runs);
     });
@@ -53,11 +65,14 @@ fn seeds_that_found_something() {
 #[test]
 fn a_seed_decides_everything() {
     child::isolated(concat!(module_path!(), "::a_seed_decides_everything"), &[], || {
-        for scenario in scenarios::ALL {
+        for (scenario, &seam) in
+            scenarios::ALL.iter().flat_map(|each| Seam::ALL.iter().map(move |seam| (each, seam)))
+        {
             for seed in [3, 4] {
-                let [first, again] = [(); 2].map(|()| run_seed(scenario, seed));
-                assert_eq!(first.enters, again.enters, "{}, seed {seed}", scenario.name);
-                assert_eq!(first.faults, again.faults, "{}, seed {seed}", scenario.name);
+                let [first, again] = [(); 2].map(|()| run_seed(scenario, seam, seed));
+                let name = format!("{}{}, seed {seed}", scenario.name, seam.suffix());
+                assert_eq!(first.enters, again.enters, "{name}");
+                assert_eq!(first.faults, again.faults, "{name}");
             }
         }
     });

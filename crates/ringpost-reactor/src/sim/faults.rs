@@ -15,6 +15,11 @@ macro_rules! faults {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// True if only a ring has it, and no engine as such.
+            pub fn is_of_ring(self) -> bool {
+                self as usize > Self::PeerGone as usize
+            }
+
             /// What it is called in reports.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
@@ -49,6 +54,13 @@ faults! {
     PollSpurious "spurious poll" "A poll completes although nothing is ready, or with EINTR.";
     TimePasses "time passes" "The clock moves by up to a millisecond during an enter.";
     PeerGone "peer gone" "A send or receive fails with EPIPE or ECONNRESET, of itself.";
+    EnterBusy "enter busy" "An enter does nothing and says EBUSY, with and without completions that wait.";
+    EnterAgain "enter again" "An enter takes no entry and says EAGAIN.";
+    EnterFails "enter fails" "An enter says that the ring can't be used, and so does every other.";
+    Overflow "overflow" "Completions do not fit the queue.";
+    UnknownData "unknown data" "A completion names nothing that was ever started.";
+    BufferFlagLost "buffer flag lost" "A buffer is said to be finished although nothing was taken.";
+    FlagSpurious "spurious flag" "The flags tell of task work that is not there.";
 }
 
 /// How often each fault happens, in 256 occasions.
@@ -60,13 +72,27 @@ impl Rates {
     pub const NONE: Self = Self([0; Fault::ALL.len()]);
 
     /// Some of the faults, with rates that differ much: one fault may hide another, so that no single
-    /// mixture finds everything. [`Fault::PeerGone`] is never among them: what it does to a connection
-    /// has to be expected. One time in eight there are none.
+    /// mixture finds everything. [`Fault::PeerGone`] and [`Fault::EnterFails`] are never among them: what
+    /// they do to a connection has to be expected; nor are those that only a ring has. One time in eight
+    /// there are none.
     pub fn choose(choices: &mut dyn Choices) -> Self {
+        Self::choose_among(choices, false)
+    }
+
+    /// As [`Rates::choose`], and those that only a ring has.
+    pub fn choose_with_ring(choices: &mut dyn Choices) -> Self {
+        Self::choose_among(choices, true)
+    }
+
+    fn choose_among(choices: &mut dyn Choices, ring: bool) -> Self {
         let mut rates = Self::NONE;
         let density = choices.below(8);
+        let may = |fault: Fault| match fault {
+            Fault::PeerGone | Fault::EnterFails => false,
+            fault => ring || !fault.is_of_ring(),
+        };
         for &fault in Fault::ALL {
-            if fault != Fault::PeerGone && choices.below(8) < density {
+            if may(fault) && choices.below(8) < density {
                 const RATES: [u8; 6] = [2, 8, 24, 64, 128, 200];
                 rates.set(fault, RATES[choices.below(6) as usize]);
             }
@@ -104,6 +130,27 @@ pub struct Machine {
     pub faults_max: u32,
     /// Enters until the run counts as one without end.
     pub enters_max: u64,
+    /// The io_uring engine runs, on a ring like this; otherwise the simulated engine does.
+    pub ring: Option<RingMachine>,
+}
+
+/// What a simulated ring is able to do.
+#[derive(Debug, Clone)]
+pub struct RingMachine {
+    /// Submission entries that the engine asks for.
+    pub entries_asked: u32,
+    /// Submission entries that there is memory for.
+    pub entries_max: u32,
+    /// Entries of the completion queue.
+    pub completions_max: usize,
+    /// It can do without an index array (Linux 6.6).
+    pub no_sqarray: bool,
+    /// Its descriptor can be registered (Linux 5.18).
+    pub registers: bool,
+    /// An enter may say that it waits for no disk (Linux 6.15).
+    pub no_iowait: bool,
+    /// The reactor spins in place of parking, and serves few connections by hand.
+    pub spins: bool,
 }
 
 impl Machine {
@@ -119,6 +166,39 @@ impl Machine {
             end_of_file: choices.below(4) != 1,
             faults_max: [400, 20, 100, 1500][choices.below(4) as usize],
             enters_max: 200_000,
+            ring: None,
+        }
+    }
+
+    /// The same machine with a ring that has plenty, or lacks something.
+    pub fn with_ring(self, choices: &mut dyn Choices) -> Self {
+        let entries_max = [64, 1, 2, 4, 8, 256][choices.below(6) as usize];
+        // Set-up asks for less until it is granted, but not for less than it can do with.
+        let entries_asked = if entries_max < 64 { entries_max } else { entries_max * 4 };
+        let ring = RingMachine {
+            entries_asked,
+            entries_max,
+            completions_max: [256, 1, 2, 3, 8, 32][choices.below(6) as usize],
+            no_sqarray: choices.below(4) != 1,
+            registers: choices.below(4) != 1,
+            no_iowait: choices.below(2) == 0,
+            spins: choices.below(4) == 1,
+        };
+        Self { ring: Some(ring), ..self }
+    }
+}
+
+impl Default for RingMachine {
+    /// One that has plenty.
+    fn default() -> Self {
+        Self {
+            entries_asked: 64,
+            entries_max: 64,
+            completions_max: 256,
+            no_sqarray: true,
+            registers: true,
+            no_iowait: true,
+            spins: false,
         }
     }
 }

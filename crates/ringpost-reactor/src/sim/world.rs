@@ -20,7 +20,7 @@ pub struct Simulation {
 }
 
 #[derive(Debug)]
-pub(super) struct World {
+pub(crate) struct World {
     pub(super) clock: Rc<Cell<Instant>>,
     pub(super) state: RefCell<State>,
 }
@@ -85,6 +85,16 @@ impl Simulation {
         self.world.clock.get()
     }
 
+    /// True if the reactor is to spin.
+    pub(crate) fn spins(&self) -> bool {
+        self.world.state.borrow().machine.ring.as_ref().is_some_and(|ring| ring.spins)
+    }
+
+    /// True if the io_uring engine runs on a simulated ring.
+    pub(crate) fn has_ring(&self) -> bool {
+        self.world.state.borrow().machine.ring.is_some()
+    }
+
     /// Enters so far.
     pub fn enters(&self) -> u64 {
         self.world.state.borrow().enters
@@ -131,6 +141,11 @@ impl World {
         happens
     }
 
+    /// A fault that nobody decided on has happened.
+    pub(super) fn happened(&self, fault: Fault) {
+        self.state.borrow_mut().counts[fault as usize] += 1;
+    }
+
     /// A length from one to `max`; all of it without the fault.
     pub(super) fn length(&self, fault: Fault, max: usize) -> usize {
         if max < 2 || !self.has(fault) {
@@ -148,7 +163,7 @@ impl World {
         -errnos[self.below_usize(errnos.len())]
     }
 
-    pub(super) fn note(&self, what: &'static str, token: Token, value: i64) {
+    pub(crate) fn note(&self, what: &'static str, token: Token, value: i64) {
         let mut state = self.state.borrow_mut();
         if state.failed {
             return;
@@ -176,14 +191,14 @@ impl World {
         }
     }
 
-    pub(super) fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.state.borrow().failed
     }
 
     /// Something has happened that must not: panics, the first time. From then on nothing is checked, so
     /// that what is left can be taken down.
     #[track_caller]
-    pub(super) fn fail(&self, what: &str) {
+    pub(crate) fn fail(&self, what: &str) {
         let first = !std::mem::replace(&mut self.state.borrow_mut().failed, true);
         assert!(!first || std::thread::panicking(), "simulation: {what}");
     }

@@ -14,6 +14,8 @@
 //!   though the buffer stays theirs.
 
 mod buffers;
+#[cfg(feature = "sim")]
+mod checks;
 mod direct;
 mod kernel;
 mod preflight;
