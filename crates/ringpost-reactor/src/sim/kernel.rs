@@ -40,6 +40,9 @@ pub(super) trait Seam {
     /// Where received bytes lie.
     type Place;
 
+    /// An operation is tried when it is taken, and not only later.
+    const TRIES_AT_ONCE: bool;
+
     /// A buffer to receive into, and the bytes of room in it.
     fn choose(&mut self, world: &World) -> Option<(usize, usize)>;
 
@@ -173,7 +176,21 @@ impl<S: Seam> Kernel<S> {
                     self.world.fail("two operations of one kind on one descriptor");
                 }
                 self.flights.push(flight);
+                if S::TRIES_AT_ONCE {
+                    self.try_last();
+                }
             }
+        }
+    }
+
+    /// Tries the operation that was just taken.
+    fn try_last(&mut self) {
+        let index = self.flights.len() - 1;
+        let events = self.poll(&self.flights[index..]);
+        if let Some(events) = events.first()
+            && let Some(hung_up) = self.examine(index, *events)
+        {
+            self.go_on(index, hung_up);
         }
     }
 
@@ -379,7 +396,7 @@ impl<S: Seam> Kernel<S> {
     }
 
     /// A send that waits for room goes on.
-    fn go_on(&mut self, index: usize, fd: RawFd) {
+    fn send_more(&mut self, index: usize, fd: RawFd) {
         let mut flight = self.flights.remove(index);
         self.compare(&flight);
         let len = flight.snapshot.len();
@@ -420,11 +437,9 @@ impl<S: Seam> Kernel<S> {
         }
     }
 
-    /// What the sockets say, for each operation in flight.
-    fn poll(&mut self) -> Vec<PollFlags> {
-        self.system_calls += 1;
-        let mut polled: Vec<_> = self
-            .flights
+    /// What the sockets say, for each of these operations.
+    fn poll(&self, flights: &[Flight]) -> Vec<PollFlags> {
+        let mut polled: Vec<_> = flights
             .iter()
             .map(|flight| {
                 PollFd::from_borrowed_fd(
@@ -442,31 +457,37 @@ impl<S: Seam> Kernel<S> {
 
     /// Operations that can go on, and whether their peer, but not this side, has shut down. Some become held.
     fn ready_flights(&mut self) -> Vec<(Token, bool)> {
-        let found = self.poll();
+        self.system_calls += 1;
+        let found = self.poll(&self.flights);
         let mut ready = Vec::new();
         for (index, events) in found.into_iter().enumerate() {
-            let flight = &mut self.flights[index];
-            if events.contains(PollFlags::NVAL) {
-                self.world.note("closed", flight.token, descriptor(&flight.request).into());
-                self.world.fail("an operation on a descriptor that is closed");
-            }
-            // What shuts down the other direction wakes the receive once more, and that is heard.
-            flight.deaf &= !events.contains(PollFlags::HUP);
-            let hung_up = events.contains(PollFlags::RDHUP) && !events.contains(PollFlags::HUP);
-            let silent_end = flight.deaf && hung_up && !has_bytes(&flight.request);
-            // A doorbell is only heard when it rings, which nobody does here.
-            let bell = matches!(flight.request, Request::Doorbell { .. });
-            if !flight.dying && (events.is_empty() || bell || silent_end) {
-                continue;
-            }
-            if flight.held == 0 && self.world.has(Fault::Held) {
-                flight.held = 1 + self.world.below(HOLD_ENTERS_MAX);
-            }
-            if flight.held == 0 {
-                ready.push((flight.token, hung_up));
+            if let Some(hung_up) = self.examine(index, events) {
+                ready.push((self.flights[index].token, hung_up));
             }
         }
         ready
+    }
+
+    /// Whether an operation can go on, and then whether its peer, but not this side, has shut down.
+    fn examine(&mut self, index: usize, events: PollFlags) -> Option<bool> {
+        let flight = &mut self.flights[index];
+        if events.contains(PollFlags::NVAL) {
+            self.world.note("closed", flight.token, descriptor(&flight.request).into());
+            self.world.fail("an operation on a descriptor that is closed");
+        }
+        // What shuts down the other direction wakes the receive once more, and that is heard.
+        flight.deaf &= !events.contains(PollFlags::HUP);
+        let hung_up = events.contains(PollFlags::RDHUP) && !events.contains(PollFlags::HUP);
+        let silent_end = flight.deaf && hung_up && !has_bytes(&flight.request);
+        // A doorbell is only heard when it rings, which nobody does here.
+        let bell = matches!(flight.request, Request::Doorbell { .. });
+        if !flight.dying && (events.is_empty() || bell || silent_end) {
+            return None;
+        }
+        if flight.held == 0 && self.world.has(Fault::Held) {
+            flight.held = 1 + self.world.below(HOLD_ENTERS_MAX);
+        }
+        (flight.held == 0).then_some(hung_up)
     }
 
     /// Lets what is ready go on. True if something was.
@@ -481,28 +502,32 @@ impl<S: Seam> Kernel<S> {
             let Some(index) = self.flights.iter().position(|flight| flight.token == token) else {
                 continue;
             };
-            let Flight { request, dying, done, .. } = &self.flights[index];
-            if *dying {
-                let result = match u32::try_from(*done) {
-                    Ok(sent @ 1..) => count_of(sent),
-                    _ => -libc::ECANCELED,
-                };
-                self.end(index, result, None);
-                continue;
-            }
-            match *request {
-                Request::Receive { .. } => self.receive(index, hung_up, false),
-                Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
-                    self.go_on(index, fd);
-                }
-                Request::Accept { fd } => self.accept(index, fd, false),
-                Request::Hangup { .. } => self.end(index, 0x2000, None),
-                Request::Readable { .. } => self.end(index, 1, None),
-                Request::Writable { .. } => self.end(index, 4, None),
-                Request::Doorbell { .. } | Request::Cancel { .. } => {}
-            }
+            self.go_on(index, hung_up);
         }
         !ready.is_empty()
+    }
+
+    /// An operation that can go on does.
+    fn go_on(&mut self, index: usize, hung_up: bool) {
+        let Flight { request, dying, done, .. } = &self.flights[index];
+        if *dying {
+            let result = match u32::try_from(*done) {
+                Ok(sent @ 1..) => count_of(sent),
+                _ => -libc::ECANCELED,
+            };
+            return self.end(index, result, None);
+        }
+        match *request {
+            Request::Receive { .. } => self.receive(index, hung_up, false),
+            Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
+                self.send_more(index, fd);
+            }
+            Request::Accept { fd } => self.accept(index, fd, false),
+            Request::Hangup { .. } => self.end(index, 0x2000, None),
+            Request::Readable { .. } => self.end(index, 1, None),
+            Request::Writable { .. } => self.end(index, 4, None),
+            Request::Doorbell { .. } | Request::Cancel { .. } => {}
+        }
     }
 }
 

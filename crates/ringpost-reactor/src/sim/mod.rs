@@ -202,6 +202,7 @@ impl Blocks {
 
 impl Seam for Blocks {
     type Place = Received;
+    const TRIES_AT_ONCE: bool = false;
 
     fn choose(&mut self, world: &World) -> Option<(usize, usize)> {
         if self.blocks.is_empty() {

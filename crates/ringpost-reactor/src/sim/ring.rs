@@ -41,6 +41,9 @@ const MORE: u32 = 1 << 1;
 const BUFFER_MORE: u32 = 1 << 4;
 const BUFFER_SHIFT: u32 = 16;
 
+/// Names no operation.
+const NOBODY: u64 = u64::MAX - 1;
+
 /// Looks at the flags in a row that find nothing, until a spin counts as one without end.
 const IDLE_LOOKS_MAX: u32 = 200_000;
 /// Idle looks after which one takes a microsecond longer.
@@ -207,6 +210,17 @@ impl Queue {
         }
     }
 
+    /// A receive that was taken back is armed again under its name: what was said late about the first one
+    /// can't be told from what is said about this one, so that nothing is.
+    fn forget_late(&mut self, token: Token) {
+        self.live.ended.retain(|ended| *ended != token);
+        for done in self.completed.iter_mut().chain(&mut self.overflow) {
+            if done.user_data == token.0 {
+                done.user_data = NOBODY;
+            }
+        }
+    }
+
     fn add(&mut self, done: Completed) {
         if self.goes_on() {
             self.completed.push_back(done);
@@ -217,11 +231,11 @@ impl Queue {
 
     /// Answers something that was never asked.
     fn answer_nobody(&mut self, world: &World) {
-        let user_data = match (world.below(4), self.live.tokens.first()) {
-            (0, Some(live)) => live ^ 1 << 32,
-            (1, _) => u64::MAX - 1,
-            (2, _) => 1 << 63 | 7,
-            _ => 0xffff_fff0,
+        let user_data = match (world.below(3), self.live.tokens.first()) {
+            // Of the slot's use two thousand million times ago, or of no slot.
+            (0, Some(live)) => live ^ 1 << 63,
+            (1, _) => u64::MAX,
+            _ => NOBODY,
         };
         let result = [0, 5, -libc::EINVAL][world.below_usize(3)];
         world.note("unknown", Token(user_data), result.into());
@@ -234,6 +248,7 @@ impl Queue {
 
 impl Seam for Queue {
     type Place = Named;
+    const TRIES_AT_ONCE: bool = true;
 
     fn choose(&mut self, world: &World) -> Option<(usize, usize)> {
         let group = self.group.as_mut()?;
@@ -317,6 +332,7 @@ impl Ring for SimulatedRing {
                 // Cancels of the engine's own share a name.
                 if token != Token(u64::MAX) {
                     seam.live.start(token, world);
+                    seam.forget_late(token);
                 }
                 // SAFETY: what the entry points to is valid until its end (contract of this function).
                 self.staged.push_back(unsafe { Flight::new(token, request) });
