@@ -600,7 +600,8 @@ impl Core {
             let start = Instant::now();
             let mut spins: u32 = 0;
             loop {
-                if driver.engine.ready() {
+                // What the last enter has left behind is for this one.
+                if driver.engine.ready() || driver.engine.staged() > 0 {
                     driver.engine.enter(false, None)?;
                     driver.engine.reap(&mut driver.batch);
                     if !driver.batch.is_empty() {
