@@ -577,8 +577,17 @@ impl Core {
             }
         }
         // From here on a block that comes back on another thread wakes this one.
-        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
-            return Ok(());
+        if !driver.starved.is_empty() {
+            if !driver.pool.declare_starved() {
+                return Ok(());
+            }
+            // The receives that were fed may have nothing to receive, and leave a block for the others
+            // that no return would tell of. They get their turn; a wait of no time ends spinning.
+            if driver.pool.kernel_blocks() > driver.hands.blocks() + driver.packets.blocks() {
+                driver.engine.enter(true, Some(self.clock.now()))?;
+                driver.engine.reap(&mut driver.batch);
+                return Ok(());
+            }
         }
         let budget = driver.spinner.budget();
         if budget != Some(Duration::ZERO) {
@@ -630,17 +639,8 @@ impl Core {
                 }
             }
         }
-        if !driver.starved.is_empty() {
-            if !driver.pool.declare_starved() {
-                return Ok(());
-            }
-            // The receives that were fed may have nothing to receive, and leave a block for the others
-            // that no return would tell of. They get their turn; a wait of no time ends spinning.
-            if driver.pool.kernel_blocks() > driver.hands.blocks() + driver.packets.blocks() {
-                driver.engine.enter(true, Some(self.clock.now()))?;
-                driver.engine.reap(&mut driver.batch);
-                return Ok(());
-            }
+        if !driver.starved.is_empty() && !driver.pool.declare_starved() {
+            return Ok(());
         }
         if !word.park() {
             driver.engine.enter(false, None)?;
