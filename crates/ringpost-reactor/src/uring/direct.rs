@@ -78,13 +78,16 @@ pub(super) struct Direct {
     pub(super) on: bool,
     /// Receives tried by hand (D1).
     pub(super) held: Vec<(Token, RawFd)>,
+    /// One of them has not been tried yet.
+    pub(super) untried: bool,
     /// Receives in the ring.
     pub(super) armed: Armed,
     /// Receives whose cancel is under way, to be held.
     pub(super) leaving: Vec<Token>,
     /// Silent sends to be tried by hand in the next enter.
     pub(super) sends: Vec<(Token, Request)>,
-    /// What held receives are received into.
+    /// What held receives are received into. Without it none is taken out of the ring, where there may be
+    /// another.
     pub(super) block: Option<OwnBlock>,
 }
 
@@ -92,6 +95,15 @@ impl Direct {
     /// True if all receives there are, and `more`, may be held.
     pub(super) fn fits(&self, more: usize) -> bool {
         self.on && self.held.len() + self.armed.len() + more <= HELD_MAX
+    }
+
+    pub(super) fn hold(&mut self, token: Token, fd: RawFd) {
+        self.held.push((token, fd));
+        self.untried = true;
+    }
+
+    pub(super) fn is_held(&self, token: Token) -> bool {
+        self.held.iter().any(|(held, _)| *held == token)
     }
 
     /// Takes a held receive out.

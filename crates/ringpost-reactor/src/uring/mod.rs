@@ -153,14 +153,18 @@ impl<R: Ring> Uring<R> {
                     Err(what) => *corrupt = Some(what),
                 }
             }
+            // The ring has told the end of a held receive: what it says of it now is late (liburing #1246).
+            let late = direct.is_held(token);
             if !more && !direct.armed.is_empty() {
                 let cancelled = result == -libc::ECANCELED && received.is_none();
                 if let Some(fd) = direct.ended(token, cancelled) {
-                    direct.held.push((token, fd));
+                    direct.hold(token, fd);
                     return;
                 }
             }
-            if token != INTERNAL {
+            let token = if late { INTERNAL } else { token };
+            // A block is not lost, whoever it came with.
+            if token != INTERNAL || received.is_some() {
                 completions.push(Completion { token, result, more, received });
             }
         });
@@ -192,18 +196,19 @@ impl<R: Ring> Uring<R> {
 
     /// Tries the held receives by hand.
     fn receive_by_hand(&mut self) {
-        // Without a block between two turns the pool has none: the receives wait for one as others do.
-        let starved = self.direct.block.is_none();
+        self.direct.untried = false;
+        if self.direct.block.is_none() {
+            // Between two turns that means that the pool has none: there may be one in the ring.
+            self.arm_held();
+            return;
+        }
         let mut index = 0;
         while let Some(&(token, fd)) = self.direct.held.get(index) {
+            // Filled in this round; the next turn brings another.
+            let Some(block) = &mut self.direct.block else { return };
             index += 1;
-            let outcome = match &mut self.direct.block {
-                // SAFETY: the block was given to this engine and is not in the ring.
-                Some(block) => unsafe { block.receive(fd, &self.pool, &mut self.system_calls) },
-                None if starved => Err(Errno::NOBUFS),
-                // Filled in this round; the next turn brings another.
-                None => return,
-            };
+            // SAFETY: the block was given to this engine and is not in the ring.
+            let outcome = unsafe { block.receive(fd, &self.pool, &mut self.system_calls) };
             let ended = match outcome {
                 Err(Errno::AGAIN) => continue,
                 Err(errno) => -errno.raw_os_error(),
@@ -252,9 +257,13 @@ impl<R: Ring> Uring<R> {
         self.buffers.add(block, self.pool.region().at(start), len);
     }
 
-    /// Takes the receives out of the ring, to try them by hand from then on.
+    /// Takes the receives out of the ring, to try them by hand from then on, if there are few and a block
+    /// for them.
     fn disarm(&mut self) {
         let Self { ring, direct, .. } = self;
+        if direct.armed.is_empty() || direct.block.is_none() || !direct.fits(0) {
+            return;
+        }
         for token in direct.armed.tokens() {
             if direct.leaving.contains(&token) {
                 continue;
@@ -309,7 +318,7 @@ impl<R: Ring> Engine for Uring<R> {
         match request {
             Request::Receive { fd } => {
                 if self.direct.fits(1) && self.direct.block.is_some() {
-                    self.direct.held.push((token, fd));
+                    self.direct.hold(token, fd);
                     return Ok(());
                 }
                 if !self.arm_held() {
@@ -352,6 +361,11 @@ impl<R: Ring> Engine for Uring<R> {
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
         debug_assert_eq!(self.owner, std::process::id(), "the ring belongs to the parent process");
         self.send_by_hand();
+        if self.direct.untried && !wait {
+            // As the ring tries a receive when it takes it. Who cancels it in every turn because the peer
+            // has hung up would otherwise never hear the end.
+            self.receive_by_hand();
+        }
         let mut wait = wait && self.completions.is_empty();
         if wait {
             // From here on the kernel tells of what arrives. Without room in the queue this enter makes
@@ -421,7 +435,7 @@ impl<R: Ring> Engine for Uring<R> {
         if !self.direct.on {
             // An unarmed receive would never be heard of; without room it stays held and is tried.
             self.arm_held();
-        } else if !self.direct.armed.is_empty() && self.direct.fits(0) {
+        } else {
             self.disarm();
         }
     }
@@ -433,6 +447,7 @@ impl<R: Ring> Engine for Uring<R> {
     fn provide(&mut self, block: BlockId) {
         if self.direct.fits(0) && self.direct.block.is_none() {
             self.direct.block = Some(OwnBlock::new(block));
+            self.disarm();
             return;
         }
         self.add_to_ring(block, 0);
