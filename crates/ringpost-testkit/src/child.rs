@@ -184,6 +184,15 @@ impl Child {
         let _ = self.process.wait();
     }
 
+    /// True until the child's end.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not tell.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("it is our child").is_none()
+    }
+
     /// Waits for the child's end.
     ///
     /// # Panics

@@ -3,6 +3,8 @@
 //!
 //! Sweeps kill or stall a child before each of its system calls in turn.
 
+mod bursts;
+mod clocks;
 mod ends;
 mod forked;
 mod killed;
@@ -12,5 +14,6 @@ mod places;
 mod refused_later;
 mod roles;
 mod signals;
+mod starved;
 mod stopped;
 mod sweep;

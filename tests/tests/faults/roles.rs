@@ -30,6 +30,12 @@ fn play() {
         ("hoarder", []) => crate::limits::hoard(engine, path),
         ("glutton", []) => crate::limits::gorge(engine, path),
         ("leaker", [how]) => crate::ends::leak(engine, path, how),
+        ("starved-server", [spin, count]) => {
+            crate::starved::serve(engine, path, spin, count.parse().expect("a number"));
+        }
+        ("starved-client", [spin, count]) => {
+            crate::starved::converse(engine, path, spin, count.parse().expect("a number"));
+        }
         ("builder", []) => crate::stopped::build(engine),
         _ => panic!("no such role: {words:?}"),
     }

@@ -142,13 +142,16 @@ impl Bench {
     /// Enters until a completion for `token` is there or the patience is used up.
     fn next(&mut self, token: Token) -> Result<Option<Completion>, Refusal> {
         let deadline = Instant::now() + PATIENCE;
+        let mut last = false;
         loop {
             if let Some(index) = self.batch.iter().position(|done| done.token == token) {
                 return Ok(Some(self.batch.remove(index)));
             }
-            if Instant::now() >= deadline {
+            if last {
                 return Ok(None);
             }
+            // A process that stood still meanwhile has to look once more.
+            last = Instant::now() >= deadline;
             self.engine.enter(true, Some(deadline))?;
             self.engine.reap(&mut self.batch);
         }

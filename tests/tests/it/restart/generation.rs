@@ -7,6 +7,7 @@ use ringpost::restart::{
 };
 use ringpost::{AccessPolicy, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener};
 use ringpost_testkit::child::{Child, say, told};
+use ringpost_testkit::trace;
 use ringpost_tests::privileges::{NOBODY, become_user};
 use ringpost_tests::rig;
 
@@ -16,7 +17,8 @@ use crate::roles;
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
 /// Starts a generation. Settings: `move` asks for connections; `le32` is the profile of the second listener;
-/// `nobody` acts as that user; `anyone` trusts every predecessor; `hold` waits for a line after the sockets have been offered, and says `offered` before.
+/// `nobody` acts as that user; `anyone` trusts every predecessor; `hold` waits for a line after the sockets have been offered, and says `offered` before; `led` and
+/// `led-serving` offer the process to be led from system call to system call, from the beginning or once it serves.
 pub(crate) fn start(path: &str, engine: EngineChoice, settings: &[&str]) -> Child {
     let engine = if engine == EngineChoice::Uring { "uring" } else { "epoll" };
     let mut words = vec![path, engine];
@@ -47,6 +49,9 @@ pub(crate) fn play(path: &str, engine: &str, settings: &[&str]) {
     }
     let runtime = rig::runtime(engine);
     runtime.block_on(async {
+        if settings.contains(&"led") {
+            trace::offer();
+        }
         let control = control_path(path);
         let connections = if settings.contains(&"move") { 1000 } else { 0 };
         let mut builder = Successor::builder().connections_max(connections);
@@ -91,6 +96,9 @@ pub(crate) fn play(path: &str, engine: &str, settings: &[&str]) {
                 say("serving 1");
             }
             Err(error) => return say(&format!("refused: {error}")),
+        }
+        if settings.contains(&"led-serving") {
+            trace::offer();
         }
         let server = std::rc::Rc::new(server);
         let accepting = [native, prefixed].map(|mut listener| {

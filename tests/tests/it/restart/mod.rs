@@ -3,6 +3,7 @@
 mod detached;
 mod failures;
 pub(crate) mod generation;
+mod killed;
 mod load;
 mod paths;
 mod raw;
