@@ -144,3 +144,20 @@ impl Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Address, BindOptions, bind};
+
+    #[test]
+    fn a_forked_child_removes_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a");
+        let bound = bind(&Address::from(path.as_path()), &BindOptions::default()).expect("free");
+        let (socket, mut guard) = bound.into_parts();
+        // What a child of fork(2) has: everything as it is here, and another number.
+        guard.held.as_mut().expect("there is a path").process += 1;
+        drop((guard, socket));
+        assert!(path.exists(), "the parent's socket is gone");
+    }
+}

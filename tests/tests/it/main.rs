@@ -27,6 +27,7 @@ mod restart;
 mod roles;
 mod runtime_end;
 mod seqpackets;
+mod signals;
 mod sizes;
 mod spinning;
 mod threads;

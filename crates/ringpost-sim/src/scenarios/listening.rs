@@ -11,7 +11,8 @@ use crate::rig::Rig;
 /// Makes names that no other process has.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Clients that connect and ask, and some that connect and go; a server that takes its time.
+/// Clients that connect and ask, and some that connect and go; a server that takes its time, and goes while
+/// others connect.
 pub(crate) async fn accept(rig: Rig) {
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let name = format!("ringpost-sim-{}-{number}", std::process::id());
@@ -20,8 +21,9 @@ pub(crate) async fn accept(rig: Rig) {
         Listener::builder().connection(options).bind(format!("@{name}").as_str()).expect("a name");
     let clients = 1 + rig.below(12);
     let passers = rig.below(6);
+    let address = SocketAddr::from_abstract_name(&name).expect("an address");
     let server = spawn({
-        let rig = rig.clone();
+        let (rig, address) = (rig.clone(), address.clone());
         async move {
             let mut served = Vec::new();
             for _ in 0..clients + passers {
@@ -34,10 +36,14 @@ pub(crate) async fn accept(rig: Rig) {
                 answered += task.await.expect("served");
             }
             assert_eq!(answered, clients, "clients that were answered");
+            // Accepted or not, nobody takes them.
+            for _ in 0..rig.below(4) {
+                drop(UnixStream::connect_addr(&address).expect("a connection"));
+                rig.dawdle().await;
+            }
         }
     });
     let mut tasks = Vec::new();
-    let address = SocketAddr::from_abstract_name(&name).expect("an address");
     for index in 0..clients + passers {
         if index < clients {
             let name = format!("@{name}");
