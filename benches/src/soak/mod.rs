@@ -24,6 +24,7 @@
 
 mod census;
 mod clients;
+mod control;
 mod introduction;
 mod order;
 mod plot;

@@ -25,7 +25,7 @@ pub(crate) mod socket {
 /// Most descriptors of a message.
 pub(crate) const DESCRIPTORS_MAX: u8 = 4;
 /// Receive memory: little, so that it runs low now and then, and is all touched soon.
-const POOL_BYTES: usize = 1 << 20;
+const POOL_BYTES: usize = 2 << 20;
 /// How long what was accepted for a dropped connection may still wait to be sent.
 const LINGER: Duration = Duration::from_millis(500);
 

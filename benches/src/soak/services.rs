@@ -230,7 +230,10 @@ impl Publisher {
         let mut random = fastrand::Rng::with_seed(PUBLICATION_KEY);
         let mut stamp = Stamp::new(PUBLICATION_KEY);
         loop {
-            sleep(PUBLISH_EVERY).await;
+            // The log is full from the start, so that its memory does not grow later.
+            if stamp.next() >= LOG_MESSAGES_MAX as u64 {
+                sleep(PUBLISH_EVERY).await;
+            }
             let len = random.usize(stamp::HEAD_BYTES..=PUBLICATION_BYTES_MAX);
             let mut log = self.log.borrow_mut();
             if log.len() == LOG_MESSAGES_MAX {

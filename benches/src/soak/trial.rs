@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     census::Census,
     clients::Kind,
+    control::{Control, Reference},
     order::{Engine, Order, Role, Said, told},
     process::{ANSWER_WAIT_MAX, Footprint, Process, children},
     stamp::mix,
@@ -56,6 +57,8 @@ pub(crate) struct Sample {
     pub(crate) census: Census,
     #[serde(flatten)]
     pub(crate) footprint: Footprint,
+    #[serde(flatten)]
+    pub(crate) reference: Reference,
 }
 
 /// What a trial found.
@@ -177,8 +180,9 @@ impl Crowd {
         progress: &ProgressBar,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
+        let mut control = Control::start()?;
         let start = Instant::now();
-        let mut next_sample = start;
+        let mut next_sample = start + SAMPLE_EVERY;
         while start.elapsed() < trial.length {
             interrupt.check()?;
             if let Err(error) = self.look() {
@@ -187,7 +191,7 @@ impl Crowd {
             if Instant::now() >= next_sample {
                 next_sample += SAMPLE_EVERY;
                 let first = samples.len();
-                if let Err(error) = self.sample(start, interrupt, samples) {
+                if let Err(error) = self.sample(start, control.take(), interrupt, samples) {
                     return Err(if interrupt.is_raised() {
                         error
                     } else {
@@ -230,6 +234,7 @@ impl Crowd {
     fn sample(
         &mut self,
         start: Instant,
+        reference: Reference,
         interrupt: &Interrupt,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
@@ -237,7 +242,8 @@ impl Crowd {
         let record = |process: &mut Process| -> Result<Sample> {
             let (census, footprint) = process.sample(interrupt)?;
             let seconds = start.elapsed().as_secs_f64();
-            Ok(Sample { engine, process: process.name.clone(), seconds, census, footprint })
+            let process = process.name.clone();
+            Ok(Sample { engine, process, seconds, census, footprint, reference })
         };
         samples.push(record(self.server()?)?);
         for client in &mut self.lasting {

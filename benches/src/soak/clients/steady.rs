@@ -20,6 +20,7 @@ const PIPELINE_DEPTH: u64 = 32;
 const BULK_CONNECTIONS: usize = 2;
 const BULK_BYTES_MAX: usize = 300 << 10;
 const IDLE_CONNECTIONS: usize = 200;
+const IDLE_BYTES_MAX: usize = 5000;
 /// Messages into the sink before it is asked how many came.
 const SINK_MESSAGES: u64 = 40;
 
@@ -122,10 +123,15 @@ pub(super) async fn idle(client: &Rc<Client>) {
         for _ in 0..IDLE_CONNECTIONS {
             sessions.push(client.connect(Service::Echo, Ending::Clean).await?);
         }
+        // What a connection keeps from its first message on is there before the soak is warm.
+        for session in &mut sessions {
+            session.send(IDLE_BYTES_MAX).await?;
+            session.expect_echo().await?;
+        }
         while !client.stopping() {
             let chosen = client.between(0, IDLE_CONNECTIONS - 1);
             let session = &mut sessions[chosen];
-            session.send(client.between(16, 5000)).await?;
+            session.send(client.between(16, IDLE_BYTES_MAX)).await?;
             session.expect_echo().await?;
             client.pause(Duration::from_millis(10), Duration::from_millis(100)).await;
         }
