@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc::{Receiver, TryRecvError, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -113,11 +113,11 @@ impl Process {
                     return serde_json::from_str(&line)
                         .with_context(|| format!("{} said {line:?}", self.name));
                 }
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if Instant::now() < end => {}
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                Err(RecvTimeoutError::Timeout) => {
                     bail!("{} did not answer within {within:?}: it hangs", self.name)
                 }
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => bail!(self.reason()),
+                Err(RecvTimeoutError::Disconnected) => bail!(self.reason().unwrap_or_default()),
             }
         }
     }
@@ -158,7 +158,7 @@ impl Process {
     pub(crate) fn check(&mut self) -> Result<()> {
         match self.try_wait()? {
             None => Ok(()),
-            Some(_) => bail!(self.reason()),
+            Some(_) => bail!(self.reason().unwrap_or_default()),
         }
     }
 
@@ -171,7 +171,7 @@ impl Process {
             thread::sleep(PATIENCE);
         }
         let status = self.child.wait()?;
-        ensure!(status.success(), self.reason());
+        ensure!(status.success(), self.reason().unwrap_or_default());
         match self.said.try_recv() {
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(()),
             Ok(line) => bail!("{} said {line:?} at its end", self.name),
@@ -183,15 +183,16 @@ impl Process {
         kill_process(pid, Signal::TERM).with_context(|| format!("SIGTERM to {}", self.name))
     }
 
-    /// Ends the process and says what is wrong with it.
-    pub(crate) fn reason(&mut self) -> String {
+    /// Waits for the end of the process, which is near, and says why it came. Once; then there is nothing to say.
+    pub(crate) fn reason(&mut self) -> Option<String> {
+        let errors = self.errors.take()?;
         let status = match self.child.wait() {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
         self.ended = true;
-        let errors = self.errors.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
-        format!("{} ended early ({status}): {}", self.name, errors.trim())
+        let errors = errors.join().unwrap_or_default();
+        Some(format!("{} ended early ({status}): {}", self.name, errors.trim()))
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) mod socket {
 pub(crate) const DESCRIPTORS_MAX: u8 = 4;
 /// Receive memory: little, so that it runs low now and then, and is all touched soon.
 const POOL_BYTES: usize = 2 << 20;
+/// Before the state without any load is taken.
+const SETTLE: Duration = Duration::from_millis(100);
 /// How long what was accepted for a dropped connection may still wait to be sent.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -50,13 +52,17 @@ pub(crate) fn run(order: &Order) -> Result<()> {
     let tally = Tally::new();
     census::listen(runtime.handle(), &tally)?;
     runtime.block_on(async {
-        let server = Server::bind(order)?;
-        // The listeners' first operations are on their way before the state is taken.
-        ringpost::sleep(Duration::from_millis(50)).await;
-        census::say(&Said::Ready(Box::new(tally.census()?)))?;
-        let serving = pin!(server.serve(&tally));
-        match select(ended, serving).await {
-            Either::Left(_) => {}
+        let serving = pin!(Server::bind(order)?.serve(&tally));
+        let lasting = pin!(async {
+            // What the server does without any load is under way before the state is taken.
+            ringpost::sleep(SETTLE).await;
+            census::say(&Said::Ready(Box::new(tally.census()?)))?;
+            // Fails if the signals' thread is gone, which is an end as well.
+            let _ = ended.await;
+            anyhow::Ok(())
+        });
+        match select(lasting, serving).await {
+            Either::Left((result, _)) => result?,
             Either::Right((result, _)) => result?,
         }
         let left = tally.connections_open.get();

@@ -34,6 +34,11 @@ const SETTLE_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// How long the others may take to say why they failed as well.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
+/// What a process says when its peer has ended.
+const GONE: [&str; 5] =
+    ["the peer is gone", "no server listens", "no such path", "Connection reset", "Broken pipe"];
+/// Longest time for all clients to have what they keep.
+const WARM_MAX: Duration = Duration::from_secs(120);
 /// Between the end of a client that was killed and the start of the next.
 const RESURRECTION_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const SERVER: &str = "server";
@@ -127,7 +132,8 @@ impl Trial {
         for (index, kind) in (0..).zip(Kind::LASTING) {
             let mut process = crowd.client(kind, index)?;
             let before = ready(&mut process, interrupt)?;
-            crowd.lasting.push(Lasting { process, before, messages: 0, moved: Instant::now() });
+            let (warm_messages, moved) = (kind.warm_messages(), Instant::now());
+            crowd.lasting.push(Lasting { process, before, warm_messages, messages: 0, moved });
         }
         Ok(crowd)
     }
@@ -157,6 +163,8 @@ struct Crowd {
 struct Lasting {
     process: Process,
     before: Census,
+    /// Received by then, it has all that it keeps.
+    warm_messages: u64,
     messages: u64,
     /// When its number of messages last rose.
     moved: Instant,
@@ -180,6 +188,7 @@ impl Crowd {
         progress: &ProgressBar,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
+        self.warm_up(interrupt, progress)?;
         let mut control = Control::start()?;
         let start = Instant::now();
         let mut next_sample = start + SAMPLE_EVERY;
@@ -206,6 +215,35 @@ impl Crowd {
         Ok(())
     }
 
+    /// Waits until every client has all its lasting connections, and used them.
+    fn warm_up(&mut self, interrupt: &Interrupt, progress: &ProgressBar) -> Result<()> {
+        progress.set_message("connecting");
+        let end = Instant::now() + WARM_MAX;
+        loop {
+            let mut cold = Vec::new();
+            for client in &mut self.lasting {
+                let sampled = client.process.sample(interrupt);
+                let (census, _) = match sampled {
+                    Ok(sample) => sample,
+                    Err(error) if interrupt.is_raised() => return Err(error),
+                    Err(error) => return Err(self.with_last_words(error)),
+                };
+                client.moved = Instant::now();
+                if census.messages < client.warm_messages {
+                    cold.push(client.process.name.clone());
+                }
+            }
+            if cold.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let error = anyhow::anyhow!("not warm within {WARM_MAX:?}: {}", cold.join(", "));
+                return Err(self.with_last_words(error));
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// Nobody has ended who should not, and who was killed comes again.
     fn look(&mut self) -> Result<()> {
         self.server()?.check()?;
@@ -221,7 +259,7 @@ impl Crowd {
             Some(process) => {
                 if let Some(status) = process.try_wait()? {
                     let signal = status.signal();
-                    ensure!(signal == Some(SIGKILL), process.reason());
+                    ensure!(signal == Some(SIGKILL), process.reason().unwrap_or_default());
                     self.killed += 1;
                     self.crashing = None;
                     self.next_crash = Instant::now() + RESURRECTION_PAUSE;
@@ -265,7 +303,8 @@ impl Crowd {
         Ok(())
     }
 
-    /// The reason of a failure is often another process's, which says it a moment later.
+    /// The reason of a failure is often another process's, which says it a moment later. Those that failed only
+    /// because their peer did are left out.
     fn with_last_words(&mut self, error: anyhow::Error) -> anyhow::Error {
         thread::sleep(LAST_WORDS);
         let mut words = vec![format!("{error:#}")];
@@ -273,14 +312,15 @@ impl Crowd {
         let all = server.chain(self.lasting.iter_mut().map(|client| &mut client.process));
         for process in all {
             if let Ok(Some(_)) = process.try_wait() {
-                let reason = process.reason();
-                // The one that was asked first has been asked.
-                if !reason.ends_with("): ") {
-                    words.push(reason);
-                }
+                words.extend(process.reason());
             }
         }
-        anyhow::anyhow!(words.join("\n  "))
+        let (causes, mut consequences): (Vec<_>, Vec<_>) =
+            words.into_iter().partition(|text| !GONE.iter().any(|gone| text.contains(gone)));
+        if !causes.is_empty() {
+            consequences = vec![format!("{} others ended with it", consequences.len())];
+        }
+        anyhow::anyhow!([causes, consequences].concat().join("\n  "))
     }
 
     /// Ends the load in good order, then the server.
@@ -327,14 +367,18 @@ impl Crowd {
         })
     }
 
-    /// Waits until the server is as it was before the load; tells how it is if it never is.
+    /// Waits until the server is as it was before the load; tells how near it came if it never is.
     fn settle(&mut self, before: &Census, interrupt: &Interrupt) -> Result<Census> {
         let end = Instant::now() + SETTLE_MAX;
+        let mut closest: Option<(usize, Census)> = None;
         loop {
             let (now, _) = self.server()?.sample(interrupt)?;
-            let is_settled = super::verdict::leftovers(before, &now).is_empty();
-            if is_settled || Instant::now() >= end {
-                return Ok(now);
+            let left = super::verdict::leftovers(before, &now).len();
+            if closest.as_ref().is_none_or(|(least, _)| left < *least) {
+                closest = Some((left, now));
+            }
+            if left == 0 || Instant::now() >= end {
+                return closest.map(|(_, census)| census).context("no look at the server");
             }
             thread::sleep(LOOK_EVERY);
         }

@@ -20,9 +20,9 @@ use super::{
 /// The part of a run that is left out at its start.
 const WARM_UP_PART: f64 = 0.2;
 /// Fewer samples than this in a part say nothing about a trend.
-const PART_SAMPLES_MIN: usize = 5;
+const PART_SAMPLES_MIN: usize = 20;
 /// How much a floor may rise: a busy machine has this many things under way at any time.
-const FLOOR_RISE_MAX: f64 = 2.0;
+const FLOOR_RISE_MAX: f64 = 4.0;
 /// And this part of itself, for floors that are not near zero.
 const FLOOR_RISE_PART_MAX: f64 = 0.02;
 /// How much memory of a process may grow from the middle to the last part, KiB.
@@ -33,7 +33,7 @@ const MEMORY_GROWTH_KIB_PER_MINUTE_MAX: f64 = 320.0;
 const MINUTES_APART_MIN: f64 = 1.0;
 /// How many times longer a delay may be in the last part, as a multiple of the bare one. Generous: others use the
 /// machine.
-const DELAY_RATIO_MAX: f64 = 4.0;
+const DELAY_RATIO_MAX: f64 = 6.0;
 /// How many times fewer messages there may be, as a multiple of the bare ones.
 const RATE_RATIO_MAX: f64 = 4.0;
 /// How many times more CPU time a message may take.
@@ -132,7 +132,8 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
         let Some(parts) = Parts::of(&own) else { continue };
         let unexplained = |sample: &Sample| {
             let census = &sample.census;
-            to_f64(census.descriptors) - to_f64(census.connections_open)
+            to_f64(census.descriptors)
+                - to_f64(census.connections_open + census.connections_lingering)
         };
         verdicts.push(parts.floor(name, "descriptors without a connection", unexplained));
         verdicts.push(
@@ -391,7 +392,7 @@ mod tests {
             ("locked and pinned KiB", |s, x| x.footprint.locked_kib += s / 10),
             ("threads", |s, x| x.footprint.threads += s / 10),
             ("operations in flight", |s, x| x.census.operations_in_flight += s / 5),
-            ("timers", |s, x| x.census.timers_pending += s / 10),
+            ("timers", |s, x| x.census.timers_pending += s / 5),
             ("CPU ns/message", |s, x| x.footprint.cpu_ns += 400 * s * s * s),
             ("blocks lost or doubled", |s, x| x.census.pool_blocks_free -= u64::from(s == 77)),
         ];

@@ -90,6 +90,16 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Messages that a client has received when it has all its lasting connections.
+    pub(crate) fn warm_messages(self) -> u64 {
+        match self {
+            Self::Idle => steady::IDLE_CONNECTIONS as u64,
+            _ => 1,
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

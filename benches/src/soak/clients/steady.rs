@@ -19,7 +19,7 @@ const PIPELINE_CONNECTIONS: usize = 8;
 const PIPELINE_DEPTH: u64 = 32;
 const BULK_CONNECTIONS: usize = 2;
 const BULK_BYTES_MAX: usize = 300 << 10;
-const IDLE_CONNECTIONS: usize = 200;
+pub(super) const IDLE_CONNECTIONS: usize = 200;
 const IDLE_BYTES_MAX: usize = 5000;
 /// Messages into the sink before it is asked how many came.
 const SINK_MESSAGES: u64 = 40;
