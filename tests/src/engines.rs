@@ -7,7 +7,8 @@ use ringpost::{EngineChoice, Runtime};
 use ringpost_testkit::{child, patience};
 
 /// Longest run of one test.
-pub const LIMIT: Duration = Duration::from_secs(40);
+pub const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 200 } else { 40 });
 
 /// Makes two tests, `name::uring` and `name::epoll`, of each function from an [`EngineChoice`].
 #[macro_export]

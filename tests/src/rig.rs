@@ -17,8 +17,9 @@ use ringpost_testkit::pattern;
 use ringpost_testkit::peer::RawPeer;
 use tempfile::TempDir;
 
-/// Longest run of a future.
-pub const LIMIT: Duration = Duration::from_secs(20);
+/// Longest run of a future; sanitizers slow it down.
+pub const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 100 } else { 20 });
 
 /// Settings for a runtime on this engine.
 pub fn builder(engine: EngineChoice) -> RuntimeBuilder {

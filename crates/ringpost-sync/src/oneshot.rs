@@ -244,6 +244,16 @@ enum State<T> {
 impl<T> Slot<T> {
     /// The slot is whole at every point under the lock that can panic, so poison says nothing.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // ThreadSanitizer does not see std take a contended lock, unless std is built for it.
+        #[cfg(ringpost_tsan)]
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return state,
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(std::sync::TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+        #[cfg(not(ringpost_tsan))]
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
