@@ -11,7 +11,9 @@ mod doctor;
 mod fuzz;
 mod loom;
 mod reliability;
+mod miri;
 mod run;
+mod san;
 mod sim;
 mod soak;
 mod source;
@@ -50,6 +52,10 @@ enum Command {
     Soak(soak::SoakArgs),
     /// Puts known bugs in, and checks that each is found
     Canaries(canaries::CanariesArgs),
+    /// Runs the tests under AddressSanitizer, with leaks, and ThreadSanitizer; needs a nightly toolchain
+    San(san::SanArgs),
+    /// Interprets what needs no kernel, with strict provenance; needs a nightly toolchain with Miri
+    Miri(miri::MiriArgs),
     /// Checks the project's own rules
     Tidy(tidy::TidyArgs),
     /// Says what this machine offers to ringpost, and what it lacks
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Canaries(arguments) => canaries::run(&arguments),
+        Command::San(arguments) => san::run(&arguments),
+        Command::Miri(arguments) => miri::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
     };
