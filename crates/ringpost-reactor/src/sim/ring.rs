@@ -92,7 +92,7 @@ impl Simulation {
 }
 
 impl SimulatedRing {
-    fn attempt(
+    pub(super) fn attempt(
         world: &Rc<World>,
         machine: &RingMachine,
         pool: &Arc<PoolShared>,
