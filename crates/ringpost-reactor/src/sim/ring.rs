@@ -159,6 +159,10 @@ impl SimulatedRing {
         if self.failed.is_none() && world.has(Fault::EnterFails) {
             self.failed = Some(-world.one_of(&[libc::EBADR, libc::EBADFD, libc::EFAULT]));
         }
+        if world.has_failed() {
+            // The run is over; who enters again and again would never see it.
+            return Some(libc::EBADFD);
+        }
         if self.failed.is_some() {
             return self.failed;
         }
