@@ -112,11 +112,14 @@ impl Setup {
 mod tests {
     use super::*;
 
+    /// Numbers of entries, and whether the index array is to be left out.
+    type Attempts = Vec<(u32, bool)>;
+
     /// What set-up asks for, in turn, of a kernel that answers like this, and what comes of it.
     fn asked(
         entries: u32,
         mut answer: impl FnMut(u32, bool) -> Result<(), i32>,
-    ) -> (Vec<(u32, bool)>, Result<(), Option<i32>>) {
+    ) -> (Attempts, Result<(), Option<i32>>) {
         let mut asked = Vec::new();
         let setup = Setup { entries, incremental: true, register_ring: true };
         let outcome = setup.ring(|entries, no_sqarray| {
