@@ -297,7 +297,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "crates/ringpost-reactor/src/sim/kernel.rs",
     "crates/ringpost-reactor/src/sim/entry.rs",
     "crates/ringpost-reactor/src/sim/group.rs",
-    "crates/ringpost-reactor/src/sim/ring.rs",
+    "crates/ringpost-reactor/src/sim/ring*",
     "crates/ringpost-reactor/src/memory*",
     "benches/*",
     "tests/*",

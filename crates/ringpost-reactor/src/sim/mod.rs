@@ -32,6 +32,8 @@ mod faults;
 mod group;
 mod kernel;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod world;
 
 use std::collections::{BTreeSet, VecDeque};

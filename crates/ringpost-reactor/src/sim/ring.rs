@@ -92,7 +92,7 @@ impl Simulation {
 }
 
 impl SimulatedRing {
-    fn attempt(
+    pub(super) fn attempt(
         world: &Rc<World>,
         machine: &RingMachine,
         pool: &Arc<PoolShared>,
@@ -158,6 +158,10 @@ impl SimulatedRing {
         let Kernel { world, seam, .. } = &mut self.kernel;
         if self.failed.is_none() && world.has(Fault::EnterFails) {
             self.failed = Some(-world.one_of(&[libc::EBADR, libc::EBADFD, libc::EFAULT]));
+        }
+        if world.has_failed() {
+            // The run is over; who enters again and again would never see it.
+            return Some(libc::EBADFD);
         }
         if self.failed.is_some() {
             return self.failed;

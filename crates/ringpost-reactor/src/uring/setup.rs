@@ -107,3 +107,65 @@ impl Setup {
         builder.build(entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of entries, and whether the index array is to be left out.
+    type Attempts = Vec<(u32, bool)>;
+
+    /// What set-up asks for, in turn, of a kernel that answers like this, and what comes of it.
+    fn asked(
+        entries: u32,
+        mut answer: impl FnMut(u32, bool) -> Result<(), i32>,
+    ) -> (Attempts, Result<(), Option<i32>>) {
+        let mut asked = Vec::new();
+        let setup = Setup { entries, incremental: true, register_ring: true };
+        let outcome = setup.ring(|entries, no_sqarray| {
+            asked.push((entries, no_sqarray));
+            answer(entries, no_sqarray).map_err(io::Error::from_raw_os_error)
+        });
+        (asked, outcome.map_err(|error| error.raw_os_error()))
+    }
+
+    #[test]
+    fn a_kernel_that_has_everything_is_asked_once() {
+        assert_eq!(asked(1000, |_, _| Ok(())), (vec![(1024, true)], Ok(())));
+    }
+
+    #[test]
+    fn an_old_kernel_is_asked_without_what_it_may_lack() {
+        let old = |_, no_sqarray| if no_sqarray { Err(libc::EINVAL) } else { Ok(()) };
+        assert_eq!(asked(64, old), (vec![(64, true), (64, false)], Ok(())));
+        let (attempts, outcome) = asked(64, |_, _| Err(libc::EINVAL));
+        assert_eq!((attempts.len(), outcome), (2, Err(Some(libc::EINVAL))));
+    }
+
+    #[test]
+    fn little_memory_makes_a_small_ring() {
+        let little =
+            |most| move |entries, _| if entries > most { Err(libc::ENOMEM) } else { Ok(()) };
+        let (attempts, outcome) = asked(1024, little(16));
+        assert_eq!(outcome, Ok(()));
+        let sizes: Vec<_> = attempts.iter().map(|(entries, _)| *entries).collect();
+        assert_eq!(sizes, [1024, 512, 256, 128, 64, 32, 16]);
+        let (attempts, outcome) = asked(1024, little(8));
+        assert_eq!((attempts.last(), outcome), (Some(&(16, true)), Err(Some(libc::ENOMEM))));
+        // Old and short of memory at once.
+        let both = |entries, no_sqarray| match (entries, no_sqarray) {
+            (33.., _) => Err(libc::ENOMEM),
+            (_, true) => Err(libc::EINVAL),
+            _ => Ok(()),
+        };
+        let expected = vec![(128, true), (64, true), (32, true), (32, false)];
+        assert_eq!(asked(128, both), (expected, Ok(())));
+    }
+
+    #[test]
+    fn other_refusals_are_told_at_once() {
+        for errno in [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EMFILE, libc::ENFILE] {
+            assert_eq!(asked(64, |_, _| Err(errno)), (vec![(64, true)], Err(Some(errno))));
+        }
+    }
+}
