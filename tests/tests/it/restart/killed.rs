@@ -36,6 +36,7 @@ fn ask(path: &str) -> bool {
     loop {
         match peer.read(&mut bytes) {
             Ok(count @ 1..) => answer.extend_from_slice(&bytes[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 panic!("neither an answer nor an end within {LIMIT:?}");
             }
