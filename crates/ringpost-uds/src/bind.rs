@@ -129,7 +129,7 @@ fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard),
     if !options.unsafe_directory {
         directory.check_sticky()?;
     }
-    let lock = Lock::acquire(&directory, name)?;
+    let lock = acquire(&directory, name)?;
     match bind_locked(&directory, name, &lock, options) {
         Ok((socket, pin)) => {
             if let Err(error) = lock.record(None) {
@@ -142,6 +142,22 @@ fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard),
                 tracing::warn!(path = %path.display(), %errno, "cannot remove the lock file");
             }
             Err(error)
+        }
+    }
+}
+
+/// Takes the lock. While somebody has it and nobody serves, its owner is starting or dying: of a process that
+/// is killed, the kernel closes one descriptor after the other, and the lock may be the last. Both pass.
+fn acquire(directory: &Directory, name: &OsStr) -> Result<Lock, BindError> {
+    let give_up = Instant::now() + FORMER_OWNER_WAIT_MAX;
+    loop {
+        match Lock::acquire(directory, name) {
+            Err(BindError::AddressInUse { .. })
+                if Instant::now() < give_up && occupant(directory, name).is_ok() =>
+            {
+                std::thread::sleep(FORMER_OWNER_PAUSE);
+            }
+            result => return result,
         }
     }
 }
