@@ -146,19 +146,29 @@ fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard),
     }
 }
 
-/// Takes the lock. While somebody has it and nobody serves, its owner is starting or dying: of a process that
-/// is killed, the kernel closes one descriptor after the other, and the lock may be the last. Both pass.
+/// Takes the lock. Its owner may be dying: of a process that is killed, the kernel closes one descriptor after
+/// the other, and others see some of that before the lock is free. Or it is starting. Both pass.
 fn acquire(directory: &Directory, name: &OsStr) -> Result<Lock, BindError> {
     let give_up = Instant::now() + FORMER_OWNER_WAIT_MAX;
     loop {
         match Lock::acquire(directory, name) {
-            Err(BindError::AddressInUse { .. })
-                if Instant::now() < give_up && occupant(directory, name).is_ok() =>
+            Err(BindError::AddressInUse { owner, .. })
+                if Instant::now() < give_up
+                    && (owner.is_some_and(is_ending) || occupant(directory, name).is_ok()) =>
             {
                 std::thread::sleep(FORMER_OWNER_PAUSE);
             }
             result => return result,
         }
+    }
+}
+
+/// True if the process has no descriptors any more (proc_pid_fd(5)), as one that is on its way out, or that is
+/// another pid namespace's.
+fn is_ending(process: u32) -> bool {
+    match std::fs::read_dir(format!("/proc/{process}/fd")) {
+        Ok(mut descriptors) => descriptors.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
