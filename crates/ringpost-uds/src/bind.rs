@@ -129,7 +129,7 @@ fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard),
     if !options.unsafe_directory {
         directory.check_sticky()?;
     }
-    let lock = Lock::acquire(&directory, name)?;
+    let lock = acquire(&directory, name)?;
     match bind_locked(&directory, name, &lock, options) {
         Ok((socket, pin)) => {
             if let Err(error) = lock.record(None) {
@@ -143,6 +143,32 @@ fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard),
             }
             Err(error)
         }
+    }
+}
+
+/// Takes the lock. Its owner may be dying: of a process that is killed, the kernel closes one descriptor after
+/// the other, and others see some of that before the lock is free. Or it is starting. Both pass.
+fn acquire(directory: &Directory, name: &OsStr) -> Result<Lock, BindError> {
+    let give_up = Instant::now() + FORMER_OWNER_WAIT_MAX;
+    loop {
+        match Lock::acquire(directory, name) {
+            Err(BindError::AddressInUse { owner, .. })
+                if Instant::now() < give_up
+                    && (owner.is_some_and(is_ending) || occupant(directory, name).is_ok()) =>
+            {
+                std::thread::sleep(FORMER_OWNER_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// True if the process has no descriptors any more (proc_pid_fd(5)), as one that is on its way out, or that is
+/// another pid namespace's.
+fn is_ending(process: u32) -> bool {
+    match std::fs::read_dir(format!("/proc/{process}/fd")) {
+        Ok(mut descriptors) => descriptors.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ringpost::{Connection, ConnectionOptions, EngineChoice, Listener, Spin, spawn};
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines_alone;
-use ringpost_tests::rig::{ask, builder, echo, pair, place, run};
+use ringpost_tests::rig::{adopt, ask, block_on, builder, echo, join, place, run, sockets};
 
 on_both_engines_alone!(messages_flow, everything_else);
 
@@ -51,9 +51,13 @@ fn messages_flow(engine: EngineChoice) {
     let runtime = builder(engine).spin(Spin::Never).build().expect("a runtime");
     let ((), caught) = in_a_storm(|| {
         run(&runtime, async {
-            let (mut client, server) = pair(ConnectionOptions::new());
-            let server = spawn(echo(server));
-            // One at a time, so that it parks; then many; then large ones, which wait for room.
+            // On another thread, so that this one parks.
+            let (ours, theirs) = sockets();
+            let server = std::thread::spawn(move || {
+                block_on(engine, async { echo(adopt(theirs, ConnectionOptions::new())).await });
+            });
+            let mut client = adopt(ours, ConnectionOptions::new());
+            // One at a time; then many; then large ones, which wait for room.
             let mut sequence = 0;
             while sequence < 3000 || CAUGHT.load(Ordering::Relaxed) < 2000 {
                 ask(&mut client, sequence, 64).await;
@@ -73,7 +77,7 @@ fn messages_flow(engine: EngineChoice) {
             }
             assert!(receiver.recv().await.expect("a proper end").is_none());
             sending.await.expect("no panic");
-            server.await.expect("no panic");
+            join(server).await;
         });
     });
     assert!(caught >= 2000, "{caught} signals");

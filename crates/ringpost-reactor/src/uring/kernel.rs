@@ -194,6 +194,7 @@ impl Ring for KernelRing {
 
 impl Drop for KernelRing {
     fn drop(&mut self) {
+        super::setup::closes();
         if let Some(index) = self.registered
             && let Err(error) = sys::unregister_ring_fd(self.ring.as_raw_fd(), index)
         {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
@@ -27,10 +28,20 @@ const ENTRIES_MIN: u32 = 16;
 /// Completion entries for each submission entry. Receives are multishot, so completions outnumber
 /// submissions; what does not fit all the same is fetched from the kernel's overflow list.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;
-/// How long to wait for memory of rings that were closed, and the pauses between two looks.
+/// How long to wait for memory of rings that were closed: by another process, such as one that this one has
+/// taken over from; by this process. And the pauses between two looks.
 const MEMORY_WAIT_MAX: Duration = Duration::from_millis(250);
+const OWN_MEMORY_WAIT_MAX: Duration = Duration::from_secs(2);
 const MEMORY_PAUSE_MIN: Duration = Duration::from_millis(1);
 const MEMORY_PAUSE_MAX: Duration = Duration::from_millis(16);
+
+/// This process has closed a ring.
+static HAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that a ring of this process is being closed.
+pub(super) fn closes() {
+    HAS_CLOSED.store(true, Ordering::Relaxed);
+}
 
 impl Setup {
     /// Makes the ring and registers a buffer ring for the blocks of `pool`.
@@ -39,7 +50,8 @@ impl Setup {
     /// back at once: the kernel does that on a work queue, some milliseconds later. So a refusal for want of
     /// memory counts only if it lasts.
     pub(crate) fn build(&self, pool: Arc<PoolShared>) -> io::Result<Uring> {
-        let give_up = Instant::now() + MEMORY_WAIT_MAX;
+        let own = HAS_CLOSED.load(Ordering::Relaxed);
+        let give_up = Instant::now() + if own { OWN_MEMORY_WAIT_MAX } else { MEMORY_WAIT_MAX };
         let mut pause = MEMORY_PAUSE_MIN;
         loop {
             let built = self.build_with(&pool, |entries, no_sqarray| {

@@ -7,6 +7,8 @@ use ringpost_uds::{
     Address, BindError, BindOptions, ConnectErrorKind, FileKind, SocketKind, connect_kind,
 };
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::support::{bind, connect, directory, is_socket, leave_stale, mode, names, root_or_skip};
 
 #[test]
@@ -158,6 +160,27 @@ fn leftover_lock_file_does_not_matter() {
         drop(bind(&path).expect("free"));
         assert!(names(directory.path()).is_empty());
     }
+}
+
+/// The lock of a process that is being killed may go after its socket.
+#[test]
+fn the_lock_of_a_dying_owner_is_waited_for() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    leave_stale(&path);
+    let lock = std::fs::File::create(directory.path().join("app.sock.lock")).expect("create");
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(lock);
+    });
+    drop(bind(&path).expect("free in a moment"));
+    dying.join().expect("no panic");
+    assert!(names(directory.path()).is_empty());
+    // Who serves, or does not die, is not waited for longer than that.
+    let lock = std::fs::File::create(directory.path().join("app.sock.lock")).expect("create");
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+    assert!(bind(&path).expect_err("taken").is_address_in_use());
 }
 
 #[test]
