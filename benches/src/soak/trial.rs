@@ -27,7 +27,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at the processes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Longest time in which a client may receive nothing.
-const STALL_MAX: Duration = Duration::from_secs(20);
+const STALL_MAX: Duration = Duration::from_secs(60);
 /// Longest time for the server to be as it was before the load.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for the ends of all clients.
@@ -271,6 +271,8 @@ impl Crowd {
         let engine = self.engine;
         let record = |process: &mut Process| -> Result<Sample> {
             let (census, footprint) = process.sample(interrupt)?;
+            let lost = census.blocks_lost();
+            ensure!(lost == 0, "{}: {lost} receive blocks are lost or doubled", process.name);
             let seconds = start.elapsed().as_secs_f64();
             let process = process.name.clone();
             Ok(Sample { engine, process, seconds, census, footprint, reference })
