@@ -53,6 +53,14 @@ pub(crate) struct Census {
     pub(crate) connections_lingering: u64,
 }
 
+impl Census {
+    /// How far the receive blocks are from being conserved.
+    pub(crate) fn blocks_lost(&self) -> u64 {
+        let sum = self.pool_blocks_free + self.pool_blocks_kernel + self.pool_blocks_leased;
+        self.pool_blocks.abs_diff(sum)
+    }
+}
+
 /// What a process counts.
 #[derive(Debug)]
 pub(crate) struct Tally {

@@ -109,6 +109,7 @@ impl Report {
             println!("\n{}: {}", outcome.engine.name(), outcome.load);
             if !outcome.verdicts.is_empty() {
                 println!("{}", table(&outcome.verdicts));
+                println!("{}", rest(&outcome.verdicts));
             }
             if let Some(failure) = &outcome.failure {
                 println!("FAILED: {failure}");
@@ -251,10 +252,21 @@ fn figures(samples: &[Sample]) -> Vec<(&'static str, Vec<Series>)> {
     ]
 }
 
+/// Whether a verdict is worth a line on the terminal. The page and the JSON lines have all.
+fn is_shown(verdict: &Verdict) -> bool {
+    verdict.complaint.is_some() || SHOWN.contains(&verdict.process.as_str())
+}
+
+/// What the table leaves out, in words.
+fn rest(verdicts: &[Verdict]) -> String {
+    let hidden = verdicts.iter().filter(|verdict| !is_shown(verdict)).count();
+    format!("and {hidden} more figures, of the other clients, which are flat")
+}
+
 fn table(verdicts: &[Verdict]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(HEADINGS);
-    for verdict in verdicts {
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(HEADINGS);
+    for verdict in verdicts.iter().filter(|verdict| is_shown(verdict)) {
         table.add_row(row(verdict).into_iter().enumerate().map(|(column, text)| {
             let is_figure = (2..5).contains(&column);
             let side = if is_figure { CellAlignment::Right } else { CellAlignment::Left };
@@ -278,4 +290,6 @@ fn row(verdict: &Verdict) -> [String; 6] {
     ]
 }
 
+/// Processes whose figures are on the terminal even if they are flat.
+const SHOWN: [&str; 3] = [SERVER, "pingpong", "all"];
 const HEADINGS: [&str; 6] = ["process", "what", "start", "middle", "end", "verdict"];

@@ -296,6 +296,7 @@ pub(crate) async fn bytes(mut stream: ByteStream, tally: &Tally) -> Result<()> {
             ensure!(arrived == expected, "other bytes than were sent");
             stream.consume_unpin(len);
             position += len as u64;
+            tally.received();
             stream.write_all(&expected).await?;
         }
         Ok(stream.close().await?)
@@ -311,10 +312,7 @@ pub(crate) async fn bytes(mut stream: ByteStream, tally: &Tally) -> Result<()> {
         Err(error) if !(introduction.ending == Ending::Vanishing && vanished(&error)) => {
             bail!("{introduction}, byte {position}: {error:#}")
         }
-        _ => {
-            tally.received();
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }
 

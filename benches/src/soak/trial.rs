@@ -27,7 +27,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at the processes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Longest time in which a client may receive nothing.
-const STALL_MAX: Duration = Duration::from_secs(20);
+const STALL_MAX: Duration = Duration::from_secs(60);
 /// Longest time for the server to be as it was before the load.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for the ends of all clients.
@@ -37,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// What a process says when its peer has ended.
 const GONE: [&str; 5] =
     ["the peer is gone", "no server listens", "no such path", "Connection reset", "Broken pipe"];
-/// Longest time for all clients to have what they keep.
+/// Longest time for a client to have all that it keeps.
 const WARM_MAX: Duration = Duration::from_secs(120);
 /// Between the end of a client that was killed and the start of the next.
 const RESURRECTION_PAUSE: Duration = Duration::from_millis(100);
@@ -91,12 +91,11 @@ impl Trial {
         samples: &mut Vec<Sample>,
     ) -> Result<Record> {
         let directory = tempfile::Builder::new().prefix("ringpost-soak-").tempdir()?;
-        let mut crowd = self.start(directory.path().into(), interrupt)?;
-        let outcome = crowd.load(self, interrupt, progress, samples);
-        let outcome = match outcome {
-            Ok(()) => crowd.end(interrupt),
-            Err(error) => Err(error),
-        };
+        let outcome =
+            self.start(directory.path().into(), interrupt, progress).and_then(|mut crowd| {
+                crowd.load(self, interrupt, progress, samples)?;
+                crowd.end(interrupt)
+            });
         match outcome {
             Ok(mut record) => {
                 record.residue = fs::read_dir(directory.path())?
@@ -113,7 +112,12 @@ impl Trial {
         format!("engine {}, seed {}", self.engine.name(), self.seed)
     }
 
-    fn start(&self, directory: PathBuf, interrupt: &Interrupt) -> Result<Crowd> {
+    fn start(
+        &self,
+        directory: PathBuf,
+        interrupt: &Interrupt,
+        progress: &ProgressBar,
+    ) -> Result<Crowd> {
         let parent_pid = rustix::process::getpid().as_raw_nonzero().get();
         let order = Order { parent_pid, engine: self.engine, directory, role: Role::Server };
         let mut server = Process::start(SERVER, &order)?;
@@ -129,11 +133,15 @@ impl Trial {
             next_crash: Instant::now(),
             killed: 0,
         };
-        for (index, kind) in (0..).zip(Kind::LASTING) {
-            let mut process = crowd.client(kind, index)?;
-            let before = ready(&mut process, interrupt)?;
-            let (warm_messages, moved) = (kind.warm_messages(), Instant::now());
-            crowd.lasting.push(Lasting { process, before, warm_messages, messages: 0, moved });
+        progress.set_message("connecting");
+        for (number, kind) in (0..).zip(Kind::LASTING) {
+            if let Err(error) = crowd.admit(kind, number, interrupt) {
+                return Err(if interrupt.is_raised() {
+                    error
+                } else {
+                    crowd.with_last_words(error)
+                });
+            }
         }
         Ok(crowd)
     }
@@ -163,8 +171,6 @@ struct Crowd {
 struct Lasting {
     process: Process,
     before: Census,
-    /// Received by then, it has all that it keeps.
-    warm_messages: u64,
     messages: u64,
     /// When its number of messages last rose.
     moved: Instant,
@@ -188,7 +194,9 @@ impl Crowd {
         progress: &ProgressBar,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
-        self.warm_up(interrupt, progress)?;
+        for client in &mut self.lasting {
+            client.moved = Instant::now();
+        }
         let mut control = Control::start()?;
         let start = Instant::now();
         let mut next_sample = start + SAMPLE_EVERY;
@@ -215,33 +223,17 @@ impl Crowd {
         Ok(())
     }
 
-    /// Waits until every client has all its lasting connections, and used them.
-    fn warm_up(&mut self, interrupt: &Interrupt, progress: &ProgressBar) -> Result<()> {
-        progress.set_message("connecting");
+    /// Starts a client and waits until it has all its lasting connections, and has used them.
+    fn admit(&mut self, kind: Kind, number: u64, interrupt: &Interrupt) -> Result<()> {
+        let mut process = self.client(kind, number)?;
+        let before = ready(&mut process, interrupt)?;
         let end = Instant::now() + WARM_MAX;
-        loop {
-            let mut cold = Vec::new();
-            for client in &mut self.lasting {
-                let sampled = client.process.sample(interrupt);
-                let (census, _) = match sampled {
-                    Ok(sample) => sample,
-                    Err(error) if interrupt.is_raised() => return Err(error),
-                    Err(error) => return Err(self.with_last_words(error)),
-                };
-                client.moved = Instant::now();
-                if census.messages < client.warm_messages {
-                    cold.push(client.process.name.clone());
-                }
-            }
-            if cold.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= end {
-                let error = anyhow::anyhow!("not warm within {WARM_MAX:?}: {}", cold.join(", "));
-                return Err(self.with_last_words(error));
-            }
+        while process.sample(interrupt)?.0.messages < kind.warm_messages() {
+            ensure!(Instant::now() < end, "client {kind} is not warm within {WARM_MAX:?}");
             thread::sleep(LOOK_EVERY);
         }
+        self.lasting.push(Lasting { process, before, messages: 0, moved: Instant::now() });
+        Ok(())
     }
 
     /// Nobody has ended who should not, and who was killed comes again.
@@ -279,6 +271,8 @@ impl Crowd {
         let engine = self.engine;
         let record = |process: &mut Process| -> Result<Sample> {
             let (census, footprint) = process.sample(interrupt)?;
+            let lost = census.blocks_lost();
+            ensure!(lost == 0, "{}: {lost} receive blocks are lost or doubled", process.name);
             let seconds = start.elapsed().as_secs_f64();
             let process = process.name.clone();
             Ok(Sample { engine, process, seconds, census, footprint, reference })

@@ -21,10 +21,10 @@ use super::{
 const WARM_UP_PART: f64 = 0.2;
 /// Fewer samples than this in a part say nothing about a trend.
 const PART_SAMPLES_MIN: usize = 20;
+/// From this length on a run has to have enough samples, seconds.
+const TREND_SECONDS_MIN: f64 = 120.0;
 /// How much a floor may rise: a busy machine has this many things under way at any time.
 const FLOOR_RISE_MAX: f64 = 4.0;
-/// And this part of itself, for floors that are not near zero.
-const FLOOR_RISE_PART_MAX: f64 = 0.02;
 /// How much memory of a process may grow from the middle to the last part, KiB.
 const MEMORY_GROWTH_KIB_MAX: f64 = 2048.0;
 /// And how fast, KiB a minute, where the parts are far enough apart to tell.
@@ -99,11 +99,7 @@ fn at_end(process: &str, before: &Census, after: &Census) -> Verdict {
 
 /// What holds at every moment.
 fn always(samples: &[Sample]) -> Vec<Verdict> {
-    let lost = |sample: &Sample| {
-        let census = &sample.census;
-        let sum = census.pool_blocks_free + census.pool_blocks_kernel + census.pool_blocks_leased;
-        to_f64(census.pool_blocks.abs_diff(sum))
-    };
+    let lost = |sample: &Sample| to_f64(sample.census.blocks_lost());
     let stale = |sample: &Sample| to_f64(sample.census.completions_stale);
     [("blocks lost or doubled", &lost as &dyn Fn(&Sample) -> f64), ("stale completions", &stale)]
         .into_iter()
@@ -129,27 +125,46 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
     let names = std::iter::once(SERVER).chain(Kind::LASTING.map(Kind::name));
     for name in names {
         let own: Vec<&Sample> = samples.iter().filter(|sample| sample.process == name).collect();
-        let Some(parts) = Parts::of(&own) else { continue };
+        let Some(parts) = Parts::of(&own) else {
+            verdicts.extend(too_few(name, &own));
+            continue;
+        };
         let unexplained = |sample: &Sample| {
             let census = &sample.census;
             to_f64(census.descriptors)
                 - to_f64(census.connections_open + census.connections_lingering)
         };
-        verdicts.push(parts.floor(name, "descriptors without a connection", unexplained));
+        verdicts.push(parts.floor(
+            name,
+            "descriptors without a connection",
+            FLOOR_RISE_MAX,
+            unexplained,
+        ));
         verdicts.push(
             parts.memory(name, "anonymous KiB", |sample| to_f64(sample.footprint.anonymous_kib)),
         );
-        verdicts.push(parts.floor(name, "locked and pinned KiB", |sample| {
+        verdicts.push(parts.floor(name, "locked and pinned KiB", 0.0, |sample| {
             to_f64(sample.footprint.locked_kib + sample.footprint.pinned_kib)
         }));
-        verdicts.push(parts.floor(name, "threads", |sample| to_f64(sample.footprint.threads)));
-        verdicts.push(parts.floor(name, "operations in flight", |sample| {
-            to_f64(sample.census.operations_in_flight)
-        }));
-        verdicts.push(parts.floor(name, "timers", |sample| to_f64(sample.census.timers_pending)));
+        verdicts.push(parts.floor(name, "threads", 0.0, |sample| to_f64(sample.footprint.threads)));
+        verdicts.push(parts.floor(
+            name,
+            "operations beyond one a connection",
+            FLOOR_RISE_MAX,
+            |sample| {
+                let census = &sample.census;
+                to_f64(census.operations_in_flight)
+                    - to_f64(census.connections_open + census.connections_lingering)
+            },
+        ));
         verdicts.push(
-            parts.floor(name, "lent blocks", |sample| to_f64(sample.census.pool_blocks_leased)),
+            parts.floor(name, "timers", FLOOR_RISE_MAX, |sample| {
+                to_f64(sample.census.timers_pending)
+            }),
         );
+        verdicts.push(parts.floor(name, "lent blocks", FLOOR_RISE_MAX, |sample| {
+            to_f64(sample.census.pool_blocks_leased)
+        }));
         let rates = rates(&own);
         if name == SERVER {
             let bare = parts.values(|sample| sample.reference.control_per_s);
@@ -166,6 +181,22 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
         }
     }
     verdicts
+}
+
+/// A run that is long enough for trends, and whose samples are not.
+fn too_few(process: &str, samples: &[&Sample]) -> Option<Verdict> {
+    let seconds = samples.last()?.seconds;
+    (seconds >= TREND_SECONDS_MIN).then(|| Verdict {
+        process: process.to_owned(),
+        what: "samples",
+        start: 0.0,
+        middle: 0.0,
+        end: to_f64(samples.len() as u64),
+        complaint: Some(format!(
+            "{} within {seconds:.0} s say nothing about a trend; each part needs {PART_SAMPLES_MIN}",
+            samples.len()
+        )),
+    })
 }
 
 /// Figures per interval, one for each sample; the first has none.
@@ -224,9 +255,16 @@ impl<'a> Parts<'a> {
         }
     }
 
-    fn floor(&self, process: &str, what: &'static str, value: impl Fn(&Sample) -> f64) -> Verdict {
+    /// Compares the least values. `rise_max` is for what a busy machine has under way; 0: none at all.
+    fn floor(
+        &self,
+        process: &str,
+        what: &'static str,
+        rise_max: f64,
+        value: impl Fn(&Sample) -> f64,
+    ) -> Verdict {
         let mut verdict = self.verdict(process, what, &self.values(value), least);
-        let limit = verdict.middle + FLOOR_RISE_MAX.max(verdict.middle * FLOOR_RISE_PART_MAX);
+        let limit = verdict.middle + rise_max;
         if verdict.end > limit {
             verdict.complaint = Some(format!(
                 "the least of a part rose from {} to {}; {limit:.0} would do",
@@ -391,7 +429,7 @@ mod tests {
             ("anonymous KiB", |s, x| x.footprint.anonymous_kib += 10 * s),
             ("locked and pinned KiB", |s, x| x.footprint.locked_kib += s / 10),
             ("threads", |s, x| x.footprint.threads += s / 10),
-            ("operations in flight", |s, x| x.census.operations_in_flight += s / 5),
+            ("operations beyond one a connection", |s, x| x.census.operations_in_flight += s / 5),
             ("timers", |s, x| x.census.timers_pending += s / 5),
             ("CPU ns/message", |s, x| x.footprint.cpu_ns += 400 * s * s * s),
             ("blocks lost or doubled", |s, x| x.census.pool_blocks_free -= u64::from(s == 77)),
@@ -399,6 +437,14 @@ mod tests {
         for (what, leak) in leaks {
             assert_eq!(complaints(&samples(leak)), [what]);
         }
+    }
+
+    #[test]
+    fn a_long_run_with_few_samples_is_no_flat_one() {
+        let few: Vec<_> = samples(|_, _| {}).into_iter().step_by(10).collect();
+        assert_eq!(complaints(&few), ["samples"]);
+        let short: Vec<_> = samples(|_, _| {}).into_iter().take(30).collect();
+        assert_eq!(complaints(&short), [""; 0]);
     }
 
     #[test]

@@ -55,8 +55,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Those that live as long as the load.
+    /// Those that live as long as the load, in the order in which they start.
     pub(crate) const LASTING: [Self; 12] = [
+        // First, as its connections take longest.
+        Self::Idle,
         Self::Pingpong,
         Self::Pipeline,
         Self::Bulk,
@@ -68,7 +70,6 @@ impl Kind {
         Self::Descriptors,
         Self::Packets,
         Self::Bytes,
-        Self::Idle,
     ];
 
     pub(crate) fn name(self) -> &'static str {

@@ -244,6 +244,7 @@ async fn exchange_bytes(client: &Rc<Client>) -> Result<()> {
             let wanted = if client.below(3) == 0 { sent } else { sent.saturating_sub(20_000) };
             while echoed < wanted {
                 echoed += take(&mut stream, introduction.up(), echoed).await?;
+                client.tally.received();
             }
             client.pause(Duration::from_millis(1), Duration::from_millis(15)).await;
         }
@@ -254,7 +255,10 @@ async fn exchange_bytes(client: &Rc<Client>) -> Result<()> {
         loop {
             match take(&mut stream, introduction.up(), echoed).await? {
                 0 => break,
-                bytes => echoed += bytes,
+                bytes => {
+                    echoed += bytes;
+                    client.tally.received();
+                }
             }
         }
         ensure!(echoed == sent, "the stream ended early");
