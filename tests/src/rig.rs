@@ -223,7 +223,7 @@ pub async fn join<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Lets the runtime turn until `condition` holds, at most five seconds.
+/// Lets the runtime turn until `condition` holds, at most a quarter of [`LIMIT`].
 ///
 /// # Panics
 ///
@@ -234,5 +234,5 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             ringpost::sleep(Duration::from_micros(500)).await;
         }
     };
-    timeout(Duration::from_secs(5), turns).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(LIMIT / 4, turns).await.unwrap_or_else(|_| panic!("never: {what}"));
 }

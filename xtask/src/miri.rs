@@ -134,7 +134,7 @@ fn interpreted<'shell>(command: Cmd<'shell>, suite: &Suite, seeds: u32) -> Cmd<'
     if suite.concurrent {
         flags += &format!(" -Zmiri-many-seeds=0..{seeds}");
     }
-    command.args(["--target-dir", "target/miri"]).env("MIRIFLAGS", flags)
+    command.args(["--target-dir", "target/miri"]).env("MIRIFLAGS", flags).env("PROPTEST_CASES", "4")
 }
 
 /// Why nothing can be interpreted here, if so.

@@ -111,7 +111,7 @@ impl Sanitizer {
             Self::Thread if has_source => "-Zsanitizer=thread --cfg ringpost_tsan",
             // The standard library of the toolchain is built without it.
             Self::Thread => {
-                "-Zsanitizer=thread --cfg ringpost_tsan -Cunsafe-allow-abi-mismatch=sanitizer"
+                "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg ringpost_tsan"
             }
         };
         format!("{flags} -Cforce-frame-pointers=yes")
@@ -212,7 +212,9 @@ fn run_suite(
         if has_source {
             command = command.arg("-Zbuild-std");
         }
-        command.env("RUSTFLAGS", sanitizer.flags(has_source)).env("RUST_BACKTRACE", "1")
+        // Backtraces are made under a lock of std's, see tsan.txt.
+        let backtrace = if sanitizer == Sanitizer::Address { "1" } else { "0" };
+        command.env("RUSTFLAGS", sanitizer.flags(has_source)).env("RUST_BACKTRACE", backtrace)
     };
     let mut row = Row { sanitizer: sanitizer.name(), suite: suite.name, ..Row::default() };
     let command = match suite.work {
@@ -234,6 +236,10 @@ fn run_suite(
             let mut command = cargo("test").args(of).args(["--no-fail-fast", "--"]).args(filter);
             for exclusion in excluded {
                 command = command.args(["--skip", exclusion.tests]);
+            }
+            if sanitizer == Sanitizer::Thread {
+                // What is captured goes through a lock of std's, see tsan.txt.
+                command = command.arg("--nocapture");
             }
             command
         }
@@ -455,6 +461,8 @@ const SUITES: &[Suite] = &[
     Suite { name: "simulation", work: Work::Seeds, sanitizers: BOTH, excluded: &[] },
 ];
 
+const THREAD: &[Sanitizer] = &[Sanitizer::Thread];
+
 /// What is not run end to end.
 const END_TO_END: &[Exclusion] = &[
     Exclusion {
@@ -471,6 +479,12 @@ const END_TO_END: &[Exclusion] = &[
         tests: "backpressure::a_slow_reader",
         sanitizers: BOTH,
         reason: "needs a sender that is faster than its reader, and the sender is instrumented",
+    },
+    Exclusion {
+        tests: "runtime_end::a_thousand_in_flight",
+        sanitizers: THREAD,
+        reason: "a thousand operations do not end within the second that a runtime waits for them; what \
+                 is left is leaked on purpose, and the test counts descriptors",
     },
 ];
 

@@ -71,6 +71,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets of a kernel")]
     fn as_many_as_there_are() {
         if !rustix::process::geteuid().is_root() {
             // Past libtest's capture.
@@ -84,6 +85,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets of a kernel")]
     fn nobody_there() {
         let family = rustix::net::AddressFamily::UNIX;
         let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None);

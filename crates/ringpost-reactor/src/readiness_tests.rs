@@ -103,6 +103,7 @@ fn fill(socket: &OwnedFd) -> usize {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn readable_is_told_once_for_each_request() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -122,6 +123,7 @@ fn readable_is_told_once_for_each_request() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn the_end_of_a_peer_is_readable() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -137,6 +139,7 @@ fn the_end_of_a_peer_is_readable() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn writable_is_told_once_there_is_room() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -152,6 +155,7 @@ fn writable_is_told_once_there_is_room() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn a_full_receiver_of_datagrams_is_told_when_it_has_room() {
     each_engine(|rig, kind| {
         if kind != SocketType::DGRAM {
@@ -174,6 +178,7 @@ fn a_full_receiver_of_datagrams_is_told_when_it_has_room() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn both_readinesses_of_one_socket_are_told_apart() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -189,6 +194,7 @@ fn both_readinesses_of_one_socket_are_told_apart() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn cancelled_readiness_ends() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -218,6 +224,7 @@ fn cancelled_readiness_ends() {
 
 /// Asked for anew before the engine has settled, as a dispatcher does, and after.
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn readiness_can_be_asked_for_at_any_time() {
     each_engine(|rig, kind| {
         let (near, far) = socket_pair(kind);
@@ -249,6 +256,7 @@ fn readiness_can_be_asked_for_at_any_time() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn a_descriptor_number_used_again_is_watched_anew() {
     each_engine(|rig, kind| {
         for _ in 0..3 {

@@ -249,7 +249,9 @@ impl<T> Slot<T> {
         loop {
             match self.state.try_lock() {
                 Ok(state) => return state,
-                Err(std::sync::TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => {
+                    return PoisonError::into_inner(poisoned);
+                }
                 Err(std::sync::TryLockError::WouldBlock) => std::thread::yield_now(),
             }
         }

@@ -94,7 +94,7 @@ fn push_all<T>(mailbox: &Mailbox<T, Bell>, items: impl Iterator<Item = T>) {
 #[test]
 fn every_item_once_and_in_order_of_its_producer() {
     const PRODUCERS: usize = 4;
-    const ITEMS: usize = 20_000;
+    const ITEMS: usize = if cfg!(miri) { 60 } else { 20_000 };
     let mailbox = Arc::new(Mailbox::new(16, Bell::default()));
     let handles = Arc::new(Shutdown::new());
     let threads: Vec<_> = (0..PRODUCERS)
@@ -124,7 +124,7 @@ fn every_item_once_and_in_order_of_its_producer() {
 
 #[test]
 fn a_close_leaves_no_request_without_an_answer() {
-    for _ in 0..200 {
+    for _ in 0..if cfg!(miri) { 3 } else { 200 } {
         let mailbox = Arc::new(Mailbox::<OneshotSender<u32>, _>::new(4, Bell::default()));
         let submitters: Vec<_> = (0..3)
             .map(|_| {
@@ -161,7 +161,7 @@ fn a_close_leaves_no_request_without_an_answer() {
 #[test]
 fn blocks_come_back_once_and_wake_a_starved_owner() {
     const BLOCKS: u16 = 4;
-    const ROUNDS: usize = 20_000;
+    const ROUNDS: usize = if cfg!(miri) { 60 } else { 20_000 };
     struct Pool {
         leases: Vec<LeaseCount>,
         lent: Vec<AtomicBool>,
@@ -236,7 +236,7 @@ fn oneshots_deliver_across_threads() {
             }
         }
     });
-    for number in 0..10_000 {
+    for number in 0..if cfg!(miri) { 60 } else { 10_000 } {
         let (sender, receiver) = oneshot();
         requests.send((number, sender)).unwrap();
         assert_eq!(

@@ -79,6 +79,10 @@ fn every_split_of_a_native_stream_decodes_alike() {
 }
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "decodes half a million times; the whole stream is cut in every way above"
+)]
 fn every_split_of_every_truncated_native_stream_decodes_alike() {
     let stream = native_stream();
     for len in 0..stream.len() {

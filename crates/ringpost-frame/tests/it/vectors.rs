@@ -118,6 +118,7 @@ fn length_prefixed_streams() {
 
 /// The vectors are what the second implementation makes of the specification.
 #[test]
+#[cfg_attr(miri, ignore = "starts a program")]
 fn the_reference_implementation_writes_the_same_vectors() {
     let program = directory().join("reference.py");
     match Command::new("python3").arg("-B").arg(&program).output() {
