@@ -633,6 +633,10 @@ impl Sim {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) {
+        let is_bell = |flight: &Flight| matches!(flight.request, Request::Doorbell { .. });
+        if deadline.is_none() && self.completions.is_empty() && !self.flights.iter().any(is_bell) {
+            self.world.fail("a wait without end that no other thread could end");
+        }
         while self.completions.is_empty() {
             if self.world.has(Fault::EnterInterrupted) {
                 return;
