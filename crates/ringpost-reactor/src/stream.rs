@@ -762,6 +762,7 @@ impl StreamCell {
         if let Some(errno) = driver.failure() {
             state.unsent = Some(Box::new(memory));
             state.send_failure = Some(StreamError::from_errno(errno));
+            driver.wakers.extend(state.writer.take());
             return;
         }
         let started = driver.ops.start_send(&mut driver.engine, self, memory, silent);
