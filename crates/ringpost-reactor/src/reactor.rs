@@ -33,7 +33,7 @@ use crate::packet_cell::{PacketCell, PacketWork};
 use crate::pool::Pool;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
-use crate::stream::{Stream, StreamCell};
+use crate::stream::{Stream, StreamCell, StreamError};
 use crate::timers::{TimerId, Timers};
 use crate::wake::Inbox;
 
@@ -465,6 +465,11 @@ impl Core {
     /// True in a forked child: whatever belongs to this reactor is its parent's.
     pub(crate) fn is_in_child(&self) -> bool {
         self.fork.is_child()
+    }
+
+    /// Why nobody would wake who begins to wait now.
+    pub(crate) fn end(&self) -> Option<StreamError> {
+        self.is_closed().then_some(StreamError::RuntimeEnded)
     }
 
     fn turn(&self, wait: Wait) -> Result<(), EngineError> {
@@ -924,10 +929,10 @@ impl Core {
     fn let_go(&self) -> Vec<Waker> {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
-        driver.starved.clear();
-        driver.retry.clear();
-        driver.resting.clear();
-        driver.lingering.clear();
+        let errno = libc::ECANCELED;
+        self.fail_queued(driver, errno);
+        // Who holds on to a connection may still ask for something; nothing is started for them.
+        driver.failed.get_or_insert(errno);
         if let Some(block) = driver.hands.surrender_block() {
             driver.pool.retire(block);
         }
