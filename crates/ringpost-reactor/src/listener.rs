@@ -96,7 +96,7 @@ impl Listener {
             }
             return Poll::Ready(Ok(socket));
         }
-        if let Some(error) = state.failure {
+        if let Some(error) = state.failure.or_else(|| self.core.end()) {
             return Poll::Ready(Err(error));
         }
         match &mut state.waiter {

@@ -205,6 +205,9 @@ impl Packets {
             Some(Ok(())) => Poll::Ready(Ok(false)),
             Some(Err(error)) => Poll::Ready(Err(error)),
             None => {
+                if let Some(error) = self.core.end() {
+                    return Poll::Ready(Err(error));
+                }
                 replace_waker(&mut state.reader, context);
                 Poll::Pending
             }
@@ -235,7 +238,7 @@ impl Packets {
     /// polls that. Cancel safe.
     pub fn poll_arrival(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.cell.state.borrow_mut();
-        if !state.arrived.is_empty() || state.end.is_some() {
+        if !state.arrived.is_empty() || state.end.is_some() || self.core.is_closed() {
             return Poll::Ready(());
         }
         replace_waker(&mut state.watcher, context);
@@ -288,6 +291,9 @@ impl Packets {
         match state.check(to, &self.cell.options) {
             Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
             Ok(_) => {
+                if let Some(error) = self.core.end() {
+                    return Poll::Ready(Err(error.into()));
+                }
                 state.wait(context);
                 Poll::Pending
             }
@@ -311,7 +317,9 @@ impl Packets {
     /// Something accepted could not be sent; each such failure is told once.
     pub fn poll_flushed(&self, context: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(error) = state.send_error() {
+        let failure = state.send_error();
+        let unsent = state.queue.packets() > 0;
+        if let Some(error) = failure.or_else(|| self.core.end().filter(|_| unsent)) {
             let to = SocketName::UNNAMED;
             return Poll::Ready(Err(SendFailure { to, error: error.into() }));
         }

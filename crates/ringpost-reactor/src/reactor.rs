@@ -33,7 +33,7 @@ use crate::packet_cell::{PacketCell, PacketWork};
 use crate::pool::Pool;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
-use crate::stream::{Stream, StreamCell};
+use crate::stream::{Stream, StreamCell, StreamError};
 use crate::timers::{TimerId, Timers};
 use crate::wake::Inbox;
 
@@ -82,6 +82,8 @@ pub(crate) struct Driver {
     /// Set once the engine can't go on: the error number all operations report from then on.
     failed: Option<i32>,
     fork: Rc<ForkMark>,
+    /// The failure that made room for a request ran into, wherever that was: the next turn tells everybody.
+    untold: Option<EngineError>,
 }
 
 /// Shared by the reactor and everything that lives on it. One thread only.
@@ -192,6 +194,7 @@ impl Reactor {
             doorbell: None,
             failed: None,
             fork: Rc::clone(&fork),
+            untold: None,
         };
         if config.spin == Spin::Always {
             driver.engine.spin(true);
@@ -363,8 +366,11 @@ impl Driver {
 
     /// Performs what is staged, to make room for more. Completions stay in the engine.
     pub(crate) fn make_room(&mut self) {
-        if let Err(error) = self.engine.enter(false, None) {
+        if self.failed.is_none()
+            && let Err(error) = self.engine.enter(false, None)
+        {
             self.fail(&error);
+            self.untold = Some(error);
         }
     }
 
@@ -461,8 +467,21 @@ impl Core {
         self.fork.is_child()
     }
 
+    /// Why nobody would wake who begins to wait now.
+    pub(crate) fn end(&self) -> Option<StreamError> {
+        self.is_closed().then_some(StreamError::RuntimeEnded)
+    }
+
     fn turn(&self, wait: Wait) -> Result<(), EngineError> {
-        let failed = self.driver.borrow().failed;
+        let (failed, untold) = {
+            let mut driver = self.driver.borrow_mut();
+            (driver.failed, driver.untold.take())
+        };
+        if let Some(error) = untold {
+            // A request of a task has found out.
+            self.fail_all_after_failure();
+            return Err(error);
+        }
         if let Some(errno) = failed {
             return self.turn_failed(wait, errno);
         }
@@ -475,17 +494,23 @@ impl Core {
         }
         self.stage();
         let outcome = self.wait(wait);
+        if outcome.is_err() {
+            // What came before the failure: without it a short silent send would count as whole.
+            self.reap();
+        }
         self.dispatch();
-        if let Err(error) = outcome {
-            self.driver.borrow_mut().fail(&error);
-            self.fail_all();
-            return Err(error);
+        let failure = {
+            let mut driver = self.driver.borrow_mut();
+            let untold = driver.untold.take();
+            outcome.inspect_err(|error| driver.fail(error)).err().or(untold)
+        };
+        match failure {
+            Some(error) => {
+                self.fail_all_after_failure();
+                Err(error)
+            }
+            None => Ok(()),
         }
-        if self.driver.borrow().failed.is_some() {
-            // An enter that made room failed; its error has been logged.
-            self.fail_all();
-        }
-        Ok(())
     }
 
     /// Turns the outbound bytes of every dirty connection into a send, and repeats what found no room.
@@ -660,6 +685,12 @@ impl Core {
             driver.spinner.parked(start.elapsed());
         }
         result
+    }
+
+    fn reap(&self) {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        driver.engine.reap(&mut driver.batch);
     }
 
     /// Hands completions to whom they belong. Order matters in one place: completions first, so that
@@ -844,6 +875,15 @@ impl Core {
         driver.cancels.clear();
     }
 
+    /// As [`Core::fail_all`], behind what the kernel had done by then: it may be an accepted socket.
+    fn fail_all_after_failure(&self) {
+        if !self.is_in_child() {
+            self.reap();
+            self.dispatch();
+        }
+        self.fail_all();
+    }
+
     /// Tells everybody with an operation in flight that it has failed. The operations themselves stay
     /// in their slots: the kernel may still perform them.
     fn fail_all(&self) {
@@ -891,10 +931,10 @@ impl Core {
     fn let_go(&self) -> Vec<Waker> {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
-        driver.starved.clear();
-        driver.retry.clear();
-        driver.resting.clear();
-        driver.lingering.clear();
+        let errno = libc::ECANCELED;
+        self.fail_queued(driver, errno);
+        // Who holds on to a connection may still ask for something; nothing is started for them.
+        driver.failed.get_or_insert(errno);
         if let Some(block) = driver.hands.surrender_block() {
             driver.pool.retire(block);
         }
@@ -922,7 +962,9 @@ impl Core {
             {
                 let mut driver = self.driver.borrow_mut();
                 let driver = &mut *driver;
-                if driver.engine.enter(cancelled, Some(deadline)).is_err() {
+                // A cancel that found no room is not waited for: nothing would end the wait.
+                let wait = cancelled && driver.cancels.is_empty();
+                if driver.engine.enter(wait, Some(deadline)).is_err() {
                     return;
                 }
                 driver.engine.reap(&mut driver.batch);

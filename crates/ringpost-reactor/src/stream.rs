@@ -218,6 +218,9 @@ impl Stream {
             Some(Ok(())) => Poll::Ready(Ok(Inbound::EndOfFile)),
             Some(Err(error)) => Poll::Ready(Err(error)),
             None => {
+                if let Some(error) = self.core.end() {
+                    return Poll::Ready(Err(error));
+                }
                 replace_waker(&mut state.reader, context);
                 Poll::Pending
             }
@@ -239,7 +242,7 @@ impl Stream {
     /// whoever polls that. Cancel safe.
     pub fn poll_arrival(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.cell.state.borrow_mut();
-        if state.first.is_some() || state.end.is_some() {
+        if state.first.is_some() || state.end.is_some() || self.core.is_closed() {
             return Poll::Ready(());
         }
         replace_waker(&mut state.watcher, context);
@@ -306,6 +309,9 @@ impl Stream {
         match self.has_prompt_room() {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
+                if let Some(error) = self.core.end() {
+                    return Poll::Ready(Err(error));
+                }
                 replace_waker(&mut self.cell.state.borrow_mut().writer, context);
                 self.core.writers_wait.set(true);
                 Poll::Pending
@@ -326,6 +332,9 @@ impl Stream {
         }
         if state.unsent_bytes() == 0 {
             return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = self.core.end() {
+            return Poll::Ready(Err(error));
         }
         replace_waker(&mut state.writer, context);
         self.core.writers_wait.set(true);
@@ -762,6 +771,7 @@ impl StreamCell {
         if let Some(errno) = driver.failure() {
             state.unsent = Some(Box::new(memory));
             state.send_failure = Some(StreamError::from_errno(errno));
+            driver.wakers.extend(state.writer.take());
             return;
         }
         let started = driver.ops.start_send(&mut driver.engine, self, memory, silent);

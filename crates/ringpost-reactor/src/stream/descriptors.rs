@@ -180,6 +180,9 @@ impl Stream {
             }
         }
         if state.sending || state.unsent.is_some() || !state.outbound.is_empty() {
+            if let Some(error) = self.core.end() {
+                return Poll::Ready(Err(DescriptorSendError::Ended(error)));
+            }
             replace_waker(&mut state.writer, context);
             self.core.writers_wait.set(true);
             return Poll::Pending;
