@@ -107,7 +107,7 @@ fn play(scenario: &Scenario, simulation: &Simulation, rates: Rates) {
 }
 
 /// Without faults, everything comes to an end: of what the scenario had, nothing is left.
-fn settle(runtime: &Runtime) {
+pub(crate) fn settle(runtime: &Runtime) {
     for _ in 0..SETTLE_TURNS_MAX {
         runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
         let stats = runtime.stats();
@@ -123,7 +123,7 @@ fn settle(runtime: &Runtime) {
     );
 }
 
-fn descriptors() -> usize {
+pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
