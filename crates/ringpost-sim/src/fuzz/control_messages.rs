@@ -20,7 +20,7 @@ pub fn control_messages(data: &[u8]) {
         message(&mut input, &mut bytes);
     }
     let mut whole = bytes.len();
-    bytes.resize(whole.next_multiple_of(WORD_BYTES), 0xEE);
+    bytes.resize(whole.next_multiple_of(WORD_BYTES), PADDING);
     match cut {
         0..=127 => {}
         128..=250 => whole = whole.saturating_sub(usize::from(cut - 127)),
@@ -66,7 +66,7 @@ fn message(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(body);
     // The next header is aligned (cmsg(3)); a spoiled length leads the parser elsewhere.
-    bytes.resize(bytes.len().next_multiple_of(WORD_BYTES), 0xEE);
+    bytes.resize(bytes.len().next_multiple_of(WORD_BYTES), PADDING);
 }
 
 /// What cmsg(3) says, byte by byte, over the words that count. A message that goes beyond the end, or is
@@ -122,6 +122,8 @@ fn check_written(found: &[Found]) {
 
 /// The buffer that a receive has.
 const BUFFER_BYTES_MAX: usize = 4096;
+/// Behind a body; read by mistake, it makes numbers that a descriptor can have.
+const PADDING: u8 = 0x11;
 const WORD_BYTES: usize = 8;
 const NUMBER_BYTES: usize = 4;
 /// Length, level and kind (cmsg(3)).

@@ -45,6 +45,10 @@ fn repaired(packet: &[u8], repair: u8) -> Vec<u8> {
             let body = u32::try_from(len - 8).expect("packets are short");
             header[..4].copy_from_slice(&body.to_le_bytes());
         }
+        if repair & 0x41 == 0x41 {
+            // A length near that of the packet, and most likely another one.
+            header[1..4].fill(0);
+        }
         if repair & 6 == 0 {
             header[4..7].copy_from_slice(&[1, 0, 0]);
         }
