@@ -4,6 +4,7 @@ use ringpost_frame::{
     Decoder, FrameHeader, FrameKind, Profile, ProtocolError, Step, packet_header, packet_message,
 };
 
+use super::drive::check_told;
 use super::input::Input;
 use super::reference::{self, check_byte};
 
@@ -75,6 +76,9 @@ fn check_datagram(packet: &[u8]) {
         },
     };
     assert_eq!(found, expected);
+    if let Err(error) = &found {
+        check_told(error);
+    }
     let plain = found == Ok(FrameHeader::message(found.map_or(0, |header| header.len)));
     let body = packet.get(8..).filter(|_| plain);
     assert_eq!(packet_message(packet), body, "the fast way and the slow one differ");
