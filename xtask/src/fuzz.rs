@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
@@ -81,13 +81,20 @@ pub(crate) fn fuzz(arguments: &FuzzArgs) -> Result<Outcome> {
         }
         table.push((target, figures));
     }
-    println!("{:<24} {:>12} {:>10} {:>10}  crash", "target", "executions", "coverage", "features");
+    println!(
+        "{:<18} {:>12} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8}  crash",
+        "target", "executions", "exec/s", "CPU s", "edges", "features", "inputs", "KB"
+    );
     for (target, figures) in &table {
         println!(
-            "{target:<24} {:>12} {:>10} {:>10}  {}",
+            "{target:<18} {:>12} {:>8.0} {:>8.1} {:>8} {:>9} {:>8} {:>8}  {}",
             figures.executions,
+            figures.executions as f64 / figures.time.as_secs_f64().max(0.001),
+            figures.processor_time.as_secs_f64(),
             figures.coverage,
             figures.features,
+            figures.inputs,
+            figures.input_bytes.div_ceil(1024),
             figures.crash.as_deref().unwrap_or("none")
         );
     }
@@ -137,6 +144,13 @@ struct Figures {
     coverage: u64,
     features: u64,
     crash: Option<String>,
+    /// How long it ran, start and replay of the corpus included.
+    time: Duration,
+    /// What its process and those of cargo used of it.
+    processor_time: Duration,
+    /// Inputs stored in the project or found on this machine, after the run.
+    inputs: usize,
+    input_bytes: u64,
 }
 
 impl Figures {
@@ -173,6 +187,7 @@ fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) 
     // libFuzzer prints a line for each input it keeps: tens of thousands that bury everything else.
     let mut figures = Figures::default();
     let mut last = VecDeque::with_capacity(LINES_SHOWN_MAX);
+    let (start, processor_start) = (Instant::now(), children_time()?);
     let status =
         observe_silently(command, Duration::from_secs(seconds) + RUN_TIME_EXTRA, |line| {
             figures.line(line);
@@ -181,6 +196,14 @@ fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) 
             }
             last.push_back(line.to_owned());
         })?;
+    figures.time = start.elapsed();
+    figures.processor_time = children_time()?.saturating_sub(processor_start);
+    for folder in [&found, &stored] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            figures.inputs += 1;
+            figures.input_bytes += entry?.metadata()?.len();
+        }
+    }
     if !status.success() || figures.crash.is_some() {
         last.iter().for_each(|line| println!("{line}"));
     }
@@ -189,6 +212,24 @@ fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) 
     }
     Ok(figures)
 }
+
+/// Processor time of all processes that this one has started and waited for, and of those that they have:
+/// `cutime` and `cstime` of proc_pid_stat(5).
+fn children_time() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
+    let ticks = ticks_of_children(&stat).context("/proc/self/stat has another form")?;
+    Ok(Duration::from_millis(ticks * (1000 / TICKS_PER_SECOND)))
+}
+
+fn ticks_of_children(stat: &str) -> Option<u64> {
+    // "id (name) state ...", where the name may hold anything; the state is field 3.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    Some(field(16)? + field(17)?)
+}
+
+/// USER_HZ, in which the kernel tells times to programs; 100 on all architectures that Rust runs on.
+const TICKS_PER_SECOND: u64 = 100;
 
 /// The names of the fuzz targets.
 fn targets(root: &Path) -> Result<Vec<String>> {
@@ -243,7 +284,8 @@ mod tests {
         ] {
             figures.line(line);
         }
-        let expected = Figures { executions: 9000, coverage: 58, features: 62, crash: None };
+        let expected =
+            Figures { executions: 9000, coverage: 58, features: 62, ..Figures::default() };
         assert_eq!(figures, expected);
     }
 
@@ -252,6 +294,13 @@ mod tests {
         let mut figures = Figures::default();
         figures.line("artifact_prefix='fuzz/artifacts/a/'; Test unit written to fuzz/a/crash-1");
         assert_eq!(figures.crash.as_deref(), Some("fuzz/a/crash-1"));
+    }
+
+    #[test]
+    fn reads_the_time_of_children() {
+        let stat = "7 (a) b) (c) R 1 7 7 0 -1 4194304 100 200 0 0 11 12 130 14 20 0 1 0 99 1 2";
+        assert_eq!(ticks_of_children(stat), Some(144));
+        assert_eq!(ticks_of_children("7 (a) R 1"), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bench;
 mod canaries;
 mod ci;
+mod coverage;
 mod doctor;
 mod fuzz;
 mod loom;
@@ -44,6 +45,8 @@ enum Command {
     Loom(loom::LoomArgs),
     /// Runs the fuzz targets, each for a given time
     Fuzz(fuzz::FuzzArgs),
+    /// Says which lines the stored inputs of the fuzz targets reach, and fails below a bound
+    Coverage(coverage::CoverageArgs),
     /// Runs ringpost on a simulated kernel with faults, by seed
     Sim(sim::SimArgs),
     /// Loads ringpost with everything at once for minutes, which has to be flat; all arguments, --help too,
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Loom(arguments) => loom::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Coverage(arguments) => coverage::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Canaries(arguments) => canaries::run(&arguments),

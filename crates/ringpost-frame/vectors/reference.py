@@ -165,6 +165,26 @@ def decode_prefixed(data, width, byte_order, limit):
     return dict(frames=frames, error=error, end=end, position=at)
 
 
+# Packets: one frame each
+
+
+def decode_packet(data):
+    """The header of the frame in a packet. What may come on this connection is for admit to say."""
+    if len(data) < 8:
+        raise Refused("PacketLength")
+    header = decode_header(data[:8])
+    if len(data) != 8 + header["len"]:
+        raise Refused("PacketLength")
+    return header
+
+
+def decode_prefixed_packet(data, width, byte_order):
+    """The message in a packet of the length-prefixed profile."""
+    if len(data) < width or len(data) != width + int.from_bytes(data[:width], byte_order):
+        raise Refused("PacketLength")
+    return data[width:].hex()
+
+
 # Vectors
 
 
@@ -362,9 +382,65 @@ def prefixed_vectors():
     return vectors
 
 
+def packet_vectors():
+    hi = frame(MSG, b"hi")
+    cases = [
+        ("message", hi),
+        ("empty message", frame(MSG)),
+        ("longer message", frame(MSG, bytes(range(256)) * 2)),
+        ("end", frame(FIN)),
+        ("control frame", frame(PING, b"tick")),
+        ("unknown kind that may be skipped", frame(7, b"skip me")),
+        ("unknown kind that may not", frame(7, b"heed me", CRITICAL)),
+        ("flags and descriptors", frame(MSG, b"hi", MORE | EXT | CRITICAL, 3)),
+        ("nothing", b""),
+        ("one byte", hi[:1]),
+        ("no whole header", hi[:7]),
+        ("no whole header, and wrong", b"\xff" * 7),
+        ("header alone", hi[:8]),
+        ("one byte too few", hi[:9]),
+        ("one byte too many", hi + b"!"),
+        ("two frames", hi + hi),
+        ("no byte behind an empty message", frame(MSG) + b"!"),
+        ("longest length", encode_header(2**32 - 1) + b"hi"),
+        ("wrong check byte", hi[:7] + bytes([hi[7] ^ 1]) + b"hi"),
+        ("wrong check byte and length", hi[:7] + bytes([hi[7] ^ 1])),
+        ("kind zero", encode_header(2, 0) + b"hi"),
+        ("unknown flag", frame(MSG, b"hi", 0x08)),
+        ("control frame of a wrong length", frame(FIN, b"x")),
+    ]
+    return [dict(name=name, bytes=data.hex(), **dict(zip(("fields", "error"), result(decode_packet, data))))
+            for name, data in cases]
+
+
+def prefixed_packet_vectors():
+    vectors = []
+    for width in (2, 4, 8):
+        for byte_order in ("little", "big"):
+            def prefixed(body):
+                return len(body).to_bytes(width, byte_order) + body
+
+            cases = [
+                ("message", prefixed(b"hi")),
+                ("empty message", prefixed(b"")),
+                ("nothing", b""),
+                ("no whole length", prefixed(b"hi")[:width - 1]),
+                ("length alone", prefixed(b"hi")[:width]),
+                ("one byte too few", prefixed(b"hi")[:-1]),
+                ("one byte too many", prefixed(b"hi") + b"!"),
+                ("longest length", b"\xff" * width + b"hi"),
+            ]
+            for name, data in cases:
+                body, error = result(decode_prefixed_packet, data, width, byte_order)
+                vectors.append(dict(name=name, width_bytes=width, byte_order=byte_order,
+                                    bytes=data.hex(), body=body, error=error))
+    return vectors
+
+
 def main():
     sections = dict(hello=hello_vectors(), agreements=agreement_vectors(), headers=header_vectors(),
-                    streams=stream_vectors(), length_prefixed=prefixed_vectors())
+                    streams=stream_vectors(), length_prefixed=prefixed_vectors(),
+                    packets=packet_vectors(), prefixed_packets=prefixed_packet_vectors())
     text = []
     for name, vectors in sections.items():
         lines = ",\n".join("    " + json.dumps(vector) for vector in vectors)

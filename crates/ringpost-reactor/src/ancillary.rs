@@ -189,7 +189,7 @@ const fn aligned(bytes: usize) -> usize {
 
 /// What a descriptor in a control buffer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// The peer passed it (SCM_RIGHTS).
     Passed,
     /// The kernel added it (SCM_PIDFD).
@@ -198,7 +198,11 @@ enum Kind {
 
 /// Calls `found` for each descriptor number in the first `written` bytes of a control buffer. Other kinds
 /// of control messages are skipped, and what makes no sense ends the walk.
-fn each_descriptor(control: &[usize], written: usize, mut found: impl FnMut(Kind, RawFd)) {
+pub(crate) fn each_descriptor(
+    control: &[usize],
+    written: usize,
+    mut found: impl FnMut(Kind, RawFd),
+) {
     const HEADER_WORDS: usize = HEADER_BYTES / WORD_BYTES;
     const _: () = assert!(HEADER_BYTES == WORD_BYTES + 2 * size_of::<i32>());
     let mut rest = control.get(..written / WORD_BYTES).unwrap_or(control);
@@ -239,7 +243,7 @@ fn numbers_of(word: usize) -> impl Iterator<Item = i32> {
 }
 
 /// Writes a control message with these descriptors; the bytes of it, or `None` if they don't fit.
-fn write_rights(
+pub(crate) fn write_rights(
     control: &mut [usize],
     numbers: impl ExactSizeIterator<Item = RawFd>,
 ) -> Option<usize> {

@@ -23,6 +23,9 @@ mod clock;
 mod config;
 mod engine;
 mod epoll;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod listener;
 mod memory;
 mod ops;

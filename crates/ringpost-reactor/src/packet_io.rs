@@ -95,10 +95,21 @@ impl SocketName {
     }
 
     /// Bytes of the address for the kernel.
-    fn address_bytes(&self) -> libc::socklen_t {
+    pub(crate) fn address_bytes(&self) -> libc::socklen_t {
         // A path ends with a zero byte, but for one of 108 bytes, which others may have bound.
         let end = u32::from(self.as_path().is_some());
         FAMILY_BYTES + (u32::from(self.len) + end).min(PATH_BYTES)
+    }
+
+    /// The name in an address that the kernel has written.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn received(
+        path: &[u8; Self::BYTES_MAX + 1],
+        address_bytes: libc::socklen_t,
+    ) -> Self {
+        let mut name = Self { path: *path, ..Self::UNNAMED };
+        name.settle(address_bytes);
+        name
     }
 
     /// Takes what the kernel wrote: `address_bytes` of family and path.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod flow;
+pub mod fuzz;
 mod names;
 mod rig;
 pub mod run;

@@ -187,33 +187,38 @@ impl Stage {
         self.simulation.set_rates(Rates::NONE);
     }
 
-    /// Without faults, everything comes to an end: of what the program had, nothing is left.
+    /// See [`settle`].
     pub(crate) fn settle(&self) {
-        for _ in 0..SETTLE_TURNS_MAX {
-            self.runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
-            let stats = self.runtime.stats();
-            // The doorbell stays.
-            if stats.operations_in_flight <= 1
-                && stats.pool_blocks_leased == 0
-                && stats.timers_pending == 0
-                && stats.connections_lingering == 0
-            {
-                return;
-            }
-        }
-        let stats = self.runtime.stats();
-        panic!(
-            "{} operations, {} blocks, {} timers and {} dropped connections are never let go of",
-            stats.operations_in_flight,
-            stats.pool_blocks_leased,
-            stats.timers_pending,
-            stats.connections_lingering
-        );
+        settle(&self.runtime);
     }
 }
 
+/// Without faults, everything comes to an end: of what the program had, nothing is left.
+pub(crate) fn settle(runtime: &Runtime) {
+    for _ in 0..SETTLE_TURNS_MAX {
+        runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
+        let stats = runtime.stats();
+        // The doorbell stays.
+        if stats.operations_in_flight <= 1
+            && stats.pool_blocks_leased == 0
+            && stats.timers_pending == 0
+            && stats.connections_lingering == 0
+        {
+            return;
+        }
+    }
+    let stats = runtime.stats();
+    panic!(
+        "{} operations, {} blocks, {} timers and {} dropped connections are never let go of",
+        stats.operations_in_flight,
+        stats.pool_blocks_leased,
+        stats.timers_pending,
+        stats.connections_lingering
+    );
+}
+
 /// Descriptors that are open.
-fn descriptors() -> BTreeSet<RawFd> {
+pub(crate) fn descriptors() -> BTreeSet<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return BTreeSet::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut numbers: Vec<RawFd> = names.filter_map(|name| name.parse().ok()).collect();

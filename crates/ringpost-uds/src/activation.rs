@@ -217,7 +217,7 @@ impl IntoIterator for Activation {
 }
 
 /// The names of the promised descriptors.
-fn promised(
+pub(crate) fn promised(
     variable: impl Fn(&'static str) -> Option<Vec<u8>>,
 ) -> Result<Vec<String>, ActivationError> {
     let number = |name| match variable(name) {

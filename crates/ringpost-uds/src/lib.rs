@@ -56,6 +56,9 @@ mod connect;
 mod credentials;
 mod descriptor;
 mod directory;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 pub mod handover;
 mod liveness;

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use ringpost_frame::{
     Agreement, ByteOrder, Decoder, Features, FrameFlags, FrameHeader, FrameKind, Hello, HelloError,
-    LengthPrefix, PrefixWidth, Profile, ProtocolError, StreamEnd,
+    LengthPrefix, PrefixWidth, Profile, ProtocolError, Step, StreamEnd, packet_header,
+    packet_message,
 };
 use ringpost_testkit::frame_oracle::{Frame, Reader, Transcript, read_stream};
 use serde_json::Value;
@@ -85,18 +86,7 @@ fn streams() {
 fn length_prefixed_streams() {
     for vector in section("length_prefixed", 56) {
         let stream = bytes(&vector["bytes"]);
-        let width = match number(&vector["width_bytes"]) {
-            2_u8 => PrefixWidth::U16,
-            4 => PrefixWidth::U32,
-            8 => PrefixWidth::U64,
-            other => panic!("no length field has {other} bytes"),
-        };
-        let byte_order = match vector["byte_order"].as_str() {
-            Some("little") => ByteOrder::Little,
-            Some("big") => ByteOrder::Big,
-            other => panic!("no byte order is called {other:?}"),
-        };
-        let prefix = LengthPrefix { width, byte_order };
+        let prefix = length_prefix(&vector);
         let decoder = Decoder::length_prefixed(prefix, number(&vector["frame_bytes_max"]));
         let found = check_stream(&vector, &decoder, &stream, |frame| {
             let body = bytes(frame);
@@ -113,6 +103,45 @@ fn length_prefixed_streams() {
         }
         let complete = usize::try_from(found.position_bytes).expect("short");
         assert_eq!(encoded, stream[..complete], "{vector}");
+    }
+}
+
+#[test]
+fn packets() {
+    let mut hello = Hello::new(1024, 0);
+    hello.supported = Features(7);
+    hello.fds_max = 253;
+    let agreement = hello.agree(&hello).expect("equal greetings agree");
+    for vector in section("packets", 23) {
+        let packet = bytes(&vector["bytes"]);
+        let found = packet_header(&packet);
+        assert_eq!(found.err().map(error_name), text(&vector["error"]), "{vector}");
+        let checked = Decoder::native(&agreement).check_packet(&packet);
+        assert_eq!(checked, found.map(|_| ()), "{vector}");
+        let plain = found.is_ok_and(|header| header == FrameHeader::message(header.len));
+        assert_eq!(packet_message(&packet), packet.get(8..).filter(|_| plain), "{vector}");
+        let Ok(found) = found else { continue };
+        assert_eq!(found, header(&vector["fields"], number(&vector["fields"]["len"])));
+        assert_eq!([&found.encode()[..], &packet[8..]].concat(), packet, "{vector}");
+    }
+}
+
+#[test]
+fn length_prefixed_packets() {
+    for vector in section("prefixed_packets", 48) {
+        let packet = bytes(&vector["bytes"]);
+        let prefix = length_prefix(&vector);
+        let mut decoder = Decoder::length_prefixed(prefix, 1024);
+        let checked = decoder.check_packet(&packet);
+        assert_eq!(checked.err().map(error_name), text(&vector["error"]), "{vector}");
+        if checked.is_err() {
+            continue;
+        }
+        let body = bytes(&vector["body"]);
+        let Ok(Step::Frame { body: found, .. }) = decoder.step(&packet) else {
+            panic!("a packet is one frame: {vector}");
+        };
+        assert_eq!(packet[found], body, "{vector}");
     }
 }
 
@@ -153,6 +182,21 @@ fn check_stream(
     assert_eq!(found.end.ok().map(end_name), text(&vector["end"]), "{vector}");
     assert_eq!(found.position_bytes, number::<u64>(&vector["position"]), "{vector}");
     found
+}
+
+fn length_prefix(vector: &Value) -> LengthPrefix {
+    let width = match number(&vector["width_bytes"]) {
+        2_u8 => PrefixWidth::U16,
+        4 => PrefixWidth::U32,
+        8 => PrefixWidth::U64,
+        other => panic!("no length field has {other} bytes"),
+    };
+    let byte_order = match vector["byte_order"].as_str() {
+        Some("little") => ByteOrder::Little,
+        Some("big") => ByteOrder::Big,
+        other => panic!("no byte order is called {other:?}"),
+    };
+    LengthPrefix { width, byte_order }
 }
 
 fn agreement(value: &Value) -> Agreement {

@@ -1,5 +1,6 @@
 //! What the simulated kernel does with operations, whichever seam they came over.
 
+use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;

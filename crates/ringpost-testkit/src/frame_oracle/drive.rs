@@ -1,6 +1,8 @@
 //! Drives a decoder over a stream and writes down what it said.
 
-use ringpost_frame::{Decoder, FrameHeader, Profile, ProtocolError, Step, StreamEnd};
+use ringpost_frame::{
+    Decoder, FrameHeader, FrameKind, Profile, ProtocolError, Step, StreamEnd, Unfinished,
+};
 
 /// A frame with its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub fn read_stream(
         log.open.is_some() || decoder.end() == Ok(StreamEnd::Truncated) || decoder.end().is_err(),
         !decoder.is_between_frames() || decoder.end().is_err(),
     );
+    check_unfinished(&decoder, &log, stream);
     Transcript {
         frames: log.frames,
         incomplete: log.open,
@@ -128,8 +131,39 @@ fn read_piece(
     }
 }
 
+/// What a decoder says that it has consumed of a frame is what was shown to it.
+fn check_unfinished(decoder: &Decoder, log: &Log, stream: &[u8]) {
+    let start = usize::try_from(decoder.position_bytes()).expect("a short stream");
+    match decoder.unfinished() {
+        Some(Unfinished::Header(part)) => {
+            assert_eq!(part, &stream[start..]);
+            assert_eq!(part.len(), decoder.header_bytes_kept());
+        }
+        Some(Unfinished::Body { header, remaining }) => {
+            let open = log.open.as_ref().expect("a body was begun");
+            assert_eq!(header, open.header);
+            assert_eq!(u32::try_from(open.body.len()), Ok(header.len - remaining));
+        }
+        None => assert_eq!(log.open, None, "part of a frame is forgotten"),
+    }
+    let finished = log.frames.iter().any(|frame| frame.header.kind == FrameKind::Fin);
+    let rejected = log.frames.iter().any(|frame| frame.header.kind == FrameKind::Reject);
+    assert!(!decoder.is_finished() || finished, "an end that nobody has said");
+    assert!(decoder.is_finished() || !finished || rejected || log.open.is_some(), "an end is lost");
+    assert!(log.frames.iter().all(|frame| {
+        decoder.profile() == Profile::Bytes || frame.header.len <= decoder.frame_bytes_max()
+    }));
+}
+
+/// What an error tells people is one line.
+pub(super) fn check_told(error: &dyn std::error::Error) {
+    let text = error.to_string();
+    assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
+}
+
 /// A decoder that gave an error gives nothing else, whatever it is shown.
 fn check_poisoned(decoder: &mut Decoder, error: ProtocolError, rest: &[u8]) {
+    check_told(&error);
     let position = decoder.position_bytes();
     for input in [rest, &[], &FrameHeader::message(0).encode()] {
         assert_eq!(decoder.whole_message(input), None);

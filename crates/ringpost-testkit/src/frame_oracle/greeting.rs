@@ -4,6 +4,7 @@ use ringpost_frame::{
     Agreement, Features, HELLO_BYTES, Hello, HelloError, HelloReader, HelloStep, MAGIC,
 };
 
+use super::drive::check_told;
 use super::input::Input;
 
 /// Reads two greetings and lets them agree, as they are and made more plausible.
@@ -39,6 +40,9 @@ pub fn hello(data: &[u8]) {
 
 fn check_decode(bytes: &[u8; HELLO_BYTES], piece_sizes: &[u8]) {
     let whole = Hello::decode(bytes);
+    if let Err(error) = &whole {
+        check_told(error);
+    }
     if let Ok(hello) = whole {
         assert_eq!(hello.encode(), *bytes);
         assert_eq!(hello.validate(), Ok(()));
@@ -59,7 +63,7 @@ fn check_decode(bytes: &[u8; HELLO_BYTES], piece_sizes: &[u8]) {
 }
 
 fn read_in_pieces(bytes: &[u8; HELLO_BYTES], piece_sizes: &[u8]) -> Result<Hello, HelloError> {
-    let mut reader = HelloReader::new();
+    let mut reader = HelloReader::default();
     // What follows a greeting is not the reader's.
     let stream = [&bytes[..], b"frames"].concat();
     let mut rest = stream.as_slice();
@@ -126,7 +130,10 @@ fn check_agree(ours: &Hello, theirs: &Hello) {
             check_agreement(&here, ours);
             check_agreement(&here, theirs);
         }
-        (Err(here), Err(there)) => check_mirrored(here, there),
+        (Err(here), Err(there)) => {
+            check_told(&here);
+            check_mirrored(here, there);
+        }
         (here, there) => panic!("one side agrees: {here:?} and {there:?}"),
     }
 }

@@ -3,22 +3,27 @@
 use ringpost_frame::{Agreement, ByteOrder, Features, Hello, LengthPrefix, PrefixWidth};
 
 /// Steering bytes that have not been used. Reads zeros once they are gone.
-pub(super) struct Input<'a>(&'a [u8]);
+#[derive(Debug)]
+pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
-    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+    /// All of `bytes` is to be used.
+    pub const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn byte(&mut self) -> u8 {
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    pub(super) fn u64(&mut self) -> u64 {
+    /// The next eight bytes, little-endian.
+    pub fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> [u8; N] {
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut array = [0; N];
         let taken = self.bytes(N);
         array[..taken.len()].copy_from_slice(taken);
@@ -26,44 +31,52 @@ impl<'a> Input<'a> {
     }
 
     /// The next `len` bytes, or as many as there are.
-    pub(super) fn bytes(&mut self, len: usize) -> &'a [u8] {
+    pub fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    /// Whether all bytes have been used.
+    pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) const fn rest(self) -> &'a [u8] {
+    /// All bytes that have not been used.
+    pub const fn rest(self) -> &'a [u8] {
         self.0
     }
 
-    /// One of `items`, of which there is at least one.
-    pub(super) fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+    /// One of `items`.
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
         items[usize::from(self.byte()) % items.len()]
     }
 
     /// Sizes of the pieces a stream is cut into; up to 15, to be used round and round.
-    pub(super) fn piece_sizes(&mut self) -> &'a [u8] {
+    pub fn piece_sizes(&mut self) -> &'a [u8] {
         let count = usize::from(self.byte() % 16);
         self.bytes(count)
     }
 
     /// An agreement with any features and a limit of 1024 or more bytes.
-    pub(super) fn agreement(&mut self) -> Agreement {
+    pub fn agreement(&mut self) -> Agreement {
         let mut hello = Hello::new(self.pick(&FRAME_LIMITS), 0);
         hello.supported = Features(u64::from(self.byte() % 8));
         hello.fds_max = u16::from(self.byte());
         hello.agree(&hello).expect("a greeting of this version agrees with itself")
     }
 
-    pub(super) fn length_prefix(&mut self) -> LengthPrefix {
+    /// Any length field.
+    pub fn length_prefix(&mut self) -> LengthPrefix {
         LengthPrefix { width: self.pick(&PrefixWidth::ALL), byte_order: self.pick(&ByteOrder::ALL) }
     }
 
-    pub(super) fn plain_limit(&mut self) -> u32 {
+    /// A limit at which plain profiles may have their edges, bytes.
+    pub fn plain_limit(&mut self) -> u32 {
         self.pick(&PLAIN_LIMITS)
     }
 }

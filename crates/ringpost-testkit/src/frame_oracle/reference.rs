@@ -10,7 +10,7 @@ use ringpost_frame::{
 use super::drive::{Frame, Transcript};
 
 /// What the native profile makes of `stream`.
-pub(super) fn native(agreement: &Agreement, stream: &[u8]) -> Transcript {
+pub fn native(agreement: &Agreement, stream: &[u8]) -> Transcript {
     let mut transcript = empty(StreamEnd::Aborted);
     let (mut finished, mut rejected) = (false, false);
     let mut rest = stream;
@@ -42,7 +42,7 @@ pub(super) fn native(agreement: &Agreement, stream: &[u8]) -> Transcript {
 }
 
 /// What a length-prefixed profile makes of `stream`.
-pub(super) fn length_prefixed(prefix: LengthPrefix, limit: u32, stream: &[u8]) -> Transcript {
+pub fn length_prefixed(prefix: LengthPrefix, limit: u32, stream: &[u8]) -> Transcript {
     let width = match prefix.width {
         PrefixWidth::U16 => 2,
         PrefixWidth::U32 => 4,
@@ -56,11 +56,7 @@ pub(super) fn length_prefixed(prefix: LengthPrefix, limit: u32, stream: &[u8]) -
             transcript.end = Ok(StreamEnd::Truncated);
             return transcript;
         }
-        let mut digits = rest[..width].to_vec();
-        if prefix.byte_order == ByteOrder::Little {
-            digits.reverse();
-        }
-        let len = digits.iter().fold(0, |len: u64, digit| len * 256 + u64::from(*digit));
+        let len = prefix_len(prefix, &rest[..width]);
         if len > u64::from(limit) {
             transcript.end = Err(ProtocolError::FrameTooLarge { len, limit });
             return transcript;
@@ -71,6 +67,15 @@ pub(super) fn length_prefixed(prefix: LengthPrefix, limit: u32, stream: &[u8]) -
         }
     }
     transcript
+}
+
+/// What a length field says.
+pub(super) fn prefix_len(prefix: LengthPrefix, field: &[u8]) -> u64 {
+    let mut digits = field.to_vec();
+    if prefix.byte_order == ByteOrder::Little {
+        digits.reverse();
+    }
+    digits.iter().fold(0, |len: u64, digit| len * 256 + u64::from(*digit))
 }
 
 /// The check byte of a header: the specification's arithmetic, in numbers that cannot overflow.
@@ -104,12 +109,8 @@ fn take_body(
     true
 }
 
-fn native_header(
-    agreement: &Agreement,
-    bytes: &[u8],
-    finished: bool,
-    rejected: bool,
-) -> Result<FrameHeader, ProtocolError> {
+/// A header by itself, without an agreement.
+pub(super) fn plain_header(bytes: &[u8]) -> Result<FrameHeader, ProtocolError> {
     let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let (kind, flags, fds) = (bytes[4], bytes[5], bytes[6]);
     let expected = check_byte(&bytes[..7]);
@@ -145,6 +146,17 @@ fn native_header(
     if len < min || len > max {
         return Err(ProtocolError::ControlLength { kind, len, min, max });
     }
+    Ok(FrameHeader { len, kind, flags: FrameFlags(flags), fds })
+}
+
+fn native_header(
+    agreement: &Agreement,
+    bytes: &[u8],
+    finished: bool,
+    rejected: bool,
+) -> Result<FrameHeader, ProtocolError> {
+    let header = plain_header(bytes)?;
+    let FrameHeader { len, kind, flags: FrameFlags(flags), fds } = header;
     let message = kind == FrameKind::Message;
     let more = message && agreement.features.0 % 2 == 1;
     let ext = message && agreement.features.0 / 2 % 2 == 1;
@@ -167,5 +179,5 @@ fn native_header(
     if finished && (message || kind == FrameKind::Fin) {
         return Err(ProtocolError::AfterFin { kind });
     }
-    Ok(FrameHeader { len, kind, flags: FrameFlags(flags), fds })
+    Ok(header)
 }

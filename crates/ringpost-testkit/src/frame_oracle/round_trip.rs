@@ -1,11 +1,11 @@
 //! What was encoded is what is decoded.
 
 use ringpost_frame::{
-    Decoder, Features, FrameFlags, FrameHeader, FrameKind, Hello, Profile, StreamEnd,
-    control_frame, message_header,
+    ByteOrder, ControlFrame, Decoder, Features, FrameFlags, FrameHeader, FrameKind, Hello,
+    LengthPrefix, PrefixWidth, Profile, StreamEnd, control_frame, message_header,
 };
 
-use super::drive::{Frame, Transcript};
+use super::drive::{Frame, Transcript, check_told};
 use super::input::Input;
 use super::splits::compare;
 
@@ -79,11 +79,59 @@ fn check_other_encoders(frame: &Frame) {
         assert_eq!(Profile::Native.write_message_header(body.len(), &mut written), Ok(8));
         assert_eq!(written, encoded);
     }
+    let with_descriptors = FrameHeader::message_with_descriptors(header.len, header.fds);
+    if header.kind == FrameKind::Message && header.flags.is_empty() {
+        assert_eq!(with_descriptors, *header);
+    }
     match control_frame(header.kind, body) {
         Ok(control) if header.flags.is_empty() && header.fds == 0 => {
-            assert_eq!(control.as_bytes(), [&encoded[..], body].concat());
+            assert_eq!(control.as_ref(), [&encoded[..], body].concat());
+            let same = match header.kind {
+                FrameKind::Fin => control == ControlFrame::fin(),
+                FrameKind::GoAway => {
+                    let taken = body.as_slice().try_into().map_or(0, u64::from_le_bytes);
+                    control == ControlFrame::go_away(taken)
+                }
+                FrameKind::Reject => match str::from_utf8(body) {
+                    Ok(reason) => control == ControlFrame::reject(reason),
+                    Err(_) => true,
+                },
+                _ => true,
+            };
+            assert!(same, "{control:?} is another one");
         }
         Ok(_) => {}
-        Err(_) => assert_eq!(header.kind.control_bytes(), None),
+        Err(error) => {
+            check_told(&error);
+            assert_eq!(header.kind.control_bytes(), None);
+        }
+    }
+    check_refused(header.kind, body);
+}
+
+/// What no frame can be is refused, and nothing is written.
+fn check_refused(kind: FrameKind, body: &[u8]) {
+    if let Some(limits) = kind.control_bytes() {
+        let longer = vec![b'x'; *limits.end() as usize + 1 + body.len()];
+        check_told(&control_frame(kind, &longer).expect_err("it is too long"));
+        let long = str::from_utf8(&longer).expect("letters");
+        let cut = ControlFrame::reject(long);
+        assert!(cut.as_bytes().len() <= 8 + 1024, "a reason is cut");
+    }
+    let prefixed = PrefixWidth::ALL
+        .map(|width| Profile::LengthPrefixed(LengthPrefix { width, byte_order: ByteOrder::Big }));
+    for profile in prefixed.into_iter().chain([Profile::Native, Profile::Bytes]) {
+        let mut nothing = [0xA5; 1];
+        let (len, wanted) = (body.len(), profile.header_bytes());
+        match profile.write_message_header(len, &mut nothing) {
+            Ok(size) => assert_eq!((size, wanted), (0, 0)),
+            Err(error) => check_told(&error),
+        }
+        assert_eq!(nothing, [0xA5], "written where there is no room");
+        let mut header = [0; 8];
+        if let Err(error) = profile.write_message_header(usize::MAX, &mut header) {
+            check_told(&error);
+            assert_eq!(header, [0; 8], "written, and refused");
+        }
     }
 }

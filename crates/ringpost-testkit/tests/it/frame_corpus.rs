@@ -25,6 +25,16 @@ fn plain_profiles() {
     replay("plain_profiles", frame_oracle::plain_profiles);
 }
 
+#[test]
+fn handshake() {
+    replay("handshake", frame_oracle::handshake);
+}
+
+#[test]
+fn packets() {
+    replay("packets", frame_oracle::packets);
+}
+
 fn replay(target: &str, oracle: fn(&[u8])) {
     oracle(&[]);
     let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);

@@ -100,6 +100,9 @@
 mod channel;
 mod drain;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod parcel;
 mod predecessor;
 mod successor;

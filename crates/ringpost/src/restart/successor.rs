@@ -291,6 +291,16 @@ fn receive_offer(mut channel: Blocking, connections_max: usize) -> Result<Succes
     }
 }
 
+/// Goes through a restart with whoever is at the other end of `socket`.
+#[cfg(feature = "fuzz")]
+pub(super) fn take_over_from(
+    socket: OwnedFd,
+    connections_max: usize,
+) -> Result<Inherited, RestartError> {
+    let channel = Blocking { socket, input: Assembler::default(), settled: false };
+    receive_offer(channel, connections_max)?.take_over()
+}
+
 /// What a successor has taken over: it is the server now.
 ///
 /// What is not taken out is closed when this is dropped, and paths are removed then.
