@@ -1,19 +1,42 @@
 //! The seam between the reactor and whatever performs its operations.
 //!
 //! Everything above speaks [`Request`]s and [`Completion`]s; an [`Engine`] turns one into the other.
-//! Two implement it, io_uring and epoll, and nothing in it keeps a simulated kernel from being a third. The
-//! contract:
+//! io_uring and epoll implement it, and a simulated kernel. The contract, which the tests in
+//! `conformance` hold all of them to:
 //!
-//! * `push` stages; nothing happens before `enter`.
-//! * `enter` performs what is staged in order, and blocks only if `want` is 1 and nothing has
-//!   completed. It may perform fewer requests than are staged; `staged` says how many are left.
+//! * `push` stages; nothing happens before `enter`, except that what needs no kernel (a cancel of what
+//!   is tried by hand) may be done at once, and that `ready` may perform what is tried by hand.
+//! * `enter` performs what is staged, for each descriptor in the order in which it was staged, and blocks
+//!   only if it is to wait and nothing has completed. It may perform fewer requests than are staged;
+//!   `staged` says how many are left, with what an engine whose caller spins has staged for itself. It may return from a wait with nothing.
 //! * Every request but a *silent* one ends in exactly one terminal completion (`more == false`),
-//!   possibly after several with `more == true`.
+//!   possibly after several with `more == true`, and nothing is told of it afterwards. Only receives,
+//!   accepts and doorbells have completions with `more == true`.
 //! * A silent send posts its terminal completion only if it was short or refused, and then before
 //!   the `enter` that performed it returns. Hence: after an `enter` with `staged() == 0` and a `reap`,
 //!   every silent send without completion has been taken whole.
+//! * A send takes a front part of its bytes: the result says how many, also if it was cancelled or failed
+//!   behind them. One that is not silent waits while nothing fits; it need not be whole when it ends.
+//! * A receive delivers the bytes of its socket in order and without a gap, each delivery into one block
+//!   that was provided, behind what was delivered into this block before. `last` comes with the
+//!   delivery that fills a block, at the latest; a block that is not shared is `last` at once. A terminal
+//!   completion may bring bytes too, or give a block back without any.
+//! * The end of a stream is a terminal result of zero, behind all of its bytes; a reset is `ECONNRESET`,
+//!   once. Without a block a receive ends in `ENOBUFS`: when it finds one missing, or at once; one that is
+//!   tried by hand, also if only the block is missing that `extra_blocks` asks for. What has not been
+//!   received when a receive ends stays in the socket for the next one.
+//! * An accept on a listener that was shut down ends in `EINVAL` (epoll), or hears nothing more (io_uring);
+//!   no wait is ended by it again and again.
+//! * A cancel ends in zero, `ENOENT` or `EALREADY`, which is a hint: what counts is the terminal completion
+//!   of its target, which comes soon, before it or after it. A target that was ended with nothing done says
+//!   `ECANCELED`, or `EINTR` if it was running.
+//! * Completions of different operations come in any order.
 //! * The memory that a request points to is used until its terminal completion (or, for a silent
 //!   send, until the `enter` that performed it).
+//!
+//! And of the caller: for each descriptor there is at most one receive, accept or readable at a time, and
+//! at most one send or writable; a send is staged when the one before it has been performed and was
+//! told, if it is told at all.
 
 use std::os::fd::RawFd;
 use std::time::Instant;
@@ -202,5 +225,149 @@ pub(crate) fn hand_over(completions: &mut Vec<Completion>, batch: &mut Vec<Compl
         std::mem::swap(completions, batch);
     } else {
         batch.append(completions);
+    }
+}
+
+/// An engine and what was pushed to it: the memory and the descriptors that requests name are owned here
+/// until their ends, so that tests can push anything.
+#[cfg(test)]
+pub(crate) mod kept {
+    use std::collections::{BTreeMap, VecDeque};
+    use std::mem::ManuallyDrop;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::rc::Rc;
+    use std::time::Instant;
+
+    use super::{Completion, Engine, EngineError, QueueFull, Request, Token};
+
+    /// What a test asks for; see [`Request`].
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub(crate) enum Plan {
+        Receive,
+        Send { bytes: Vec<u8>, silent: bool },
+        SendParts { parts: Vec<Vec<u8>>, silent: bool },
+        Accept,
+        Doorbell,
+        Hangup,
+        Readable,
+        Writable,
+        Cancel(Token),
+    }
+
+    /// What a request names.
+    struct Memory {
+        _descriptor: Rc<OwnedFd>,
+        bytes: Vec<Vec<u8>>,
+        vector: Vec<libc::iovec>,
+        header: Option<Box<libc::msghdr>>,
+        silent: bool,
+        accepts: bool,
+    }
+
+    pub(crate) struct Kept<E: Engine> {
+        pub(crate) engine: E,
+        /// Of what has not ended; leaked if the engine goes before.
+        memory: ManuallyDrop<BTreeMap<u64, Memory>>,
+        /// What accepts have delivered, oldest first.
+        pub(crate) accepted: VecDeque<OwnedFd>,
+    }
+
+    impl<E: Engine> Kept<E> {
+        pub(crate) fn new(engine: E) -> Self {
+            let memory = ManuallyDrop::new(BTreeMap::new());
+            Self { engine, memory, accepted: VecDeque::new() }
+        }
+
+        pub(crate) fn push(
+            &mut self,
+            token: Token,
+            descriptor: &Rc<OwnedFd>,
+            plan: &Plan,
+        ) -> Result<(), QueueFull> {
+            assert!(!self.memory.contains_key(&token.0), "a token is used once at a time");
+            let fd = descriptor.as_raw_fd();
+            let mut memory = Memory {
+                _descriptor: Rc::clone(descriptor),
+                bytes: Vec::new(),
+                vector: Vec::new(),
+                header: None,
+                silent: false,
+                accepts: *plan == Plan::Accept,
+            };
+            let request = match plan {
+                Plan::Receive => Request::Receive { fd },
+                Plan::Accept => Request::Accept { fd },
+                Plan::Doorbell => Request::Doorbell { fd },
+                Plan::Hangup => Request::Hangup { fd },
+                Plan::Readable => Request::Readable { fd },
+                Plan::Writable => Request::Writable { fd },
+                Plan::Cancel(target) => Request::Cancel { target: *target, fd },
+                Plan::Send { bytes, silent } => {
+                    let bytes = bytes.clone();
+                    let (data, len) = (bytes.as_ptr(), u32::try_from(bytes.len()).unwrap());
+                    memory.bytes.push(bytes);
+                    memory.silent = *silent;
+                    Request::Send { fd, data, len, silent: *silent }
+                }
+                Plan::SendParts { parts, silent } => {
+                    memory.bytes.clone_from(parts);
+                    memory.silent = *silent;
+                    let part = |part: &Vec<u8>| libc::iovec {
+                        iov_base: part.as_ptr().cast_mut().cast(),
+                        iov_len: part.len(),
+                    };
+                    memory.vector = memory.bytes.iter().map(part).collect();
+                    // SAFETY: a message header of zeros is one without anything.
+                    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+                    header.msg_iov = memory.vector.as_mut_ptr();
+                    header.msg_iovlen = memory.vector.len();
+                    let header = memory.header.insert(Box::new(header));
+                    Request::SendMessage { fd, header: &raw const **header, silent: *silent }
+                }
+            };
+            // SAFETY: `memory` owns what the request names, on the heap, and is kept unchanged until the
+            // terminal completion (`enter` here), or for ever.
+            unsafe { self.engine.push(token, request) }?;
+            self.memory.insert(token.0, memory);
+            Ok(())
+        }
+
+        /// Enters and reaps.
+        pub(crate) fn enter(
+            &mut self,
+            wait: bool,
+            deadline: Option<Instant>,
+        ) -> Result<Vec<Completion>, EngineError> {
+            self.engine.enter(wait, deadline)?;
+            let performed = self.engine.staged() == 0;
+            let batch = self.reap();
+            if performed {
+                self.memory.retain(|_, memory| !memory.silent);
+            }
+            Ok(batch)
+        }
+
+        /// Reaps without an enter.
+        pub(crate) fn reap(&mut self) -> Vec<Completion> {
+            let mut batch = Vec::new();
+            self.engine.reap(&mut batch);
+            for done in &batch {
+                let accepts = self.memory.get(&done.token.0).is_some_and(|memory| memory.accepts);
+                if accepts && done.result >= 0 {
+                    // SAFETY: an accept has just made this descriptor, and says so once.
+                    let socket = unsafe { OwnedFd::from_raw_fd(done.result) };
+                    self.accepted.push_back(socket);
+                }
+                if !done.more {
+                    self.memory.remove(&done.token.0);
+                }
+            }
+            batch
+        }
+
+        /// Operations that have not ended.
+        pub(crate) fn live(&self) -> usize {
+            self.memory.len()
+        }
     }
 }

@@ -90,6 +90,7 @@ impl Watch {
         let mut events = epoll::EventFlags::empty();
         match self.input {
             Some(Input::Doorbell(_)) => events |= epoll::EventFlags::IN | epoll::EventFlags::ET,
+            Some(Input::Accept(_)) => events |= epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
             Some(_) => events |= epoll::EventFlags::IN,
             None => {}
         }
@@ -281,7 +282,10 @@ impl Epoll {
         if failed || events.contains(epoll::EventFlags::IN) {
             match input {
                 Some(Input::Receive(token)) => self.receive(fd, token),
-                Some(Input::Accept(token)) => self.accept(fd, token),
+                Some(Input::Accept(token)) => {
+                    let ended = failed || events.contains(epoll::EventFlags::RDHUP);
+                    self.accept(fd, token, ended);
+                }
                 Some(Input::Doorbell(token)) => {
                     let done = Completion { token, result: 1, more: true, received: None };
                     self.completions.push(done);
@@ -376,7 +380,9 @@ impl Epoll {
         }
     }
 
-    fn accept(&mut self, fd: RawFd, token: Token) {
+    /// Accepts what is there. A listener that was shut down has `ended`: accept4(2) goes on to say EAGAIN
+    /// there if it must not wait, and EINVAL if it may, while poll(2) reports it for ever.
+    fn accept(&mut self, fd: RawFd, token: Token, ended: bool) {
         for _ in 0..ACCEPTS_PER_EVENT_MAX {
             self.system_calls += 1;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -386,11 +392,9 @@ impl Epoll {
                     self.completions.push(Completion { token, result, more: true, received: None });
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) if ended => return self.end(fd, token, -libc::EINVAL),
                 Err(Errno::AGAIN) => return,
-                Err(errno) => {
-                    self.end(fd, token, -errno.raw_os_error());
-                    return;
-                }
+                Err(errno) => return self.end(fd, token, -errno.raw_os_error()),
             }
         }
     }

@@ -21,6 +21,8 @@ mod capabilities;
 mod chunk;
 mod clock;
 mod config;
+#[cfg(test)]
+mod conformance;
 mod engine;
 mod epoll;
 #[cfg(feature = "fuzz")]

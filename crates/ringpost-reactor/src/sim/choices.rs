@@ -4,17 +4,30 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
+use super::Fault;
+
 /// The only source of what is not determined: a run is repeated by giving the same answers again.
 ///
 /// Zero always stands for the plain course of events, so that a source that has run dry ends the faults.
 pub trait Choices: fmt::Debug {
     /// A number below `n`; zero if `n` is zero.
     fn below(&mut self, n: u32) -> u32;
+
+    /// Whether a fault happens that does so in `rate` of 256 cases. A source that steers may look at what
+    /// it would happen to: the number of the operation, or zero.
+    fn happens(&mut self, fault: Fault, operation: u64, rate: u32) -> bool {
+        let _ = (fault, operation);
+        self.below(256) >= 256 - rate
+    }
 }
 
 impl<C: Choices + ?Sized> Choices for Box<C> {
     fn below(&mut self, n: u32) -> u32 {
         (**self).below(n)
+    }
+
+    fn happens(&mut self, fault: Fault, operation: u64, rate: u32) -> bool {
+        (**self).happens(fault, operation, rate)
     }
 }
 

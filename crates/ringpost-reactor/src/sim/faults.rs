@@ -33,6 +33,7 @@ faults! {
     PartialEnter "partial enter" "An enter performs only some of the staged requests.";
     EnterInterrupted "enter interrupted" "An enter that waits returns with nothing.";
     Held "held" "A completion is held back for some enters.";
+    AtOnce "at once" "An operation goes on when it is performed, before what is staged behind it.";
     Shuffled "shuffled" "Completions come in another order.";
     ShortReceive "short receive" "A receive takes less than there is.";
     ShortSend "short send" "A send takes less than there is room for, and goes on later.";
@@ -40,6 +41,7 @@ faults! {
     SendRefused "send refused" "A send completes with EINTR, EAGAIN, ENOBUFS or ENOMEM.";
     SilentShort "silent short" "A silent send is taken in part.";
     SilentRefused "silent refused" "A silent send completes with EAGAIN, EINTR, ENOBUFS or ENOMEM.";
+    InARow "in a row" "A multishot receive or accept goes on several times before others have their turn.";
     ReceiveEnds "receive ends" "A multishot receive ends with the bytes that it delivers.";
     ReceiveRefused "receive refused" "A receive ends with EINTR or EAGAIN.";
     ReceiveStarves "receive starves" "A receive ends with ENOBUFS although there are blocks.";

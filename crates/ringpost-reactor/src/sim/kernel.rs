@@ -17,6 +17,8 @@ use crate::memory::shadow::Writable;
 
 /// Rounds of one enter in which ready operations go on.
 const ROUNDS_MAX: u32 = 4;
+/// Times that a multishot operation goes on in a row; Linux has it wait for others after as many.
+const IN_A_ROW_MAX: u32 = 32;
 /// Enters for which a completion is held back, at most.
 const HOLD_ENTERS_MAX: u32 = 8;
 
@@ -68,6 +70,9 @@ pub(super) trait Seam {
     /// True if something has been told that was not looked at yet.
     fn has_completed(&self) -> bool;
 
+    /// True if the end of this operation waits to be taken.
+    fn has_just_ended(&self, token: Token) -> bool;
+
     /// Names an operation that has ended once more.
     fn repeat_old(&mut self, world: &World);
 }
@@ -98,6 +103,14 @@ impl Flight {
         // SAFETY: the caller has just promised that it is valid.
         let snapshot = unsafe { memory(&request) };
         Self { token, request, snapshot, done: 0, held: 0, dying: false, deaf: false }
+    }
+
+    /// What is told of it if it is cancelled now.
+    fn cancelled(&self) -> i32 {
+        match u32::try_from(self.done) {
+            Ok(sent @ 1..) => count_of(sent),
+            _ => -libc::ECANCELED,
+        }
     }
 }
 
@@ -181,8 +194,11 @@ impl<S: Seam> Kernel<S> {
                     self.world.fail("two operations of one kind on one descriptor");
                 }
                 self.flights.push(flight);
+                self.world.about(token);
                 if S::TRIES_AT_ONCE {
                     self.try_last();
+                } else if self.world.has(Fault::AtOnce) {
+                    self.at_once();
                 }
             }
         }
@@ -199,16 +215,34 @@ impl<S: Seam> Kernel<S> {
         }
     }
 
+    /// Lets an operation that was just taken go on, if it can.
+    fn at_once(&mut self) {
+        let index = self.flights.len() - 1;
+        let events = self.poll(&self.flights[index..]).first().copied();
+        let Some(events) = events else { return };
+        // A receive without a block need not be ready to end, and a send may fit although poll(2) does not
+        // promise it.
+        let tries = match self.flights[index].request {
+            Request::Receive { .. } => self.seam.choose(&self.world).is_none(),
+            Request::Send { .. } | Request::SendMessage { .. } => true,
+            _ => false,
+        };
+        if !events.is_empty() || tries {
+            let hung_up = events.contains(PollFlags::RDHUP) && !events.contains(PollFlags::HUP);
+            self.go_on(index, hung_up);
+        }
+    }
+
     fn cancel(&mut self, token: Token, target: Token) {
         let Some(index) = self.flights.iter().position(|flight| flight.token == target) else {
-            self.complete(token, -libc::ENOENT, false, None);
+            // One that has just been ended may be found once more.
+            self.world.about(token);
+            let found = self.seam.has_just_ended(target) && self.world.has(Fault::CancelRace);
+            self.complete(token, if found { 0 } else { -libc::ENOENT }, false, None);
             return;
         };
-        let sent = self.flights[index].done;
-        let ended = match u32::try_from(sent) {
-            Ok(sent @ 1..) => count_of(sent),
-            _ => -libc::ECANCELED,
-        };
+        let ended = self.flights[index].cancelled();
+        self.world.about(target);
         if !self.world.has(Fault::CancelRace) {
             self.end(index, ended, None);
             self.complete(token, 0, false, None);
@@ -225,14 +259,15 @@ impl<S: Seam> Kernel<S> {
                 match self.flights[index].request {
                     Request::Receive { .. } => self.receive(index, false, true),
                     Request::Accept { fd } => self.accept(index, fd, true),
-                    Request::Send { .. } | Request::SendMessage { .. } => {
-                        self.end(index, ended, None);
+                    Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
+                        self.send_more(index, fd);
                     }
-                    _ => self.end(index, 0, None),
+                    // A poll that has ended has found something.
+                    _ => self.end(index, 1, None),
                 }
-                // A receive that found nothing is still there if it is deaf.
+                // A receive that found nothing is still there if it is deaf, and a send that is not whole.
                 if let Some(index) = self.flights.iter().position(|flight| flight.token == target) {
-                    self.end(index, ended, None);
+                    self.end(index, self.flights[index].cancelled(), None);
                 }
                 self.complete(token, -libc::ENOENT, false, None);
             }
@@ -313,6 +348,7 @@ impl<S: Seam> Kernel<S> {
     fn receive(&mut self, index: usize, hung_up: bool, last: bool) {
         let Flight { token, deaf, .. } = self.flights[index];
         let Request::Receive { fd } = self.flights[index].request else { return };
+        self.world.about(token);
         let Some((block, room)) = self.seam.choose(&self.world) else {
             self.end(index, -libc::ENOBUFS, None);
             return;
@@ -409,6 +445,7 @@ impl<S: Seam> Kernel<S> {
     fn send_more(&mut self, index: usize, fd: RawFd) {
         let mut flight = self.flights.remove(index);
         self.compare(&flight);
+        self.world.about(flight.token);
         let len = flight.snapshot.len();
         let goal = self.world.length(Fault::ShortSend, len - flight.done);
         let outcome = self.send(&mut flight, fd, goal);
@@ -430,6 +467,7 @@ impl<S: Seam> Kernel<S> {
 
     fn accept(&mut self, index: usize, fd: RawFd, last: bool) {
         let token = self.flights[index].token;
+        self.world.about(token);
         self.system_calls += 1;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         match rustix::net::accept_with(borrow(fd), flags) {
@@ -442,6 +480,7 @@ impl<S: Seam> Kernel<S> {
                 }
             }
             Err(_) if last => self.end(index, -libc::EINTR, None),
+            Err(Errno::AGAIN) if was_shut_down(fd) => self.end(index, -libc::EINVAL, None),
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(errno) => self.end(index, -errno.raw_os_error(), None),
         }
@@ -489,11 +528,10 @@ impl<S: Seam> Kernel<S> {
         flight.deaf &= !events.contains(PollFlags::HUP);
         let hung_up = events.contains(PollFlags::RDHUP) && !events.contains(PollFlags::HUP);
         let silent_end = flight.deaf && hung_up && !has_bytes(&flight.request);
-        // A doorbell is only heard when it rings, which nobody does here.
-        let bell = matches!(flight.request, Request::Doorbell { .. });
-        if !flight.dying && (events.is_empty() || bell || silent_end) {
+        if !flight.dying && (events.is_empty() || silent_end) {
             return None;
         }
+        self.world.about(flight.token);
         if flight.held == 0 && self.world.has(Fault::Held) {
             flight.held = 1 + self.world.below(HOLD_ENTERS_MAX);
         }
@@ -519,24 +557,47 @@ impl<S: Seam> Kernel<S> {
 
     /// An operation that can go on does.
     fn go_on(&mut self, index: usize, hung_up: bool) {
-        let Flight { request, dying, done, .. } = &self.flights[index];
-        if *dying {
-            let result = match u32::try_from(*done) {
-                Ok(sent @ 1..) => count_of(sent),
-                _ => -libc::ECANCELED,
-            };
-            return self.end(index, result, None);
+        let Flight { token, request, dying, .. } = self.flights[index];
+        if dying {
+            return self.end(index, self.flights[index].cancelled(), None);
         }
-        match *request {
-            Request::Receive { .. } => self.receive(index, hung_up, false),
+        match request {
+            Request::Receive { .. } => {
+                self.receive(index, hung_up, false);
+                self.in_a_row(token, |kernel, index| kernel.receive(index, hung_up, false));
+            }
             Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
                 self.send_more(index, fd);
             }
-            Request::Accept { fd } => self.accept(index, fd, false),
+            Request::Accept { fd } => {
+                self.accept(index, fd, false);
+                self.in_a_row(token, |kernel, index| kernel.accept(index, fd, false));
+            }
             Request::Hangup { .. } => self.end(index, 0x2000, None),
             Request::Readable { .. } => self.end(index, 1, None),
             Request::Writable { .. } => self.end(index, 4, None),
-            Request::Doorbell { .. } | Request::Cancel { .. } => {}
+            Request::Doorbell { fd } => self.hear(token, fd),
+            Request::Cancel { .. } => {}
+        }
+    }
+
+    /// Lets a multishot operation that has just gone on do so again, some times.
+    fn in_a_row(&mut self, token: Token, go_on: impl Fn(&mut Self, usize)) {
+        for _ in 0..IN_A_ROW_MAX {
+            self.world.about(token);
+            let index = self.flights.iter().position(|flight| flight.token == token);
+            match index.filter(|_| self.world.has(Fault::InARow)) {
+                Some(index) => go_on(self, index),
+                None => return,
+            }
+        }
+    }
+
+    /// A doorbell has been rung. Nobody else reads it, so that it is read here to be heard once.
+    fn hear(&mut self, token: Token, fd: RawFd) {
+        self.system_calls += 1;
+        if rustix::io::read(borrow(fd), &mut [0; 8]).is_ok() {
+            self.complete(token, 1, true, None);
         }
     }
 }
@@ -613,8 +674,16 @@ fn wants(request: &Request) -> PollFlags {
         0 => PollFlags::IN | PollFlags::RDHUP,
         1 => PollFlags::OUT,
         2 => PollFlags::RDHUP,
+        3 => PollFlags::IN,
         _ => PollFlags::empty(),
     }
+}
+
+/// Whether a listener was shut down: accept4(2) says EAGAIN all the same.
+fn was_shut_down(fd: RawFd) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::RDHUP)];
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&zero)).is_ok_and(|count| count > 0)
 }
 
 /// Whether something is there to be received, apart from an end.

@@ -260,6 +260,10 @@ impl Seam for Blocks {
         !self.completions.is_empty()
     }
 
+    fn has_just_ended(&self, token: Token) -> bool {
+        self.completions.iter().any(|done| done.token == token && !done.more)
+    }
+
     fn repeat_old(&mut self, world: &World) {
         let Some(token) = self.live.any_ended(world) else { return };
         let received = match world.below(3) {

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use io_uring::cqueue;
 use io_uring::squeue::Entry;
 
 use super::entry::decode;
@@ -303,6 +304,11 @@ impl Seam for Queue {
 
     fn has_completed(&self) -> bool {
         !self.completed.is_empty()
+    }
+
+    fn has_just_ended(&self, token: Token) -> bool {
+        let its = |done: &&Completed| done.user_data == token.0;
+        self.completed.iter().filter(its).any(|done| !cqueue::more(done.flags))
     }
 
     fn repeat_old(&mut self, world: &World) {

@@ -23,6 +23,8 @@ pub struct Simulation {
 pub(crate) struct World {
     pub(super) clock: Rc<Cell<Instant>>,
     pub(super) state: RefCell<State>,
+    /// The operation that is looked at.
+    subject: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Simulation {
             refused_from: None,
         };
         let clock = Rc::new(Cell::new(Instant::now()));
-        Self { world: Rc::new(World { clock, state: RefCell::new(state) }) }
+        Self { world: Rc::new(World { clock, state: RefCell::new(state), subject: Cell::new(0) }) }
     }
 
     /// How often faults happen from now on.
@@ -141,6 +143,11 @@ impl World {
         self.below(u32::try_from(n).unwrap_or(u32::MAX)) as usize
     }
 
+    /// Faults asked about from now on would happen to this operation.
+    pub(super) fn about(&self, token: Token) {
+        self.subject.set(token.0);
+    }
+
     /// Whether this fault happens now.
     pub(super) fn has(&self, fault: Fault) -> bool {
         let mut state = self.state.borrow_mut();
@@ -148,7 +155,7 @@ impl World {
         if rate == 0 || state.faults_left == 0 || state.failed {
             return false;
         }
-        let happens = state.choices.below(256) >= 256 - rate;
+        let happens = state.choices.happens(fault, self.subject.get(), rate);
         if happens {
             state.faults_left -= 1;
             state.counts[fault as usize] += 1;
