@@ -960,7 +960,9 @@ impl Core {
             {
                 let mut driver = self.driver.borrow_mut();
                 let driver = &mut *driver;
-                if driver.engine.enter(cancelled, Some(deadline)).is_err() {
+                // A cancel that found no room is not waited for: nothing would end the wait.
+                let wait = cancelled && driver.cancels.is_empty();
+                if driver.engine.enter(wait, Some(deadline)).is_err() {
                     return;
                 }
                 driver.engine.reap(&mut driver.batch);
