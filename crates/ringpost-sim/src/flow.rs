@@ -61,8 +61,17 @@ impl Flow {
         self.accepted.set(self.accepted() + 1);
     }
 
-    fn accept(&self, sender: &Sender, len: usize) {
+    pub(crate) fn accept(&self, sender: &Sender, len: usize) {
         self.accepted.set(self.accepted() + 1);
+        self.check_queue_with(sender, len);
+    }
+
+    /// The outbound queue keeps its bound, whatever was accepted last.
+    pub(crate) fn check_queue(&self, sender: &Sender) {
+        self.check_queue_with(sender, self.lengths.iter().copied().max().unwrap_or(0));
+    }
+
+    fn check_queue_with(&self, sender: &Sender, len: usize) {
         let bound = self.rig.outbound_bytes_max + len + QUEUE_SLACK_BYTES;
         assert!(sender.queued_bytes() <= bound, "{} bytes are queued", sender.queued_bytes());
     }

@@ -6,10 +6,13 @@
 #![forbid(unsafe_code)]
 
 mod flow;
+mod names;
 mod rig;
 pub mod run;
 pub mod scenarios;
 mod seam;
+pub mod steps;
+pub mod sweep;
 
 pub use run::{Failure, Outcome, run, run_seed};
 pub use scenarios::Scenario;

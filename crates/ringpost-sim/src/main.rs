@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use ringpost_sim::scenarios::{self, Scenario};
-use ringpost_sim::{Outcome, Seam, run_seed};
+use ringpost_sim::{Outcome, Seam, run_seed, steps, sweep};
 
 /// Simulates ringpost on a kernel with faults
 #[derive(Debug, Parser)]
@@ -23,6 +23,12 @@ struct Arguments {
     /// Runs only this scenario, or with /ring behind its name the one on a ring; can be given several times
     #[arg(long)]
     scenario: Vec<String>,
+    /// Drops the future of each public operation at each of its waits: on plain kernels, and with the seeds
+    #[arg(long)]
+    sweep: bool,
+    /// Sweeps only this operation or script
+    #[arg(long, requires = "sweep")]
+    operation: Option<String>,
     /// Prints the last steps of runs that end well, too
     #[arg(long)]
     trace: bool,
@@ -33,6 +39,9 @@ const FAILURES_MAX: usize = 10;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.sweep {
+        return sweep(&arguments);
+    }
     let mut chosen: Vec<(&Scenario, Seam)> = Vec::new();
     for name in &arguments.scenario {
         let Some(found) = Seam::find(name) else {
@@ -79,6 +88,58 @@ fn main() -> ExitCode {
     for (name, count) in faults {
         println!("sim\tfault\t{name}\t{count}");
     }
+    println!("sim\tfailures\t{failures}");
+    if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Sweeps without faults once, by whoever has the seed 0, and then with each seed.
+fn sweep(arguments: &Arguments) -> ExitCode {
+    let wanted = |name: &str| arguments.operation.as_ref().is_none_or(|wanted| name == wanted);
+    let mut failures = 0;
+    let mut runs = 0;
+    let start = Instant::now();
+    let plain = (arguments.seed == 0).then_some(None);
+    let seeds = (0..arguments.seeds).map(|number| Some(arguments.seed + number * arguments.step));
+    'all: for seed in plain.into_iter().chain(seeds) {
+        for operation in sweep::all().filter(|operation| wanted(operation.name)) {
+            let swept = match seed {
+                None => sweep::sweep(operation),
+                Some(seed) => sweep::sweep_seed(operation, seed),
+            };
+            runs += swept.runs;
+            for (label, failure) in &swept.failures {
+                println!("\nFAILED {label}\n{}\n{}", failure.message, failure.machine);
+                failure.trace.iter().for_each(|line| println!("  {line}"));
+                let seed = seed.unwrap_or(0);
+                let name = operation.name;
+                println!("again: cargo xtask sim --sweep --seed {seed} --operation '{name}'");
+            }
+            failures += swept.failures.len();
+            if failures >= FAILURES_MAX {
+                break 'all;
+            }
+        }
+    }
+    let plain = (arguments.seed == 0).then_some(None);
+    let seeds = (0..arguments.seeds).map(|number| Some(arguments.seed + number * arguments.step));
+    'steps: for seed in plain.into_iter().chain(seeds) {
+        for script in steps::SCRIPTS.iter().filter(|script| wanted(script.name)) {
+            let stepped = steps::step_through(script, seed);
+            runs += stepped.runs;
+            for (label, failure) in &stepped.failures {
+                println!("\nFAILED {label}\n{}\n{}", failure.message, failure.machine);
+                failure.trace.iter().for_each(|line| println!("  {line}"));
+                let (name, seed) = (script.name, seed.unwrap_or(0));
+                println!("again: cargo xtask sim --sweep --seed {seed} --operation '{name}'");
+            }
+            failures += stepped.failures.len();
+            if failures >= FAILURES_MAX {
+                break 'steps;
+            }
+        }
+    }
+    let microseconds = start.elapsed().as_micros();
+    println!("sim\tscenario\tsweep\t{runs}\t0\t{microseconds}");
     println!("sim\tfailures\t{failures}");
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

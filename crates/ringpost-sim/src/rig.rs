@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::sim::{Fault, Rates, Simulation};
-use ringpost::{Connection, ConnectionOptions, sleep, yield_now};
+use ringpost::{Connection, ConnectionOptions, Handle, sleep, yield_now};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 /// What a scenario has at hand. Clones are the same one.
@@ -22,6 +22,7 @@ pub(crate) struct Rig {
     drops: Rc<Cell<bool>>,
     /// The scenario's own waits.
     slept: Rc<Cell<Duration>>,
+    handle: Handle,
     pub(crate) outbound_bytes_max: usize,
 }
 
@@ -29,12 +30,32 @@ pub(crate) struct Rig {
 const HANDSHAKE_MS_MAX: u64 = 60_000;
 
 impl Rig {
-    pub(crate) fn new(simulation: Simulation, rates: Rates, outbound_bytes_max: usize) -> Self {
-        Self { simulation, rates, drops: Rc::default(), slept: Rc::default(), outbound_bytes_max }
+    pub(crate) fn new(
+        simulation: Simulation,
+        rates: Rates,
+        handle: Handle,
+        outbound_bytes_max: usize,
+    ) -> Self {
+        let (drops, slept) = Default::default();
+        Self { simulation, rates, drops, slept, handle, outbound_bytes_max }
     }
 
     pub(crate) fn slept(&self) -> Duration {
         self.slept.get()
+    }
+
+    /// The scenario waits for so long, by other means than [`Rig::rest`].
+    pub(crate) fn waits(&self, time: Duration) {
+        self.slept.set(self.slept.get() + time);
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.simulation.now()
+    }
+
+    /// Reaches the runtime from elsewhere.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     pub(crate) fn drop_futures(&self) {
@@ -46,6 +67,11 @@ impl Rig {
         let mut rates = self.rates.clone();
         rates.set(Fault::PeerGone, [1, 4, 16][self.below(3)]);
         self.simulation.set_rates(rates);
+    }
+
+    /// After so many more enters the kernel refuses every one.
+    pub(crate) fn refuse_after(&self, enters: u64) {
+        self.simulation.refuse_after(enters);
     }
 
     /// A number below `n`.

@@ -1,15 +1,17 @@
 //! One run of a scenario, and what must hold at its end.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::Runtime;
-use ringpost::sim::{Choices, Fault, Rates, Seeded, Simulation};
+use ringpost::sim::{Choices, Fault, Machine, Rates, Seeded, Simulation};
 
 use crate::rig::Rig;
-use crate::scenarios::Scenario;
+use crate::scenarios::{End, Scenario};
 use crate::seam::Seam;
 
 /// What became of a run.
@@ -46,6 +48,8 @@ const LINGER: Duration = Duration::from_secs(60);
 thread_local! {
     /// Panics of this thread's run, and where they were.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// What this thread runs.
+    static LABEL: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// Runs a scenario with the choices of a seed, which are others at each seam.
@@ -53,26 +57,68 @@ pub fn run_seed(scenario: &Scenario, seam: Seam, seed: u64) -> Outcome {
     fastrand::seed(seed);
     let name = scenario.name.bytes().chain(seam.suffix().bytes());
     let name = name.fold(0_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-    run(scenario, seam, Box::new(Seeded::new(seed ^ name << 32)))
+    let label = format!("{}{}, seed {seed}", scenario.name, seam.suffix());
+    run_labelled(scenario, seam, Box::new(Seeded::new(seed ^ name << 32)), label)
 }
 
 /// Runs a scenario with these choices, on this thread alone.
-pub fn run(scenario: &Scenario, seam: Seam, mut choices: Box<dyn Choices>) -> Outcome {
+pub fn run(scenario: &Scenario, seam: Seam, choices: Box<dyn Choices>) -> Outcome {
+    run_labelled(scenario, seam, choices, format!("{}{}", scenario.name, seam.suffix()))
+}
+
+fn run_labelled(
+    scenario: &Scenario,
+    seam: Seam,
+    mut choices: Box<dyn Choices>,
+    label: String,
+) -> Outcome {
+    let (machine, rates) = seam.choose(&mut choices);
+    play(choices, machine, &label, scenario.end, |simulation| {
+        let below = |n| simulation.below(n) as usize;
+        let bounds = Bounds {
+            outbound_bytes_max: Bounds::BYTES[below(4)],
+            inbound_bytes_max: Bounds::BYTES[below(4)],
+            accept_queue_max: [1024, 1, 2, 4][below(4)],
+        };
+        let stage = Stage::new(simulation, bounds, rates);
+        stage.perform(scenario.body, scenario.end)
+    })
+}
+
+/// Runs `body` on a simulation with these choices, and looks for what must not be: panics, operations
+/// that have not ended, descriptors. `body` tells how many operations its runtime had at the end; `label` says what
+/// it is, should the process abort.
+pub(crate) fn play(
+    choices: Box<dyn Choices>,
+    machine: Machine,
+    label: &str,
+    end: End,
+    body: impl FnOnce(&Simulation) -> usize,
+) -> Outcome {
     keep_panics();
     PANICS.take();
-    let (machine, rates) = seam.choose(&mut choices);
+    LABEL.set(label.into());
     let described = format!("{machine:?}");
     let simulation = Simulation::new(choices, machine);
-    let descriptors = descriptors();
-    let ended = catch_unwind(AssertUnwindSafe(|| play(scenario, &simulation, rates)));
+    let before = descriptors();
+    let ended = catch_unwind(AssertUnwindSafe(|| body(&simulation))).ok();
     let mut panics = PANICS.take();
-    if ended.is_ok() && panics.is_empty() {
-        if simulation.operations_left() > 0 {
-            panics.push(format!("{} operations are left", simulation.operations_left()));
-        }
-        let now = self::descriptors();
-        if now != descriptors {
-            panics.push(format!("{descriptors} descriptors became {now}"));
+    if ended.is_some() && panics.is_empty() {
+        let operations = simulation.operations_left();
+        let kept = ended.unwrap_or(0);
+        let leaked: Vec<RawFd> = descriptors().difference(&before).copied().collect();
+        if end == End::Leaked {
+            // Each operation keeps one open, and the receive blocks the doorbell; nobody else has them.
+            if leaked.len() > kept + 1 {
+                panics.push(format!("{kept} operations keep descriptors {leaked:?}"));
+            }
+            for descriptor in leaked {
+                let _ = nix::unistd::close(descriptor);
+            }
+        } else if operations > 0 {
+            panics.push(format!("{operations} operations are left"));
+        } else if !leaked.is_empty() || descriptors() != before {
+            panics.push(format!("descriptors {before:?} became {:?}", descriptors()));
         }
     }
     let failure = panics.into_iter().next().map(|message| Failure {
@@ -83,56 +129,111 @@ pub fn run(scenario: &Scenario, seam: Seam, mut choices: Box<dyn Choices>) -> Ou
     Outcome { faults: simulation.faults(), enters: simulation.enters(), failure }
 }
 
-fn play(scenario: &Scenario, simulation: &Simulation, rates: Rates) {
-    let bound = |place: usize| [256 << 10, 1, 1000, 20_000][place];
-    let below = |n| simulation.below(n) as usize;
-    let outbound_bytes_max = bound(below(4));
-    let runtime = Runtime::builder()
-        .outbound_bytes_max(outbound_bytes_max)
-        .inbound_bytes_max(bound(below(4)))
-        .accept_queue_max([1024, 1, 2, 4][below(4)])
-        .linger(LINGER)
-        .build_simulated(simulation)
-        .expect("a runtime");
-    simulation.set_rates(rates.clone());
-    let rig = Rig::new(simulation.clone(), rates, outbound_bytes_max);
-    let start = simulation.now();
-    runtime.block_on((scenario.body)(rig.clone()));
-    let took = simulation.now() - start;
-    assert!(took < rig.slept() + STUCK, "something was stuck for {took:?}");
-    simulation.set_rates(Rates::NONE);
-    if scenario.settles {
-        settle(&runtime);
-    }
+/// Bounds that a runtime is built with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) outbound_bytes_max: usize,
+    pub(crate) inbound_bytes_max: usize,
+    pub(crate) accept_queue_max: usize,
 }
 
-/// Without faults, everything comes to an end: of what the scenario had, nothing is left.
-fn settle(runtime: &Runtime) {
-    for _ in 0..SETTLE_TURNS_MAX {
-        runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
-        let stats = runtime.stats();
-        // The doorbell stays.
-        if stats.operations_in_flight <= 1 && stats.pool_blocks_leased == 0 {
-            return;
+impl Bounds {
+    /// Bounds of queues that differ much, bytes.
+    const BYTES: [usize; 4] = [256 << 10, 1, 1000, 20_000];
+}
+
+/// A runtime, and what programs on it have at hand.
+pub(crate) struct Stage {
+    pub(crate) runtime: Runtime,
+    pub(crate) rig: Rig,
+    simulation: Simulation,
+    start: Instant,
+}
+
+impl Stage {
+    pub(crate) fn new(simulation: &Simulation, bounds: Bounds, rates: Rates) -> Self {
+        let runtime = Runtime::builder()
+            .outbound_bytes_max(bounds.outbound_bytes_max)
+            .inbound_bytes_max(bounds.inbound_bytes_max)
+            .accept_queue_max(bounds.accept_queue_max)
+            .linger(LINGER)
+            .build_simulated(simulation)
+            .expect("a runtime");
+        simulation.set_rates(rates.clone());
+        let rig = Rig::new(simulation.clone(), rates, runtime.handle(), bounds.outbound_bytes_max);
+        Self { runtime, rig, simulation: simulation.clone(), start: simulation.now() }
+    }
+
+    /// Plays a program to its end, and has everything settle if nothing may be left of it. Tells how many
+    /// operations the runtime had when it was dropped.
+    pub(crate) fn perform(self, program: impl FnOnce(Rig) -> Body, end: End) -> usize {
+        self.runtime.block_on(program(self.rig.clone()));
+        self.check_time();
+        self.be_calm();
+        if end == End::Settled {
+            self.settle();
         }
+        usize::try_from(self.runtime.stats().operations_in_flight).expect("few")
     }
-    let stats = runtime.stats();
-    panic!(
-        "{} operations and {} blocks are never given back",
-        stats.operations_in_flight, stats.pool_blocks_leased
-    );
+
+    /// No more time has passed than a program has waited itself, and a bit.
+    pub(crate) fn check_time(&self) {
+        let took = self.simulation.now() - self.start;
+        assert!(took < self.rig.slept() + STUCK, "something was stuck for {took:?}");
+    }
+
+    /// Ends the faults.
+    pub(crate) fn be_calm(&self) {
+        self.simulation.set_rates(Rates::NONE);
+    }
+
+    /// Without faults, everything comes to an end: of what the program had, nothing is left.
+    pub(crate) fn settle(&self) {
+        for _ in 0..SETTLE_TURNS_MAX {
+            self.runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
+            let stats = self.runtime.stats();
+            // The doorbell stays.
+            if stats.operations_in_flight <= 1
+                && stats.pool_blocks_leased == 0
+                && stats.timers_pending == 0
+                && stats.connections_lingering == 0
+            {
+                return;
+            }
+        }
+        let stats = self.runtime.stats();
+        panic!(
+            "{} operations, {} blocks, {} timers and {} dropped connections are never let go of",
+            stats.operations_in_flight,
+            stats.pool_blocks_leased,
+            stats.timers_pending,
+            stats.connections_lingering
+        );
+    }
 }
 
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+/// Descriptors that are open.
+fn descriptors() -> BTreeSet<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return BTreeSet::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut numbers: Vec<RawFd> = names.filter_map(|name| name.parse().ok()).collect();
+    // The last one is that of the directory, which has closed by now.
+    numbers.retain(|&number| rustix::fs::readlink(format!("/proc/self/fd/{number}"), []).is_ok());
+    numbers.into_iter().collect()
 }
 
-/// Has panics of runs kept in place of printed.
+/// Has panics of runs kept in place of printed. A second one in a run may be that of a destructor, which
+/// ends the process before anybody has printed the first: both are told at once, and of which run they are.
 fn keep_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
-            PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()));
+            PANICS.with_borrow_mut(|panics| {
+                panics.push(panic.to_string());
+                if panics.len() > 1 {
+                    LABEL.with_borrow(|label| eprintln!("{label}: {}", panics.join("\nthen ")));
+                }
+            });
         }));
     });
 }

@@ -345,6 +345,11 @@ impl<S: Seam> Kernel<S> {
         }
     }
 
+    /// Compares the memory of all sends that have not ended with what it was.
+    pub(super) fn compare_all<'a>(&'a self, staged: impl Iterator<Item = &'a Flight>) {
+        staged.chain(&self.flights).for_each(|flight| self.compare(flight));
+    }
+
     /// Compares the memory of a send with what it was.
     fn compare(&self, flight: &Flight) {
         // SAFETY: what the request names is alive until its completion (X1).

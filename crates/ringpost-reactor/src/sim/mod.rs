@@ -295,6 +295,10 @@ impl Engine for Sim {
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
         let Self { kernel, staged } = self;
         kernel.world.enter();
+        if kernel.world.refuses() {
+            let source = std::io::Error::from_raw_os_error(libc::EIO);
+            return Err(EngineError::Fatal { call: "io_uring_enter", source });
+        }
         for index in 0..kernel.seam.blocks.len() {
             kernel.seam.scribble(index, SCRIBBLE_BYTES);
         }
@@ -353,6 +357,10 @@ impl Engine for Sim {
 
 impl Drop for Sim {
     fn drop(&mut self) {
+        // A kernel that goes on with what an engine has given up on still finds the memory.
+        if self.kernel.world.refuses() {
+            self.kernel.compare_all(self.staged.iter());
+        }
         let Kernel { world, seam, .. } = &self.kernel;
         world.state.borrow_mut().operations_left = seam.live.tokens.len();
     }

@@ -354,6 +354,9 @@ impl Ring for SimulatedRing {
         timeout: Option<Duration>,
     ) -> Result<u32, i32> {
         self.kernel.world.enter();
+        if self.kernel.world.refuses() {
+            return Err(libc::EIO);
+        }
         self.idle_looks = 0;
         if flags & !(GETEVENTS | NO_IOWAIT) != 0
             || (flags & NO_IOWAIT != 0 && !self.machine.no_iowait)

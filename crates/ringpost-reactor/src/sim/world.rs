@@ -36,6 +36,8 @@ pub(super) struct State {
     trace: VecDeque<Event>,
     failed: bool,
     pub(super) operations_left: usize,
+    /// From this enter on the kernel refuses every one.
+    refused_from: Option<u64>,
 }
 
 /// One line of the trace.
@@ -65,6 +67,7 @@ impl Simulation {
             trace: VecDeque::with_capacity(TRACE_MAX),
             failed: false,
             operations_left: 0,
+            refused_from: None,
         };
         let clock = Rc::new(Cell::new(Instant::now()));
         Self { world: Rc::new(World { clock, state: RefCell::new(state) }) }
@@ -78,6 +81,18 @@ impl Simulation {
     /// A number below `n` from the same source that decides everything else.
     pub fn below(&self, n: u32) -> u32 {
         self.world.below(n)
+    }
+
+    /// After so many more enters the kernel refuses every one (EIO): an engine can't go on then. What is in
+    /// flight stays there, and the kernel may use its memory for as long as it likes.
+    pub fn refuse_after(&self, enters: u64) {
+        let mut state = self.world.state.borrow_mut();
+        state.refused_from = Some(state.enters + enters + 1);
+    }
+
+    /// Has the clock jump.
+    pub fn advance(&self, time: Duration) {
+        self.world.clock.set(self.now() + time);
     }
 
     /// The simulated time.
@@ -189,6 +204,12 @@ impl World {
             let passed = Duration::from_micros(u64::from(self.below(PASSES_US_MAX)));
             self.clock.set(self.clock.get() + passed);
         }
+    }
+
+    /// Whether enters are refused by now.
+    pub(crate) fn refuses(&self) -> bool {
+        let state = self.state.borrow();
+        state.refused_from.is_some_and(|enter| state.enters >= enter)
     }
 
     pub(crate) fn has_failed(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What is played: each scenario is a program on connections, with what it expects of them.
 
 mod ends;
+mod failing;
 mod listening;
 mod passing;
 mod traffic;
@@ -15,32 +16,43 @@ pub struct Scenario {
     /// What it is called on the command line.
     pub name: &'static str,
     pub(crate) body: fn(Rig) -> Body,
-    /// Everything is taken down at its end, so that nothing may be left.
-    pub(crate) settles: bool,
+    pub(crate) end: End,
+}
+
+/// What may be left at the end of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing: everything has been taken down, and all that is under way comes to its end.
+    Settled,
+    /// What the runtime takes down.
+    Abandoned,
+    /// What the kernel may use for ever: the engine has failed.
+    Leaked,
 }
 
 macro_rules! scenarios {
-    ($($name:literal $body:path, $settles:literal;)*) => {
-        &[$(Scenario { name: $name, body: |rig| Box::pin($body(rig)), settles: $settles },)*]
+    ($($name:literal $body:path, $end:path;)*) => {
+        &[$(Scenario { name: $name, body: |rig| Box::pin($body(rig)), end: $end },)*]
     };
 }
 
 /// All scenarios.
 pub const ALL: &[Scenario] = scenarios! {
-    "echo" traffic::echo, true;
-    "backpressure" traffic::backpressure, true;
-    "bulk" traffic::bulk, true;
-    "forward" traffic::forward, true;
-    "drops" traffic::drops, true;
-    "prefixed" traffic::prefixed, true;
-    "bytes" traffic::bytes, true;
-    "packets" traffic::packets, true;
-    "ends" ends::ends, true;
-    "gone" ends::gone, true;
-    "abandoned" ends::abandoned, false;
-    "accept" listening::accept, true;
-    "descriptors" passing::descriptors, true;
-    "unclaimed" passing::unclaimed, true;
+    "echo" traffic::echo, End::Settled;
+    "backpressure" traffic::backpressure, End::Settled;
+    "bulk" traffic::bulk, End::Settled;
+    "forward" traffic::forward, End::Settled;
+    "drops" traffic::drops, End::Settled;
+    "prefixed" traffic::prefixed, End::Settled;
+    "bytes" traffic::bytes, End::Settled;
+    "packets" traffic::packets, End::Settled;
+    "ends" ends::ends, End::Settled;
+    "gone" ends::gone, End::Settled;
+    "abandoned" ends::abandoned, End::Abandoned;
+    "accept" listening::accept, End::Settled;
+    "fatal" failing::fatal, End::Leaked;
+    "descriptors" passing::descriptors, End::Settled;
+    "unclaimed" passing::unclaimed, End::Settled;
 };
 
 /// The scenario of this name.
