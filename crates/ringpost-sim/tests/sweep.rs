@@ -30,7 +30,7 @@ fn sweep_part(test: &'static str, part: usize) {
 }
 
 /// Parts that may run at once.
-const PARTS: usize = 8;
+const PARTS: usize = 24;
 
 macro_rules! parts {
     ($($name:ident $part:literal)*) => {
@@ -50,6 +50,22 @@ parts! {
     dropped_everywhere_5 5
     dropped_everywhere_6 6
     dropped_everywhere_7 7
+    dropped_everywhere_8 8
+    dropped_everywhere_9 9
+    dropped_everywhere_10 10
+    dropped_everywhere_11 11
+    dropped_everywhere_12 12
+    dropped_everywhere_13 13
+    dropped_everywhere_14 14
+    dropped_everywhere_15 15
+    dropped_everywhere_16 16
+    dropped_everywhere_17 17
+    dropped_everywhere_18 18
+    dropped_everywhere_19 19
+    dropped_everywhere_20 20
+    dropped_everywhere_21 21
+    dropped_everywhere_22 22
+    dropped_everywhere_23 23
 }
 
 /// Of each script, each part and the runtime go at each step.

@@ -1,6 +1,5 @@
 //! What the simulated kernel does with operations, whichever seam they came over.
 
-use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;
@@ -387,8 +386,8 @@ impl<S: Seam> Kernel<S> {
     }
 
     /// Compares the memory of all sends that have not ended with what it was.
-    pub(super) fn compare_all(&self, staged: &VecDeque<Flight>) {
-        staged.iter().chain(&self.flights).for_each(|flight| self.compare(flight));
+    pub(super) fn compare_all<'a>(&'a self, staged: impl Iterator<Item = &'a Flight>) {
+        staged.chain(&self.flights).for_each(|flight| self.compare(flight));
     }
 
     /// Compares the memory of a send with what it was.

@@ -365,7 +365,7 @@ impl Drop for Sim {
     fn drop(&mut self) {
         // A kernel that goes on with what an engine has given up on still finds the memory.
         if self.kernel.world.refuses() {
-            self.kernel.compare_all(&self.staged);
+            self.kernel.compare_all(self.staged.iter());
         }
         let Kernel { world, seam, .. } = &self.kernel;
         world.state.borrow_mut().operations_left = seam.live.tokens.len();
