@@ -314,3 +314,33 @@ impl HandReceiver {
         Ok(Some(Delivery { chunk, descriptors }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::wake::Inbox;
+
+    #[test]
+    fn the_last_quarter_of_the_pool_is_left_to_the_engine() {
+        let mut pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
+        let mut lend = || {
+            let block = pool.take_free().unwrap();
+            let lease = pool.lease(block, 0, 1);
+            pool.retire(block);
+            lease
+        };
+        let lent = [lend(), lend(), lend()];
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"bytes").unwrap();
+        let mut hands = HandReceiver::default();
+        let delivery = hands.receive(ours.as_fd(), &mut pool).unwrap().unwrap();
+        assert_eq!(delivery.chunk.as_slice(), b"bytes");
+        assert_eq!((hands.blocks(), pool.free_blocks()), (0, 1));
+        drop(lent);
+    }
+}

@@ -437,6 +437,7 @@ mod tests {
 
     #[test]
     fn no_full_block_ends_where_the_kernel_copies_slowly() {
+        const SLOW_BYTES: usize = 16;
         for body in 0..200 {
             let mut block = OutboundBlocks::new().take(body, BlockClass::LARGE);
             while block.fits(body) {
@@ -445,7 +446,7 @@ mod tests {
             let (start, len) = block.pending();
             assert_eq!(start.addr() % PAGE_BYTES, 0);
             let end = (start.addr() + len as usize) % PAGE_BYTES;
-            assert!(end <= PAGE_BYTES - COPY_HAZARD_BYTES, "{body}: ends at {end}");
+            assert!(end <= PAGE_BYTES - SLOW_BYTES, "{body}: ends at {end}");
         }
     }
 
@@ -465,6 +466,8 @@ mod tests {
         for bytes in [0, 1, 504, 505, 3064, 3065, 4096, 65512, 65513, 1 << 20] {
             let block = blocks.take(bytes, BlockClass::default());
             assert!(block.fits(bytes), "{bytes}");
+            let most = block.room() - Prefix::BYTES_MAX;
+            assert!(block.fits(most) && !block.fits(most + 1), "{bytes}");
         }
     }
 }

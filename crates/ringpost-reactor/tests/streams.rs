@@ -449,3 +449,27 @@ fn a_paused_listener_leaves_connections_in_the_backlog() {
         assert_eq!(end, Poll::Ready(Err(StreamError::RuntimeEnded)));
     });
 }
+
+#[test]
+fn the_latest_waker_is_woken() {
+    each_engine(|reactor| {
+        let (left, right) = socket_pair();
+        let stream = reactor.adopt_stream(left);
+        let flags = [(); 4].map(|()| Arc::new(Flag(AtomicBool::new(false))));
+        let wakers = flags.clone().map(Waker::from);
+        let [first, last, first_arrival, last_arrival] = &wakers;
+        for waker in [first, last] {
+            assert!(stream.poll_receive(&mut Context::from_waker(waker)).is_pending());
+        }
+        for waker in [first_arrival, last_arrival] {
+            assert!(stream.poll_arrival(&mut Context::from_waker(waker)).is_pending());
+        }
+        rustix::io::write(&right, b"x").unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !flags[1].0.load(Ordering::Relaxed) && Instant::now() < deadline {
+            reactor.turn(Wait::Until(deadline)).unwrap();
+        }
+        let woken = flags.map(|flag| flag.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [false, true, false, true]);
+    });
+}

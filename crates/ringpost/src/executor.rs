@@ -323,3 +323,33 @@ impl fmt::Debug for JoinError {
 }
 
 impl std::error::Error for JoinError {}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Runtime;
+
+    #[test]
+    fn a_task_that_only_yields_leaves_the_reactor_its_turns() {
+        const YIELDS_MAX: u32 = 1_000_000;
+        Runtime::new().expect("a runtime").block_on(async {
+            let slept = Rc::new(Cell::new(false));
+            let seen = Rc::clone(&slept);
+            let restless = crate::spawn(async move {
+                for _ in 0..YIELDS_MAX {
+                    if seen.get() {
+                        return true;
+                    }
+                    crate::yield_now().await;
+                }
+                false
+            });
+            crate::sleep(Duration::from_millis(1)).await;
+            slept.set(true);
+            assert!(restless.await.expect("no panic"), "no timer fired in {YIELDS_MAX} turns");
+        });
+    }
+}
