@@ -23,13 +23,13 @@ struct Arguments {
     /// Runs only this scenario, or with /ring behind its name the one on a ring; can be given several times
     #[arg(long)]
     scenario: Vec<String>,
+    /// Failures after which no more are looked for
+    #[arg(long, default_value_t = 10)]
+    failures_max: usize,
     /// Prints the last steps of runs that end well, too
     #[arg(long)]
     trace: bool,
 }
-
-/// Failures after which no more are looked for.
-const FAILURES_MAX: usize = 10;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
             }
             report(&name_of(scenario, seam), seed, &outcome, arguments.trace);
             failures += usize::from(outcome.failure.is_some());
-            if failures >= FAILURES_MAX {
+            if failures >= arguments.failures_max {
                 break 'seeds;
             }
         }

@@ -164,7 +164,10 @@ impl Finder {
     pub(super) fn command(&self) -> Vec<String> {
         let words: &[&str] = match self.kind {
             Kind::Test | Kind::FuzzReplay => &["cargo", "test", "--locked"],
-            Kind::Sim => &["cargo", "run", "--locked", "--package", "ringpost-sim", "--"],
+            Kind::Sim => {
+                let words = ["--package", "ringpost-sim", "--", "--failures-max", "1"];
+                &[&["cargo", "run", "--locked"][..], &words[..]].concat()
+            }
             Kind::Loom => {
                 let words = ["--lib", "--profile", "loom", "--", "--test-threads=1"];
                 let mut words = owned(&[&LOOM[..], &words[..]].concat());

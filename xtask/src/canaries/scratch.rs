@@ -1,6 +1,8 @@
 //! Copies of the tree in which bugs may be.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -10,13 +12,15 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use xshell::cmd;
 
-use super::list::{Canary, command};
+use super::list::{Canary, FILE, command};
 use crate::run::{kill_tree, root, shell};
 
 /// A copy of the tree, and what is built from it.
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: PathBuf,
+    /// Of everything that a finder may depend on.
+    pub(super) fingerprint: u64,
 }
 
 /// How a command ended.
@@ -33,16 +37,20 @@ impl Scratch {
     pub(super) fn new(number: usize) -> Result<Self> {
         let root = root();
         let folder = root.join(FOLDER).join(number.to_string());
-        let scratch = Self { folder };
+        let mut scratch = Self { folder, fingerprint: 0 };
         let shell = shell()?;
         let listed = cmd!(shell, "git ls-files -z --cached --others --exclude-standard").quiet();
         let listed = listed.read()?;
         let listed: Vec<&str> = listed.split_terminator('\0').collect();
         let tree = scratch.tree();
         scratch.remove_others(&tree, &listed)?;
+        let mut hasher = DefaultHasher::new();
         for path in listed {
             // Listed and removed: nothing to copy.
             let Ok(bytes) = fs::read(root.join(path)) else { continue };
+            if !path.starts_with("xtask/") && path != FILE {
+                (path, &bytes).hash(&mut hasher);
+            }
             let target = tree.join(path);
             if fs::read(&target).is_ok_and(|old| old == bytes) {
                 continue;
@@ -53,6 +61,7 @@ impl Scratch {
             fs::copy(root.join(path), &target).with_context(|| target.display().to_string())?;
             touch(&target)?;
         }
+        scratch.fingerprint = hasher.finish();
         Ok(scratch)
     }
 
@@ -170,6 +179,27 @@ impl Drop for Mutated {
     }
 }
 
+/// The finders that have passed on this very tree, so that trying some canaries again does not begin with
+/// what is known.
+pub(super) fn known_to_pass(fingerprint: u64) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(KNOWN_FILE)).unwrap_or_default();
+    let mut lines = text.lines().map(str::to_owned);
+    if lines.next() == Some(fingerprint.to_string()) { lines.collect() } else { BTreeSet::new() }
+}
+
+/// Keeps them for the next time.
+pub(super) fn keep_known<'a>(
+    fingerprint: u64,
+    finders: impl Iterator<Item = &'a String>,
+) -> Result<()> {
+    let mut text = fingerprint.to_string();
+    for finder in finders {
+        text.push('\n');
+        text.push_str(finder);
+    }
+    fs::write(root().join(KNOWN_FILE), text).context(KNOWN_FILE)
+}
+
 /// Makes a file look changed to cargo: a copy may carry the time of its original.
 fn touch(path: &Path) -> Result<()> {
     let file = File::options().append(true).open(path)?;
@@ -184,4 +214,5 @@ pub(super) fn read(log: &Path) -> Result<String> {
 }
 
 const FOLDER: &str = "target/canaries";
+const KNOWN_FILE: &str = "target/canaries/known.txt";
 pub(super) const LOG_FOLDER: &str = "target/canaries/log";
