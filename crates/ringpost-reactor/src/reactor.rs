@@ -553,6 +553,8 @@ impl Core {
             || word.is_notified()
             || !driver.retry.is_empty()
             || !driver.cancels.is_empty()
+            // It found no room: nobody else could end the wait.
+            || driver.doorbell.is_none()
             // Staging packets sends them, and wakes who waited for that.
             || !driver.wakers.is_empty()
             || driver.packets.must_turn()

@@ -134,6 +134,10 @@ impl<S: Seam> Kernel<S> {
 
     /// Waits for a completion.
     pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Waited {
+        let is_bell = |flight: &Flight| matches!(flight.request, Request::Doorbell { .. });
+        if deadline.is_none() && !self.flights.iter().any(is_bell) {
+            self.world.fail("a wait without end that no other thread could end");
+        }
         while !self.seam.has_completed() {
             if self.world.has(Fault::EnterInterrupted) {
                 return Waited::Interrupted;
