@@ -553,8 +553,7 @@ impl Core {
             || word.is_notified()
             || !driver.retry.is_empty()
             || !driver.cancels.is_empty()
-            // It found no room: nobody else could end the wait.
-            || driver.doorbell.is_none()
+            || driver.doorbell.is_none() // No other thread could end the wait.
             // Staging packets sends them, and wakes who waited for that.
             || !driver.wakers.is_empty()
             || driver.packets.must_turn()
