@@ -343,4 +343,24 @@ mod tests {
         assert_eq!((hands.blocks(), pool.free_blocks()), (0, 1));
         drop(lent);
     }
+
+    #[test]
+    fn what_is_lent_stays_as_it_was() {
+        let mut pool = Pool::new(4, 16 << 10, Arc::new(Inbox::for_test())).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut hands = HandReceiver::default();
+        let mut kept = Vec::new();
+        for byte in 1..=200_u8 {
+            theirs.write_all(&[byte; 100]).unwrap();
+            kept.push((byte, hands.receive(ours.as_fd(), &mut pool).unwrap().unwrap()));
+        }
+        for (byte, delivery) in &kept {
+            assert_eq!(delivery.chunk.as_slice(), [*byte; 100]);
+        }
+        assert!(pool.leased_blocks() > 0, "a block has been filled");
+        drop(kept);
+        assert!(pool.collect_returns());
+        let held = hands.blocks();
+        assert_eq!((held, pool.free_blocks(), pool.leased_blocks()), (1, 3, 0));
+    }
 }

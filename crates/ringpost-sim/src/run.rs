@@ -206,42 +206,6 @@ pub(crate) fn settle(runtime: &Runtime) {
         {
             return;
         }
-        usize::try_from(self.runtime.stats().operations_in_flight).expect("few")
-    }
-
-    /// No more time has passed than a program has waited itself, and a bit.
-    pub(crate) fn check_time(&self) {
-        let took = self.simulation.now() - self.start;
-        assert!(took < self.rig.slept() + STUCK, "something was stuck for {took:?}");
-    }
-
-    /// Ends the faults.
-    pub(crate) fn be_calm(&self) {
-        self.simulation.set_rates(Rates::NONE);
-    }
-
-    /// Without faults, everything comes to an end: of what the program had, nothing is left.
-    pub(crate) fn settle(&self) {
-        for _ in 0..SETTLE_TURNS_MAX {
-            self.runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
-            let stats = self.runtime.stats();
-            // The doorbell stays.
-            if stats.operations_in_flight <= 1
-                && stats.pool_blocks_leased == 0
-                && stats.timers_pending == 0
-                && stats.connections_lingering == 0
-            {
-                return;
-            }
-        }
-        let stats = self.runtime.stats();
-        panic!(
-            "{} operations, {} blocks, {} timers and {} dropped connections are never let go of",
-            stats.operations_in_flight,
-            stats.pool_blocks_leased,
-            stats.timers_pending,
-            stats.connections_lingering
-        );
     }
     let stats = runtime.stats();
     panic!(

@@ -226,8 +226,9 @@ mod tests {
     #[test]
     fn first_notification_of_a_parked_period_rings() {
         let word = WakeWord::new();
+        assert!(!word.is_notified());
         assert!(word.park());
-        assert!(word.is_parked());
+        assert!(word.is_parked() && !word.is_notified());
         assert!(word.notify());
         assert!(!word.notify(), "one ring per parked period");
         word.unpark();

@@ -25,6 +25,7 @@ on_both_engines!(
     a_refusal_by_the_peer,
     a_refusal_with_control_characters,
     ping_gets_its_pong,
+    ping_of_a_peer_that_lags,
     a_flood_of_pings,
     going_away
 );
@@ -298,6 +299,40 @@ fn ping_gets_its_pong(engine: EngineChoice) {
     against(engine, client, |mut connection| async move {
         let message = connection.recv().await.expect("a message").expect("no end");
         assert_eq!(message, *b"done");
+    });
+}
+
+/// A peer that asks whether somebody is there is told, also while it lags.
+fn ping_of_a_peer_that_lags(engine: EngineChoice) {
+    let runtime = builder(engine).outbound_bytes_max(1).build().expect("a runtime");
+    run(&runtime, async {
+        let (mut connection, mut peer) = raw();
+        peer.greet();
+        connection.ready().await.expect("a greeting");
+        let mut sent = 0;
+        loop {
+            match connection.try_send(&[7; 1000]) {
+                Ok(()) => sent += 1,
+                Err(SendError::Full { .. }) => {
+                    if timeout(Duration::from_millis(5), connection.flush()).await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        peer.send(&frame(FrameKind::Ping, b"there?"));
+        peer.send(&message(b"done"));
+        assert_eq!(connection.recv().await.expect("a message").expect("no end"), *b"done");
+        let client = thread::spawn(move || {
+            for _ in 0..sent {
+                assert_eq!(peer.read_message(), [7; 1000]);
+            }
+            let pong = peer.read_frame().expect("a PONG");
+            assert_eq!((pong.header.kind, &pong.body[..]), (FrameKind::Pong, &b"there?"[..]));
+        });
+        connection.flush().await.expect("the peer reads");
+        join(client).await;
     });
 }
 
