@@ -153,8 +153,9 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
             FLOOR_RISE_MAX,
             |sample| {
                 let census = &sample.census;
-                to_f64(census.operations_in_flight)
-                    - to_f64(census.connections_open + census.connections_lingering)
+                let connections = census.connections_open + census.connections_lingering;
+                // A connection that waits for a receive block has none.
+                to_f64(census.operations_in_flight.saturating_sub(connections))
             },
         ));
         verdicts.push(

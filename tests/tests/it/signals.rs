@@ -42,7 +42,8 @@ fn a_gone_peer_raises_no_signal(engine: EngineChoice) {
 
             let flags = SocketFlags::CLOEXEC;
             let (ours, theirs): (OwnedFd, OwnedFd) =
-                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair");
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                    .expect("a pair");
             drop(theirs);
             until_refused(Connection::from_socket(ours, bytes.seqpacket()), &body, gather).await;
         }
