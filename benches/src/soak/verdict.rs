@@ -5,8 +5,8 @@
 //! lifts the floor for good, a busy machine does not. What wanders (memory, delays, rates, CPU time) is compared by
 //! its median. What must hold always is looked at in every sample.
 //!
-//! Memory may still find its level in the middle part, on a slow machine; a leak goes on. So its growth is the
-//! lesser of two: from the middle to the last part, and within the last part. Delays and rates are compared as
+//! Memory rises by a step when there is more to do at once than ever before, on a machine that others use; a leak
+//! goes on. So its growth per minute is the least of the three between the quarters of both parts. Delays and rates are compared as
 //! multiples of what a bare pair of sockets had at the same time ([`control`](super::control)).
 
 use std::ops::Range;
@@ -153,8 +153,9 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
             FLOOR_RISE_MAX,
             |sample| {
                 let census = &sample.census;
-                to_f64(census.operations_in_flight)
-                    - to_f64(census.connections_open + census.connections_lingering)
+                let connections = census.connections_open + census.connections_lingering;
+                // A connection that waits for a receive block has none.
+                to_f64(census.operations_in_flight.saturating_sub(connections))
             },
         ));
         verdicts.push(
@@ -278,20 +279,23 @@ impl<'a> Parts<'a> {
         let values = self.values(value);
         let mut verdict = self.verdict(process, what, &values, median);
         let growth = verdict.end - verdict.middle;
-        let half = usize::midpoint(self.last.start, self.last.end);
-        let within = self.per_minute(&values, &(self.last.start..half), &(half..self.last.end));
-        let between = self.per_minute(&values, &self.middle, &self.last);
+        let quarter = |number: usize| {
+            let (start, count) = (self.middle.start, self.last.end - self.middle.start);
+            start + count * number / 4..start + count * (number + 1) / 4
+        };
+        let steps = (0..3).map(|at| self.per_minute(&values, &quarter(at), &quarter(at + 1)));
+        let steady =
+            steps.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().reduce(f64::min));
         if growth > MEMORY_GROWTH_KIB_MAX {
             verdict.complaint = Some(format!(
                 "grew by {growth:.0} KiB between two parts; {MEMORY_GROWTH_KIB_MAX} KiB would do"
             ));
-        } else if let (Some(between), Some(within)) = (between, within) {
-            let growth = between.min(within);
-            if growth > MEMORY_GROWTH_KIB_PER_MINUTE_MAX {
-                verdict.complaint = Some(format!(
-                    "grew by {growth:.0} KiB a minute; {MEMORY_GROWTH_KIB_PER_MINUTE_MAX} would do"
-                ));
-            }
+        } else if let Some(growth) = steady
+            && growth > MEMORY_GROWTH_KIB_PER_MINUTE_MAX
+        {
+            verdict.complaint = Some(format!(
+                "grew by {growth:.0} KiB a minute; {MEMORY_GROWTH_KIB_PER_MINUTE_MAX} would do"
+            ));
         }
         verdict
     }
@@ -419,6 +423,16 @@ mod tests {
             }
         });
         assert!(complaints(&spikes).is_empty(), "spikes have the old floor");
+    }
+
+    #[test]
+    fn a_step_of_memory_is_no_leak() {
+        for second_of_step in [60, 90, 120, 150] {
+            let step = samples(|second, sample| {
+                sample.footprint.anonymous_kib += if second > second_of_step { 1300 } else { 0 };
+            });
+            assert_eq!(complaints(&step), [""; 0], "a step at {second_of_step} s");
+        }
     }
 
     #[test]
