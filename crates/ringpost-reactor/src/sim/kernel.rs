@@ -45,6 +45,9 @@ pub(super) trait Seam {
     /// An operation is tried when it is taken, and not only later.
     const TRIES_AT_ONCE: bool;
 
+    /// A poll for room ends also when the peer has shut down, as every poll of a ring.
+    const POLLS_TELL_SHUTDOWNS: bool;
+
     /// A buffer to receive into, and the bytes of room in it.
     fn choose(&mut self, world: &World) -> Option<(usize, usize)>;
 
@@ -492,7 +495,7 @@ impl<S: Seam> Kernel<S> {
             .map(|flight| {
                 PollFd::from_borrowed_fd(
                     borrow(descriptor(&flight.request)),
-                    wants(&flight.request),
+                    wants(&flight.request, S::POLLS_TELL_SHUTDOWNS),
                 )
             })
             .collect();
@@ -574,7 +577,10 @@ impl<S: Seam> Kernel<S> {
             }
             Request::Hangup { .. } => self.end(index, 0x2000, None),
             Request::Readable { .. } => self.end(index, 1, None),
-            Request::Writable { .. } => self.end(index, 4, None),
+            Request::Writable { fd } => {
+                let full = S::POLLS_TELL_SHUTDOWNS && hung_up && !has_room(fd);
+                self.end(index, if full { 0x2000 } else { 4 }, None);
+            }
             Request::Doorbell { fd } => self.hear(token, fd),
             Request::Cancel { .. } => {}
         }
@@ -668,8 +674,11 @@ fn role(request: &Request) -> u8 {
     }
 }
 
-fn wants(request: &Request) -> PollFlags {
+fn wants(request: &Request, tell_shutdowns: bool) -> PollFlags {
     match role(request) {
+        1 if tell_shutdowns && matches!(request, Request::Writable { .. }) => {
+            PollFlags::OUT | PollFlags::RDHUP
+        }
         0 => PollFlags::IN | PollFlags::RDHUP,
         1 => PollFlags::OUT,
         2 => PollFlags::RDHUP,
@@ -681,6 +690,13 @@ fn wants(request: &Request) -> PollFlags {
 /// Whether a listener was shut down: accept4(2) says EAGAIN all the same.
 fn was_shut_down(fd: RawFd) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::RDHUP)];
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&zero)).is_ok_and(|count| count > 0)
+}
+
+/// Whether a send would find room, or fail.
+fn has_room(fd: RawFd) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::OUT)];
     let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut polled, Some(&zero)).is_ok_and(|count| count > 0)
 }
