@@ -45,7 +45,8 @@ pub(super) trait Seam {
     /// An operation is tried when it is taken, and not only later.
     const TRIES_AT_ONCE: bool;
 
-    /// A poll for room ends also when the peer has shut down, as every poll of a ring.
+    /// A poll for room ends also when the peer has shut down, as every poll of a ring, and so does a send
+    /// that finds none.
     const POLLS_TELL_SHUTDOWNS: bool;
 
     /// A buffer to receive into, and the bytes of room in it.
@@ -262,7 +263,7 @@ impl<S: Seam> Kernel<S> {
                     Request::Receive { .. } => self.receive(index, false, true),
                     Request::Accept { fd } => self.accept(index, fd, true),
                     Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
-                        self.send_more(index, fd);
+                        self.send_more(index, fd, false);
                     }
                     // A poll that has ended has found something.
                     _ => self.end(index, 1, None),
@@ -443,8 +444,8 @@ impl<S: Seam> Kernel<S> {
         self.complete(flight.token, result, false, None);
     }
 
-    /// A send that waits for room goes on.
-    fn send_more(&mut self, index: usize, fd: RawFd) {
+    /// A send that waits for room goes on, or ends if it finds none and `gives_up`.
+    fn send_more(&mut self, index: usize, fd: RawFd, gives_up: bool) {
         let mut flight = self.flights.remove(index);
         self.compare(&flight);
         self.world.about(flight.token);
@@ -455,7 +456,8 @@ impl<S: Seam> Kernel<S> {
         let result = match outcome {
             Ok(()) if flight.done == len => Some(done),
             Ok(()) if self.world.has(Fault::SendEnds) => Some(done),
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR) => None,
+            Ok(()) | Err(Errno::INTR) => None,
+            Err(Errno::AGAIN) if !gives_up => None,
             Err(_) if flight.done > 0 => Some(done),
             Err(errno) => Some(-errno.raw_os_error()),
         };
@@ -569,7 +571,7 @@ impl<S: Seam> Kernel<S> {
                 self.in_a_row(token, |kernel, index| kernel.receive(index, hung_up, false));
             }
             Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
-                self.send_more(index, fd);
+                self.send_more(index, fd, S::POLLS_TELL_SHUTDOWNS && hung_up);
             }
             Request::Accept { fd } => {
                 self.accept(index, fd, false);
@@ -676,9 +678,7 @@ fn role(request: &Request) -> u8 {
 
 fn wants(request: &Request, tell_shutdowns: bool) -> PollFlags {
     match role(request) {
-        1 if tell_shutdowns && matches!(request, Request::Writable { .. }) => {
-            PollFlags::OUT | PollFlags::RDHUP
-        }
+        1 if tell_shutdowns => PollFlags::OUT | PollFlags::RDHUP,
         0 => PollFlags::IN | PollFlags::RDHUP,
         1 => PollFlags::OUT,
         2 => PollFlags::RDHUP,

@@ -107,7 +107,7 @@ impl<R: Ring> Uring<R> {
         self.registered
     }
 
-    fn entry(&self, request: Request) -> Entry {
+    fn entry(request: Request) -> Entry {
         let send_flags = |silent: bool| {
             // A silent send never waits for room (DONTWAIT); both kinds go on until everything is
             // taken or nothing more fits (WAITALL).
@@ -137,7 +137,9 @@ impl<R: Ring> Uring<R> {
             Request::Readable { fd } => {
                 opcode::PollAdd::new(types::Fd(fd), libc::EPOLLIN.cast_unsigned()).build()
             }
-            Request::Writable { fd } => room::poll(fd),
+            Request::Writable { fd } => {
+                opcode::PollAdd::new(types::Fd(fd), libc::EPOLLOUT.cast_unsigned()).build()
+            }
             Request::Cancel { target, .. } => opcode::AsyncCancel::new(target.0).build(),
         }
     }
@@ -181,12 +183,13 @@ impl<R: Ring> Uring<R> {
         self.arm_rooms();
     }
 
-    /// Hands the ring the waits for room that go on, as far as there is room in the queue.
+    /// Hands the ring the waits for room that go on, and the sends that were waited for, as far as there is room in the queue.
     fn arm_rooms(&mut self) {
         let Self { ring, rooms, .. } = self;
-        rooms.arm(|entry| {
+        rooms.arm(Self::entry, |entry| {
             let place = ring.queued();
-            // SAFETY: a poll points to no memory, and a timeout to a static.
+            // SAFETY: a poll points to no memory, a timeout to a static, and what a send names is valid until
+            // its end has been told (U1).
             unsafe { ring.push(entry) }.ok().map(|()| place)
         });
     }
@@ -255,7 +258,7 @@ impl<R: Ring> Uring<R> {
     /// the ring has no room.
     fn arm_held(&mut self) -> bool {
         while let Some((token, fd)) = self.direct.held.pop() {
-            let entry = self.entry(Request::Receive { fd }).user_data(token.0);
+            let entry = Self::entry(Request::Receive { fd }).user_data(token.0);
             // SAFETY: a receive writes to provided blocks, which outlive it (pool invariant P3).
             if unsafe { self.ring.push(&entry) }.is_err() {
                 self.direct.held.push((token, fd));
@@ -374,12 +377,18 @@ impl<R: Ring> Engine for Uring<R> {
             }
             _ => {}
         }
-        let entry = self.entry(request).user_data(token.0);
+        let entry = Self::entry(request).user_data(token.0);
         // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
         let pushed = unsafe { self.ring.push(&entry) };
         match request {
             Request::Receive { .. } if pushed.is_err() => drop(self.direct.armed.remove(token)),
-            Request::Writable { fd } if pushed.is_ok() => self.rooms.start(token, fd),
+            Request::Writable { .. }
+            | Request::Send { silent: false, .. }
+            | Request::SendMessage { silent: false, .. }
+                if pushed.is_ok() =>
+            {
+                self.rooms.start(token, request);
+            }
             _ => {}
         }
         pushed

@@ -1,16 +1,18 @@
 //! Waiting for room in a socket whose peer has shut down.
 //!
 //! A poll of the ring reports the end of the peer's bytes whether that was asked for or not
-//! (`IO_POLL_UNMASK` in the kernel's `io_uring/poll.c`), so that one for room ends at once, and whoever
-//! finds none and asks again spins. epoll reports that end only to who asks for it, and failures to
-//! everybody (epoll_ctl(2)). So a wait that has ended with nothing but such an end goes on under its token
-//! as a poll of an epoll set that holds this socket alone.
+//! (`IO_POLL_UNMASK` in the kernel's `io_uring/poll.c`), so that one for room ends at once, and so does the
+//! poll inside a send: it is tried again, many times in a row, and ends in `EAGAIN` (observed on Linux
+//! 6.18). Whoever finds no room and asks again spins. epoll reports that end only to who asks for it, and
+//! failures to everybody (epoll_ctl(2)). So what has ended like that goes on under its token as a poll of an
+//! epoll set that holds this socket alone.
 //!
 //! ```text
-//!   Asked   -> (told)   room, a failure, cancelled
+//!   Asked   -> (told)   room, bytes sent, a failure, cancelled
 //!           -> Set      the peer has shut down, and there is no room
 //!           -> Pausing  the same, and there can be no set now
 //!   Set     -> (told)   room, a failure, cancelled
+//!           -> Asked    the same, of a send
 //!   Pausing -> Asked    the pause is over
 //!           -> (told)   cancelled
 //! ```
@@ -29,14 +31,14 @@ use io_uring::{opcode, types};
 use rustix::event::{Timespec, epoll};
 
 use crate::by_hand::{borrow, count_of};
-use crate::engine::Token;
+use crate::engine::{Request, Token};
 
 /// Sets at most: one descriptor for each socket that is full and whose peer has shut down.
 const SETS_MAX: usize = 1024;
 /// How long a wait pauses that can have no set.
 static PAUSE: types::Timespec = types::Timespec::new().nsec(100_000_000);
 
-/// The waits for room.
+/// The waits for room, and the sends that wait for some.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
     waits: HashMap<Token, Wait>,
@@ -50,7 +52,8 @@ pub(super) struct Rooms {
 
 #[derive(Debug)]
 struct Wait {
-    fd: RawFd,
+    /// A wait for room, or a send that is told of.
+    request: Request,
     stage: Stage,
     /// Whoever cancels wants to see the end: the wait does not go on.
     cancelled: bool,
@@ -64,9 +67,9 @@ enum Stage {
 }
 
 impl Rooms {
-    /// The ring was asked to poll `fd` for room.
-    pub(super) fn start(&mut self, token: Token, fd: RawFd) {
-        self.waits.insert(token, Wait { fd, stage: Stage::Asked, cancelled: false });
+    /// The ring was asked for what may have to wait for room.
+    pub(super) fn start(&mut self, token: Token, request: Request) {
+        self.waits.insert(token, Wait { request, stage: Stage::Asked, cancelled: false });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -90,12 +93,13 @@ impl Rooms {
     pub(super) fn ended(&mut self, token: Token, result: i32, calls: &mut u64) -> Option<i32> {
         let Some(wait) = self.waits.get_mut(&token) else { return Some(result) };
         let next = match &wait.stage {
-            Stage::Asked if tells_only_hangup(result) => {
+            Stage::Asked if found_no_room(&wait.request, result) => {
                 if wait.cancelled {
                     self.remove(token);
                     return Some(-libc::ECANCELED);
                 }
-                let set = (self.sets < SETS_MAX).then(|| watch(wait.fd, calls).ok()).flatten();
+                let fd = descriptor(&wait.request);
+                let set = (self.sets < SETS_MAX).then(|| watch(fd, calls).ok()).flatten();
                 self.sets += usize::from(set.is_some());
                 set.map_or(Stage::Pausing, Stage::Set)
             }
@@ -107,6 +111,14 @@ impl Rooms {
             Stage::Asked => {
                 self.remove(token);
                 return Some(result);
+            }
+            Stage::Set(_) if result > 0 && !matches!(wait.request, Request::Writable { .. }) => {
+                if wait.cancelled {
+                    self.remove(token);
+                    return Some(-libc::ECANCELED);
+                }
+                self.sets -= 1;
+                Stage::Asked
             }
             Stage::Set(set) => {
                 let result = if result > 0 { mask(set, calls) } else { result };
@@ -141,7 +153,11 @@ impl Rooms {
     }
 
     /// Hands the ring what it is still to be told of, as long as `push` takes it: where it stands then.
-    pub(super) fn arm(&mut self, mut push: impl FnMut(&Entry) -> Option<usize>) {
+    pub(super) fn arm(
+        &mut self,
+        entry_of: impl Fn(Request) -> Entry,
+        mut push: impl FnMut(&Entry) -> Option<usize>,
+    ) {
         while let Some(token) = self.unarmed.last() {
             let entry = match self.waits.get(token) {
                 Some(Wait { stage: Stage::Set(set), .. }) => {
@@ -149,7 +165,7 @@ impl Rooms {
                     opcode::PollAdd::new(types::Fd(set.as_raw_fd()), events).build()
                 }
                 Some(Wait { stage: Stage::Pausing, .. }) => opcode::Timeout::new(&PAUSE).build(),
-                Some(Wait { stage: Stage::Asked, fd, .. }) => poll(*fd),
+                Some(Wait { stage: Stage::Asked, request, .. }) => entry_of(*request),
                 None => unreachable!("a wait that has ended is not to be armed"),
             };
             let Some(place) = push(&entry.user_data(token.0)) else { return };
@@ -170,14 +186,29 @@ impl Rooms {
     }
 }
 
-/// A poll of the ring for room.
-pub(super) fn poll(fd: RawFd) -> Entry {
-    opcode::PollAdd::new(types::Fd(fd), libc::EPOLLOUT.cast_unsigned()).build()
+/// Whether the ring has ended this although it would have to wait.
+fn found_no_room(request: &Request, result: i32) -> bool {
+    const TOLD: i32 = libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP;
+    match request {
+        Request::Writable { .. } => {
+            result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
+        }
+        _ => result == -libc::EAGAIN,
+    }
 }
 
-fn tells_only_hangup(result: i32) -> bool {
-    const TOLD: i32 = libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP | libc::POLLNVAL as i32;
-    result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
+fn descriptor(request: &Request) -> RawFd {
+    match *request {
+        Request::Writable { fd }
+        | Request::Send { fd, .. }
+        | Request::SendMessage { fd, .. }
+        | Request::Receive { fd }
+        | Request::Accept { fd }
+        | Request::Doorbell { fd }
+        | Request::Hangup { fd }
+        | Request::Readable { fd }
+        | Request::Cancel { fd, .. } => fd,
+    }
 }
 
 /// A set that is readable when there is room in `fd`, or it has failed.
