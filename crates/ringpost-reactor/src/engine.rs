@@ -112,8 +112,9 @@ pub(crate) enum Request {
         /// The socket.
         fd: RawFd,
     },
-    /// Complete once when a send would not wait: there is room, or the socket has failed. The result is the
-    /// poll mask (poll(2)). At most one for a descriptor at a time, and no send.
+    /// Complete once when a send would not wait: there is room, or the socket has failed. That the peer has
+    /// shut down its writing is neither. The result is the poll mask (poll(2)). At most one for a descriptor
+    /// at a time, and no send.
     Writable {
         /// The socket.
         fd: RawFd,

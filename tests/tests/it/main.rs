@@ -11,6 +11,7 @@ mod datagrams;
 mod descriptors;
 mod dropped_futures;
 mod ends;
+mod half_closed;
 mod hostile;
 mod killed_peers;
 mod outside;

@@ -2,7 +2,7 @@
 
 use rustix::event::PollFlags;
 
-use super::bench::Bench;
+use super::bench::{Bench, Shape};
 use super::conformance;
 use super::subjects::Subject;
 use super::trace::Ask;
@@ -19,12 +19,17 @@ conformance! {
         an_end_is_readable
         writable_when_there_is_room
         both_readinesses_are_told_apart
-        readable_and_hangup_of_one_socket;
+        readable_and_hangup_of_one_socket
+        writable_of_a_peer_that_has_shut_down_is_cancelled
+        writable_of_many_peers_that_have_shut_down [LITTLE];
     plain:
         a_bell_that_nobody_rings
         writable_of_a_peer_that_has_shut_down
         bytes_are_no_hangup;
 }
+
+/// A queue that is full soon.
+const LITTLE: Shape = Shape { blocks: 4, block_bytes: 8192, queue_max: 2, provided: 2, spare: 0 };
 
 fn a_bell_that_nobody_rings<S: Subject>(bench: &mut Bench<S>) {
     let bell = bench.bell();
@@ -175,20 +180,76 @@ fn readable_and_hangup_of_one_socket<S: Subject>(bench: &mut Bench<S>) {
     bench.quiet();
 }
 
-/// io_uring's polls report a peer's shutdown always (`IO_POLL_UNMASK`), epoll's only if asked to.
+/// Without room nothing is told, whatever the kernel's polls report of their own accord.
 fn writable_of_a_peer_that_has_shut_down<S: Subject>(bench: &mut Bench<S>) {
-    let line = bench.pair();
-    bench.fill(line);
-    bench.far_shut(line);
-    let writable = bench.start(line, Ask::Writable);
+    for armed in [false, true] {
+        let line = bench.pair();
+        bench.fill(line);
+        let before = armed.then(|| bench.start(line, Ask::Writable));
+        bench.perform();
+        bench.far_shut(line);
+        let writable = before.unwrap_or_else(|| bench.start(line, Ask::Writable));
+        bench.quiet();
+        bench.read_all(line);
+        assert!(tells(bench.end(writable), PollFlags::OUT));
+        bench.fill(line);
+        let writable = bench.start(line, Ask::Writable);
+        bench.quiet();
+        bench.far_close(line);
+        let ended = bench.end(writable);
+        assert!(ended > 0 && (!S::REAL || tells(ended, PollFlags::HUP)), "{ended:#x}");
+        bench.quiet();
+    }
+}
+
+fn tells(result: i32, what: PollFlags) -> bool {
+    result > 0 && result & i32::from(what.bits()) != 0
+}
+
+/// At every moment of such a wait, and another for the same socket afterwards.
+fn writable_of_a_peer_that_has_shut_down_is_cancelled<S: Subject>(bench: &mut Bench<S>) {
+    for enters in 0..6 {
+        let line = bench.pair();
+        bench.fill(line);
+        bench.far_shut(line);
+        let writable = bench.start(line, Ask::Writable);
+        for _ in 0..enters {
+            bench.enter();
+        }
+        let cancel = bench.cancel(writable);
+        // A simulated cancel may come too late.
+        let ended = bench.end(writable);
+        assert!(!S::REAL || ended == -libc::ECANCELED, "{ended}");
+        bench.end(cancel);
+        let writable = bench.start(line, Ask::Writable);
+        for _ in 0..enters {
+            bench.enter();
+        }
+        bench.read_all(line);
+        assert!(bench.end(writable) > 0);
+    }
+}
+
+/// Many at a time, more than a small queue takes at once.
+fn writable_of_many_peers_that_have_shut_down<S: Subject>(bench: &mut Bench<S>) {
+    let waits: Vec<_> = (0..10)
+        .map(|_| {
+            let line = bench.pair();
+            bench.fill(line);
+            bench.far_shut(line);
+            (line, bench.start(line, Ask::Writable))
+        })
+        .collect();
     for _ in 0..3 {
         bench.enter();
     }
-    if let Some(told) = bench.find(writable) {
-        println!("{}: writable without room, mask {:#x}", S::NAME, told.result);
-        assert_eq!(told.result, i32::from(PollFlags::RDHUP.bits()));
-    } else {
-        bench.read_all(line);
-        assert!(bench.end(writable) > 0);
+    for (index, (line, writable)) in waits.into_iter().enumerate() {
+        if index % 3 == 0 {
+            let cancel = bench.cancel(writable);
+            bench.end(cancel);
+        } else {
+            bench.read_all(line);
+        }
+        bench.end(writable);
     }
 }

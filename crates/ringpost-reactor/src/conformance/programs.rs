@@ -91,11 +91,7 @@ fn step<S: Subject>(bench: &mut Bench<S>, works: &mut Vec<Work>, chance: &mut Ch
             work.input = bench.push(line, ask);
         }
         7..9 if work.output.is_none() => {
-            let ask = ask_output(chance);
-            // Told of at once on io_uring (contract).
-            if ask != Ask::Writable || !work.far_shut {
-                work.output = bench.push(line, ask);
-            }
+            work.output = bench.push(line, ask_output(chance));
         }
         9 if work.hangup.is_none() => work.hangup = bench.push(line, Ask::Hangup),
         10 => {

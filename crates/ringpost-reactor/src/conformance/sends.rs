@@ -20,6 +20,7 @@ conformance! {
         a_long_gathered_send
         bytes_go_both_ways;
     plain:
+        a_send_waits_for_a_peer_that_has_shut_down
         a_silent_send_that_fits_says_nothing
         a_refused_silent_send_says_so_at_once
         a_short_silent_send_says_so_at_once
@@ -39,6 +40,22 @@ fn send_whole<S: Subject>(bench: &mut Bench<S>, line: Line, len: usize) {
         let taken = bench.end(token);
         rest -= usize::try_from(taken).expect("nothing is broken");
     }
+}
+
+/// It ends with room or with the peer, and not before.
+fn a_send_waits_for_a_peer_that_has_shut_down<S: Subject>(bench: &mut Bench<S>) {
+    let line = bench.pair();
+    bench.fill(line);
+    bench.far_shut(line);
+    let send = bench.send(line, 1000, false);
+    bench.quiet();
+    bench.read_all(line);
+    assert!(bench.end(send) > 0);
+    bench.fill(line);
+    let send = bench.send(line, 1000, false);
+    bench.quiet();
+    bench.far_close(line);
+    assert_eq!(bench.end(send), -libc::EPIPE);
 }
 
 /// Performs a silent send; its result, if it is told.

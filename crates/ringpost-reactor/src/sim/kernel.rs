@@ -45,6 +45,10 @@ pub(super) trait Seam {
     /// An operation is tried when it is taken, and not only later.
     const TRIES_AT_ONCE: bool;
 
+    /// A poll for room ends also when the peer has shut down, as every poll of a ring, and so does a send
+    /// that finds none.
+    const POLLS_TELL_SHUTDOWNS: bool;
+
     /// A buffer to receive into, and the bytes of room in it.
     fn choose(&mut self, world: &World) -> Option<(usize, usize)>;
 
@@ -259,7 +263,7 @@ impl<S: Seam> Kernel<S> {
                     Request::Receive { .. } => self.receive(index, false, true),
                     Request::Accept { fd } => self.accept(index, fd, true),
                     Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
-                        self.send_more(index, fd);
+                        self.send_more(index, fd, false);
                     }
                     // A poll that has ended has found something.
                     _ => self.end(index, 1, None),
@@ -440,8 +444,8 @@ impl<S: Seam> Kernel<S> {
         self.complete(flight.token, result, false, None);
     }
 
-    /// A send that waits for room goes on.
-    fn send_more(&mut self, index: usize, fd: RawFd) {
+    /// A send that waits for room goes on, or ends if it finds none and `gives_up`.
+    fn send_more(&mut self, index: usize, fd: RawFd, gives_up: bool) {
         let mut flight = self.flights.remove(index);
         self.compare(&flight);
         self.world.about(flight.token);
@@ -452,7 +456,8 @@ impl<S: Seam> Kernel<S> {
         let result = match outcome {
             Ok(()) if flight.done == len => Some(done),
             Ok(()) if self.world.has(Fault::SendEnds) => Some(done),
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR) => None,
+            Ok(()) | Err(Errno::INTR) => None,
+            Err(Errno::AGAIN) if !gives_up => None,
             Err(_) if flight.done > 0 => Some(done),
             Err(errno) => Some(-errno.raw_os_error()),
         };
@@ -492,7 +497,7 @@ impl<S: Seam> Kernel<S> {
             .map(|flight| {
                 PollFd::from_borrowed_fd(
                     borrow(descriptor(&flight.request)),
-                    wants(&flight.request),
+                    wants(&flight.request, S::POLLS_TELL_SHUTDOWNS),
                 )
             })
             .collect();
@@ -566,7 +571,7 @@ impl<S: Seam> Kernel<S> {
                 self.in_a_row(token, |kernel, index| kernel.receive(index, hung_up, false));
             }
             Request::Send { fd, .. } | Request::SendMessage { fd, .. } => {
-                self.send_more(index, fd);
+                self.send_more(index, fd, S::POLLS_TELL_SHUTDOWNS && hung_up);
             }
             Request::Accept { fd } => {
                 self.accept(index, fd, false);
@@ -574,7 +579,10 @@ impl<S: Seam> Kernel<S> {
             }
             Request::Hangup { .. } => self.end(index, 0x2000, None),
             Request::Readable { .. } => self.end(index, 1, None),
-            Request::Writable { .. } => self.end(index, 4, None),
+            Request::Writable { fd } => {
+                let full = S::POLLS_TELL_SHUTDOWNS && hung_up && !has_room(fd);
+                self.end(index, if full { 0x2000 } else { 4 }, None);
+            }
             Request::Doorbell { fd } => self.hear(token, fd),
             Request::Cancel { .. } => {}
         }
@@ -668,8 +676,9 @@ fn role(request: &Request) -> u8 {
     }
 }
 
-fn wants(request: &Request) -> PollFlags {
+fn wants(request: &Request, tell_shutdowns: bool) -> PollFlags {
     match role(request) {
+        1 if tell_shutdowns => PollFlags::OUT | PollFlags::RDHUP,
         0 => PollFlags::IN | PollFlags::RDHUP,
         1 => PollFlags::OUT,
         2 => PollFlags::RDHUP,
@@ -681,6 +690,13 @@ fn wants(request: &Request) -> PollFlags {
 /// Whether a listener was shut down: accept4(2) says EAGAIN all the same.
 fn was_shut_down(fd: RawFd) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::RDHUP)];
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&zero)).is_ok_and(|count| count > 0)
+}
+
+/// Whether a send would find room, or fail.
+fn has_room(fd: RawFd) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(borrow(fd), PollFlags::OUT)];
     let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut polled, Some(&zero)).is_ok_and(|count| count > 0)
 }

@@ -205,6 +205,7 @@ impl Blocks {
 impl Seam for Blocks {
     type Place = Received;
     const TRIES_AT_ONCE: bool = false;
+    const POLLS_TELL_SHUTDOWNS: bool = false;
 
     fn choose(&mut self, world: &World) -> Option<(usize, usize)> {
         if self.blocks.is_empty() {

@@ -254,6 +254,7 @@ impl Queue {
 impl Seam for Queue {
     type Place = Named;
     const TRIES_AT_ONCE: bool = true;
+    const POLLS_TELL_SHUTDOWNS: bool = true;
 
     fn choose(&mut self, world: &World) -> Option<(usize, usize)> {
         let group = self.group.as_mut()?;

@@ -22,7 +22,7 @@ impl Uring<SimulatedRing> {
         };
         let by_hand = self.direct.held.iter().map(|(token, _)| *token);
         let by_hand = by_hand.chain(self.direct.sends.iter().map(|(token, _)| *token));
-        let by_hand: Vec<_> = by_hand.collect();
+        let by_hand: Vec<_> = by_hand.chain(self.rooms.unarmed()).collect();
         for token in self.ring.live().chain(by_hand.iter().copied()) {
             if !known(token) {
                 let what = "an operation was let go of while the engine has it";

@@ -21,6 +21,7 @@ mod kernel;
 mod preflight;
 #[cfg(test)]
 mod real_ring_tests;
+mod room;
 mod setup;
 mod sys;
 
@@ -37,6 +38,7 @@ use self::buffers::{BufferRing, GROUP};
 use self::direct::{Direct, SENDS_MAX};
 pub(crate) use self::kernel::{Completed, KernelRing, Ring};
 pub(crate) use self::preflight::{Refusal, preflight};
+use self::room::Rooms;
 pub(crate) use self::setup::Setup;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
 use crate::engine::{
@@ -55,6 +57,7 @@ pub(crate) struct Uring<R = KernelRing> {
     written: Box<[u32]>,
     completions: Vec<Completion>,
     direct: Direct,
+    rooms: Rooms,
     registered: bool,
     no_iowait: bool,
     system_calls: u64,
@@ -82,6 +85,7 @@ impl<R: Ring> Uring<R> {
             written: vec![NOT_HELD; blocks].into(),
             completions: Vec::with_capacity(256),
             direct: Direct::default(),
+            rooms: Rooms::default(),
             registered,
             no_iowait,
             system_calls: 0,
@@ -103,7 +107,7 @@ impl<R: Ring> Uring<R> {
         self.registered
     }
 
-    fn entry(&self, request: Request) -> Entry {
+    fn entry(request: Request) -> Entry {
         let send_flags = |silent: bool| {
             // A silent send never waits for room (DONTWAIT); both kinds go on until everything is
             // taken or nothing more fits (WAITALL).
@@ -142,8 +146,10 @@ impl<R: Ring> Uring<R> {
 
     /// Moves everything in the completion queue to the local queue.
     fn collect(&mut self) {
-        let Self { ring, completions, written, pool, incremental, corrupt, direct, .. } = self;
-        ring.drain(|Completed { user_data, result, flags }| {
+        let Self { ring, completions, written, pool, incremental, corrupt, direct, rooms, .. } =
+            self;
+        let system_calls = &mut self.system_calls;
+        ring.drain(|Completed { user_data, mut result, flags }| {
             let token = Token(user_data);
             let more = cqueue::more(flags);
             let mut received = None;
@@ -162,11 +168,29 @@ impl<R: Ring> Uring<R> {
                     return;
                 }
             }
+            if !more && !rooms.is_empty() {
+                match rooms.ended(token, result, system_calls) {
+                    Some(told) => result = told,
+                    None => return,
+                }
+            }
             let token = if late { INTERNAL } else { token };
             // A block is not lost, whoever it came with.
             if token != INTERNAL || received.is_some() {
                 completions.push(Completion { token, result, more, received });
             }
+        });
+        self.arm_rooms();
+    }
+
+    /// Hands the ring the waits for room that go on, and the sends that were waited for, as far as there is room in the queue.
+    fn arm_rooms(&mut self) {
+        let Self { ring, rooms, .. } = self;
+        rooms.arm(Self::entry, |entry| {
+            let place = ring.queued();
+            // SAFETY: a poll points to no memory, a timeout to a static, and what a send names is valid until
+            // its end has been told (U1).
+            unsafe { ring.push(entry) }.ok().map(|()| place)
         });
     }
 
@@ -234,7 +258,7 @@ impl<R: Ring> Uring<R> {
     /// the ring has no room.
     fn arm_held(&mut self) -> bool {
         while let Some((token, fd)) = self.direct.held.pop() {
-            let entry = self.entry(Request::Receive { fd }).user_data(token.0);
+            let entry = Self::entry(Request::Receive { fd }).user_data(token.0);
             // SAFETY: a receive writes to provided blocks, which outlive it (pool invariant P3).
             if unsafe { self.ring.push(&entry) }.is_err() {
                 self.direct.held.push((token, fd));
@@ -246,6 +270,13 @@ impl<R: Ring> Uring<R> {
             self.add_to_ring(own.id(), own.written());
         }
         true
+    }
+
+    /// Tells of a cancel and of its target, which was not in the ring.
+    fn cancelled_at_once(&mut self, cancel: Token, target: Token) {
+        for (token, result) in [(target, -libc::ECANCELED), (cancel, 0)] {
+            self.completions.push(Completion { token, result, more: false, received: None });
+        }
     }
 
     /// Hands the kernel the bytes of `block` from `offset` on.
@@ -334,10 +365,11 @@ impl<R: Ring> Engine for Uring<R> {
             }
             Request::Cancel { target, .. } => {
                 if self.direct.take_held(target) {
-                    for (token, result) in [(target, -libc::ECANCELED), (token, 0)] {
-                        let done = Completion { token, result, more: false, received: None };
-                        self.completions.push(done);
-                    }
+                    self.cancelled_at_once(token, target);
+                    return Ok(());
+                }
+                if self.rooms.cancel(target) {
+                    self.cancelled_at_once(token, target);
                     return Ok(());
                 }
                 // Whoever cancels wants to see the end, even if the receive was about to be held.
@@ -345,22 +377,31 @@ impl<R: Ring> Engine for Uring<R> {
             }
             _ => {}
         }
-        let entry = self.entry(request).user_data(token.0);
+        let entry = Self::entry(request).user_data(token.0);
         // SAFETY: the caller keeps what the entry points to alive and unchanged (U1).
         let pushed = unsafe { self.ring.push(&entry) };
-        if pushed.is_err() && matches!(request, Request::Receive { .. }) {
-            self.direct.armed.remove(token);
+        match request {
+            Request::Receive { .. } if pushed.is_err() => drop(self.direct.armed.remove(token)),
+            Request::Writable { .. }
+            | Request::Send { silent: false, .. }
+            | Request::SendMessage { silent: false, .. }
+                if pushed.is_ok() =>
+            {
+                self.rooms.start(token, request);
+            }
+            _ => {}
         }
         pushed
     }
 
     fn staged(&self) -> usize {
-        self.ring.queued() + self.direct.sends.len()
+        self.ring.queued() - self.rooms.staged() + self.direct.sends.len()
     }
 
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
         debug_assert_eq!(self.owner, std::process::id(), "the ring belongs to the parent process");
         self.send_by_hand();
+        self.arm_rooms();
         if self.direct.untried && !wait {
             // As the ring tries a receive when it takes it. Who cancels it in every turn because the peer
             // has hung up would otherwise never hear the end.
@@ -388,7 +429,9 @@ impl<R: Ring> Engine for Uring<R> {
                 None
             };
             self.system_calls += 1;
+            let queued = self.ring.queued();
             let result = self.ring.enter(staged, u32::from(wait), flags, timeout);
+            self.rooms.taken(queued - self.ring.queued());
             self.collect();
             if let Some(what) = self.corrupt {
                 let source = io::Error::other(what);
@@ -425,7 +468,7 @@ impl<R: Ring> Engine for Uring<R> {
         if !self.direct.held.is_empty() {
             self.receive_by_hand();
         }
-        !self.completions.is_empty() || self.ring_is_ready()
+        !self.completions.is_empty() || self.rooms.is_staged() || self.ring_is_ready()
     }
 
     fn spin(&mut self, on: bool) {

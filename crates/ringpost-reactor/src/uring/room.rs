@@ -1,0 +1,237 @@
+//! Waiting for room in a socket whose peer has shut down.
+//!
+//! A poll of the ring reports the end of the peer's bytes whether that was asked for or not
+//! (`IO_POLL_UNMASK` in the kernel's `io_uring/poll.c`), so that one for room ends at once, and so does the
+//! poll inside a send: it is tried again, many times in a row, and ends in `EAGAIN` (observed on Linux
+//! 6.18). Whoever finds no room and asks again spins. epoll reports that end only to who asks for it, and
+//! failures to everybody (epoll_ctl(2)). So what has ended like that goes on under its token as a poll of an
+//! epoll set that holds this socket alone.
+//!
+//! ```text
+//!   Asked   -> (told)   room, bytes sent, a failure, cancelled
+//!           -> Set      the peer has shut down, and there is no room
+//!           -> Pausing  the same, and there can be no set now
+//!   Set     -> (told)   room, a failure, cancelled
+//!           -> Asked    the same, of a send
+//!   Pausing -> Asked    the pause is over
+//!           -> (told)   cancelled
+//! ```
+//!
+//! # Invariant
+//!
+//! * **O1** A set is closed before its wait is told of, and the caller keeps the socket open until then: no
+//!   set sees a descriptor number that is used again.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use io_uring::squeue::Entry;
+use io_uring::{opcode, types};
+use rustix::event::{Timespec, epoll};
+
+use crate::by_hand::{borrow, count_of};
+use crate::engine::{Request, Token};
+
+/// Sets at most: one descriptor for each socket that is full and whose peer has shut down.
+const SETS_MAX: usize = 1024;
+/// How long a wait pauses that can have no set.
+static PAUSE: types::Timespec = types::Timespec::new().nsec(100_000_000);
+
+/// The waits for room, and the sends that wait for some.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    waits: HashMap<Token, Wait>,
+    /// Those that the ring is still to be told of.
+    unarmed: Vec<Token>,
+    /// Where their entries stand in the submission queue, counted from its front. Whoever asks what is
+    /// staged means the caller's.
+    staged: Vec<usize>,
+    sets: usize,
+}
+
+#[derive(Debug)]
+struct Wait {
+    /// A wait for room, or a send that is told of.
+    request: Request,
+    stage: Stage,
+    /// Whoever cancels wants to see the end: the wait does not go on.
+    cancelled: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Asked,
+    Set(OwnedFd),
+    Pausing,
+}
+
+impl Rooms {
+    /// The ring was asked for what may have to wait for room.
+    pub(super) fn start(&mut self, token: Token, request: Request) {
+        self.waits.insert(token, Wait { request, stage: Stage::Asked, cancelled: false });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waits.is_empty()
+    }
+
+    /// The wait is about to be cancelled in the ring. True if the ring does not have it, so that it has
+    /// ended now.
+    pub(super) fn cancel(&mut self, token: Token) -> bool {
+        let Some(wait) = self.waits.get_mut(&token) else { return false };
+        wait.cancelled = true;
+        let Some(index) = self.unarmed.iter().position(|unarmed| *unarmed == token) else {
+            return false;
+        };
+        self.unarmed.swap_remove(index);
+        self.remove(token);
+        true
+    }
+
+    /// The ring has ended a request. What is to be told, unless it was a wait that goes on.
+    pub(super) fn ended(&mut self, token: Token, result: i32, calls: &mut u64) -> Option<i32> {
+        let Some(wait) = self.waits.get_mut(&token) else { return Some(result) };
+        let next = match &wait.stage {
+            Stage::Asked if found_no_room(&wait.request, result) => {
+                if wait.cancelled {
+                    self.remove(token);
+                    return Some(-libc::ECANCELED);
+                }
+                let fd = descriptor(&wait.request);
+                let set = (self.sets < SETS_MAX).then(|| watch(fd, calls).ok()).flatten();
+                self.sets += usize::from(set.is_some());
+                set.map_or(Stage::Pausing, Stage::Set)
+            }
+            Stage::Pausing if result == -libc::ETIME && !wait.cancelled => Stage::Asked,
+            Stage::Pausing => {
+                self.remove(token);
+                return Some(-libc::ECANCELED);
+            }
+            Stage::Asked => {
+                self.remove(token);
+                return Some(result);
+            }
+            Stage::Set(_) if result > 0 && !matches!(wait.request, Request::Writable { .. }) => {
+                if wait.cancelled {
+                    self.remove(token);
+                    return Some(-libc::ECANCELED);
+                }
+                self.sets -= 1;
+                Stage::Asked
+            }
+            Stage::Set(set) => {
+                let result = if result > 0 { mask(set, calls) } else { result };
+                self.remove(token);
+                return Some(result);
+            }
+        };
+        wait.stage = next;
+        self.unarmed.push(token);
+        None
+    }
+
+    /// Entries in the submission queue that the ring has not taken.
+    pub(super) fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// The ring has taken this many entries from the front of the submission queue.
+    pub(super) fn taken(&mut self, count: usize) {
+        self.staged.retain_mut(|place| match place.checked_sub(count) {
+            Some(left) => {
+                *place = left;
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// True if an enter has something to tell the ring.
+    pub(super) fn is_staged(&self) -> bool {
+        !self.staged.is_empty() || !self.unarmed.is_empty()
+    }
+
+    /// Hands the ring what it is still to be told of, as long as `push` takes it: where it stands then.
+    pub(super) fn arm(
+        &mut self,
+        entry_of: impl Fn(Request) -> Entry,
+        mut push: impl FnMut(&Entry) -> Option<usize>,
+    ) {
+        while let Some(token) = self.unarmed.last() {
+            let entry = match self.waits.get(token) {
+                Some(Wait { stage: Stage::Set(set), .. }) => {
+                    let events = libc::EPOLLIN.cast_unsigned();
+                    opcode::PollAdd::new(types::Fd(set.as_raw_fd()), events).build()
+                }
+                Some(Wait { stage: Stage::Pausing, .. }) => opcode::Timeout::new(&PAUSE).build(),
+                Some(Wait { stage: Stage::Asked, request, .. }) => entry_of(*request),
+                None => unreachable!("a wait that has ended is not to be armed"),
+            };
+            let Some(place) = push(&entry.user_data(token.0)) else { return };
+            self.staged.push(place);
+            self.unarmed.pop();
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn unarmed(&self) -> impl Iterator<Item = Token> {
+        self.unarmed.iter().copied()
+    }
+
+    fn remove(&mut self, token: Token) {
+        if let Some(Wait { stage: Stage::Set(_), .. }) = self.waits.remove(&token) {
+            self.sets -= 1;
+        }
+    }
+}
+
+/// Whether the ring has ended this although it would have to wait.
+fn found_no_room(request: &Request, result: i32) -> bool {
+    const TOLD: i32 = libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP;
+    match request {
+        Request::Writable { .. } => {
+            result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
+        }
+        _ => result == -libc::EAGAIN,
+    }
+}
+
+fn descriptor(request: &Request) -> RawFd {
+    match *request {
+        Request::Writable { fd }
+        | Request::Send { fd, .. }
+        | Request::SendMessage { fd, .. }
+        | Request::Receive { fd }
+        | Request::Accept { fd }
+        | Request::Doorbell { fd }
+        | Request::Hangup { fd }
+        | Request::Readable { fd }
+        | Request::Cancel { fd, .. } => fd,
+    }
+}
+
+/// A set that is readable when there is room in `fd`, or it has failed.
+fn watch(fd: RawFd, calls: &mut u64) -> io::Result<OwnedFd> {
+    *calls += 2;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&set, borrow(fd), epoll::EventData::new_u64(0), epoll::EventFlags::OUT)?;
+    Ok(set)
+}
+
+/// What a set that is readable has to tell.
+fn mask(set: &OwnedFd, calls: &mut u64) -> i32 {
+    *calls += 1;
+    let event =
+        epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+    let mut events = [event];
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match epoll::wait(set, &mut events, Some(&zero)) {
+        Ok(1..) => {
+            let flags = events[0].flags;
+            count_of(flags.bits())
+        }
+        // There was room a moment ago.
+        Ok(0) | Err(_) => libc::EPOLLOUT,
+    }
+}
