@@ -133,9 +133,7 @@ fn an_outbound_block_that_is_given_back_twice() {
 
 /// Queues more than a socket takes, and writes to it while it is in flight, on a real kernel.
 fn written_in_flight(engine: EngineChoice) {
-    let mut config = Config::default();
-    config.engine = engine;
-    config.spin = Spin::Never;
+    let config = Config { engine, spin: Spin::Never, ..Config::default() };
     let reactor = Reactor::new(config).unwrap();
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (near, _far) =
@@ -150,7 +148,7 @@ fn written_in_flight(engine: EngineChoice) {
         reactor.turn(Wait::Until(deadline)).unwrap();
     }
     // SAFETY: none for the planted bug that this is; the block is alive, but its bytes are the kernel's.
-    unsafe { bytes.add(len - 1).write_volatile(1) };
+    unsafe { bytes.wrapping_add(len - 1).write_volatile(1) };
 }
 
 #[test]
