@@ -8,7 +8,8 @@ use ringpost_sim::fuzz;
 use ringpost_testkit::{child, patience};
 
 /// Longest replay of one target.
-const LIMIT: Duration = Duration::from_secs(28);
+const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 140 } else { 28 });
 
 /// Replays in a process of its own, because descriptors are counted.
 macro_rules! replay {

@@ -7,7 +7,8 @@ use ringpost_sim::{Seam, run_seed};
 use ringpost_testkit::{child, patience};
 
 /// Longest run of one of these tests.
-const LIMIT: Duration = Duration::from_secs(28);
+const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 140 } else { 28 });
 /// Seeds of the sample, for each scenario.
 const SEEDS: u64 = 10;
 

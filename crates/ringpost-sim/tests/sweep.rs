@@ -9,7 +9,8 @@ use ringpost_sim::sweep::{self, Operation};
 use ringpost_testkit::{child, patience};
 
 /// Longest sweep of one of these tests.
-const LIMIT: Duration = Duration::from_secs(28);
+const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 140 } else { 28 });
 
 /// Sweeps in a process of its own, because descriptors are counted: every `PARTS`th operation.
 fn sweep_part(test: &'static str, part: usize) {

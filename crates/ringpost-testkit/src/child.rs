@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-/// Longest wait for a line or an end of a child.
-pub const LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for a line or an end of a child; sanitizers slow it down.
+pub const LIMIT: Duration =
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 150 } else { 30 });
 
 /// Runs `body` in a process of its own that runs only the test `test`, which calls this.
 ///

@@ -307,8 +307,13 @@ fn ping_of_a_peer_that_lags(engine: EngineChoice) {
     let runtime = builder(engine).outbound_bytes_max(1).build().expect("a runtime");
     run(&runtime, async {
         let (mut connection, mut peer) = raw();
-        peer.greet();
+        // Elsewhere, so that this runtime can send its own greeting.
+        let greeter = thread::spawn(move || {
+            peer.greet();
+            peer
+        });
         connection.ready().await.expect("a greeting");
+        let mut peer = join(greeter).await;
         let mut sent = 0;
         loop {
             match connection.try_send(&[7; 1000]) {

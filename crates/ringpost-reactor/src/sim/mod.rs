@@ -55,7 +55,7 @@ use crate::config::BuildError;
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
 };
-use crate::memory::shadow::Writable;
+use crate::memory::shadow::{EngineRuns, Writable};
 use crate::pool::{BlockId, Pool, PoolShared};
 use crate::wake::Inbox;
 
@@ -366,6 +366,7 @@ impl Drop for Sim {
     fn drop(&mut self) {
         // A kernel that goes on with what an engine has given up on still finds the memory.
         if self.kernel.world.refuses() {
+            let _runs = EngineRuns::new();
             self.kernel.compare_all(self.staged.iter());
         }
         let Kernel { world, seam, .. } = &self.kernel;
