@@ -2,9 +2,12 @@
 
 mod ends;
 mod failing;
+mod flood;
+mod hostile;
 mod listening;
 mod passing;
 mod traffic;
+mod truncated;
 
 use crate::rig::Rig;
 use crate::run::Body;
@@ -50,6 +53,9 @@ pub const ALL: &[Scenario] = scenarios! {
     "gone" ends::gone, End::Settled;
     "abandoned" ends::abandoned, End::Abandoned;
     "accept" listening::accept, End::Settled;
+    "hostile" hostile::hostile, End::Settled;
+    "flood" flood::flood, End::Settled;
+    "truncated" truncated::truncated, End::Settled;
     "fatal" failing::fatal, End::Leaked;
     "descriptors" passing::descriptors, End::Settled;
     "unclaimed" passing::unclaimed, End::Settled;
