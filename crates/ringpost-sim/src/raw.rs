@@ -9,8 +9,11 @@ use ringpost::sleep;
 
 use crate::rig::Rig;
 
-/// Looks again after so long.
+/// Looks again after so long, and after more and more when nothing has come.
 const PAUSE: Duration = Duration::from_micros(100);
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// An end that is awaited comes before so much time has passed with nothing.
+const END_MAX: Duration = Duration::from_secs(20);
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
 
@@ -54,11 +57,21 @@ impl Raw {
     pub(crate) async fn read_to_end(&mut self) -> Vec<u8> {
         let mut found = Vec::new();
         let mut bytes = vec![0; READ_BYTES];
+        let mut pause = PAUSE;
+        let mut waited = Duration::ZERO;
         loop {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return found,
-                Ok(count) => found.extend_from_slice(&bytes[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(PAUSE).await,
+                Ok(count) => {
+                    found.extend_from_slice(&bytes[..count]);
+                    (pause, waited) = (PAUSE, Duration::ZERO);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    assert!(waited < END_MAX, "no end after {} bytes", found.len());
+                    waited += pause;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
                     return found;
