@@ -12,9 +12,9 @@ use crate::run::{observe, run as run_command, shell};
 /// Arguments of `cargo xtask sim`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SimArgs {
-    /// Seeds to run, all scenarios with each
-    #[arg(long, default_value_t = 1000, conflicts_with = "seed")]
-    seeds: u64,
+    /// Seeds to run, all scenarios with each; 1000 unless said otherwise, 10 with --sweep
+    #[arg(long, conflicts_with = "seed")]
+    seeds: Option<u64>,
     /// First seed, to run others than last time
     #[arg(long, default_value_t = 0, conflicts_with = "seed")]
     first: u64,
@@ -24,12 +24,30 @@ pub(crate) struct SimArgs {
     /// Runs only this scenario; can be given several times
     #[arg(long)]
     scenario: Vec<String>,
+    /// Drops everything everywhere: each public operation at each of its waits, each part of a script at each
+    /// step; without faults, and with those of the seeds
+    #[arg(long, conflicts_with = "scenario")]
+    sweep: bool,
+    /// Sweeps only this operation or script
+    #[arg(long, requires = "sweep")]
+    operation: Option<String>,
 }
 
 impl SimArgs {
     /// Enough to see that it works.
     pub(crate) fn smoke() -> Self {
-        Self { seeds: 1000, first: 0, seed: None, scenario: Vec::new() }
+        Self {
+            seeds: None,
+            first: 0,
+            seed: None,
+            scenario: Vec::new(),
+            sweep: false,
+            operation: None,
+        }
+    }
+
+    fn seeds(&self) -> u64 {
+        self.seeds.unwrap_or(if self.sweep { SWEEP_SEEDS } else { SEEDS })
     }
 }
 
@@ -65,7 +83,7 @@ fn part(arguments: &SimArgs, index: u64) -> Result<Sums> {
     let (seed, seeds, step) = match arguments.seed {
         Some(seed) => (seed, 1, 1),
         None => {
-            let seeds = (arguments.seeds + PROCESSES - 1 - index) / PROCESSES;
+            let seeds = (arguments.seeds() + PROCESSES - 1 - index) / PROCESSES;
             (arguments.first + index, seeds, PROCESSES)
         }
     };
@@ -75,7 +93,10 @@ fn part(arguments: &SimArgs, index: u64) -> Result<Sums> {
     for scenario in &arguments.scenario {
         command = command.args(["--scenario", scenario]);
     }
-    if arguments.seed.is_some() {
+    if arguments.sweep {
+        command = command.arg("--sweep");
+        command = command.args(arguments.operation.iter().flat_map(|name| ["--operation", name]));
+    } else if arguments.seed.is_some() {
         command = command.arg("--trace");
     }
     let mut sums = Sums::default();
@@ -159,6 +180,9 @@ fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
+/// Seeds unless said otherwise, for scenarios and for sweeps: each of these plays some 30,000 runs.
+const SEEDS: u64 = 1000;
+const SWEEP_SEEDS: u64 = 10;
 /// Processes at once.
 const PROCESSES: u64 = 2;
 const BUILD_TIME_MAX: Duration = Duration::from_secs(8 * 60);

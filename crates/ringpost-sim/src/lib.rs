@@ -8,6 +8,7 @@
 mod flow;
 pub mod fuzz;
 mod names;
+mod raw;
 mod rig;
 pub mod run;
 pub mod scenarios;

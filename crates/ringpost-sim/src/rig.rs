@@ -20,8 +20,9 @@ pub(crate) struct Rig {
     rates: Rates,
     /// Futures are dropped before they are ready, now and then.
     drops: Rc<Cell<bool>>,
-    /// The scenario's own waits.
+    /// The scenario's own waits, and what the clock has jumped.
     slept: Rc<Cell<Duration>>,
+    jumped: Rc<Cell<Duration>>,
     handle: Handle,
     pub(crate) outbound_bytes_max: usize,
 }
@@ -36,8 +37,8 @@ impl Rig {
         handle: Handle,
         outbound_bytes_max: usize,
     ) -> Self {
-        let (drops, slept) = Default::default();
-        Self { simulation, rates, drops, slept, handle, outbound_bytes_max }
+        let (drops, slept, jumped) = Default::default();
+        Self { simulation, rates, drops, slept, jumped, handle, outbound_bytes_max }
     }
 
     pub(crate) fn slept(&self) -> Duration {
@@ -53,6 +54,18 @@ impl Rig {
         self.simulation.now()
     }
 
+    /// Has the clock jump.
+    pub(crate) fn jump(&self, time: Duration) {
+        self.waits(time);
+        self.jumped.set(self.jumped() + time);
+        self.simulation.advance(time);
+    }
+
+    /// How far the clock has jumped altogether.
+    pub(crate) fn jumped(&self) -> Duration {
+        self.jumped.get()
+    }
+
     /// Reaches the runtime from elsewhere.
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
@@ -64,8 +77,13 @@ impl Rig {
 
     /// From now on a peer may seem gone.
     pub(crate) fn expect_gone_peers(&self) {
+        self.expect(Fault::PeerGone, [1, 4, 16][self.below(3)]);
+    }
+
+    /// From now on this happens so often, in 256 occasions.
+    pub(crate) fn expect(&self, fault: Fault, rate: u8) {
         let mut rates = self.rates.clone();
-        rates.set(Fault::PeerGone, [1, 4, 16][self.below(3)]);
+        rates.set(fault, rate);
         self.simulation.set_rates(rates);
     }
 

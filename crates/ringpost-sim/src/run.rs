@@ -43,7 +43,8 @@ const SETTLE_TURNS_MAX: u32 = 5000;
 /// Simulated time that a scenario may take beyond its own waits: below every time limit, above what
 /// rests of listeners add up to.
 const STUCK: Duration = Duration::from_secs(30);
-const LINGER: Duration = Duration::from_secs(60);
+/// What was accepted for a peer may wait so long once its connection was dropped.
+pub(crate) const LINGER: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// Panics of this thread's run, and where they were.

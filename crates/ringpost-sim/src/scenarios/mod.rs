@@ -1,10 +1,15 @@
 //! What is played: each scenario is a program on connections, with what it expects of them.
 
+mod datagrams;
+mod deadlines;
 mod ends;
 mod failing;
+mod flood;
+mod hostile;
 mod listening;
 mod passing;
 mod traffic;
+mod truncated;
 
 use crate::rig::Rig;
 use crate::run::Body;
@@ -50,6 +55,11 @@ pub const ALL: &[Scenario] = scenarios! {
     "gone" ends::gone, End::Settled;
     "abandoned" ends::abandoned, End::Abandoned;
     "accept" listening::accept, End::Settled;
+    "deadlines" deadlines::deadlines, End::Settled;
+    "hostile" hostile::hostile, End::Settled;
+    "flood" flood::flood, End::Settled;
+    "datagrams" datagrams::datagrams, End::Settled;
+    "truncated" truncated::truncated, End::Settled;
     "fatal" failing::fatal, End::Leaked;
     "descriptors" passing::descriptors, End::Settled;
     "unclaimed" passing::unclaimed, End::Settled;
