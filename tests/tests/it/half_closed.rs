@@ -1,6 +1,6 @@
 //! A peer that has ended its direction and does not read: who sends to it waits, and costs nothing.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -16,7 +16,13 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use crate::passing::options;
 
-on_both_engines!(a_stream_with_descriptors, a_packet_connection, closed_without_reading);
+on_both_engines!(
+    a_stream_with_descriptors,
+    a_packet_connection,
+    closed_without_reading,
+    given_up_while_it_waits,
+    the_runtime_ends_while_it_waits,
+);
 
 const LEN: usize = 4000;
 /// Long enough for thousands of turns.
@@ -109,4 +115,39 @@ fn closed_without_reading(engine: EngineChoice) {
         drop(peer);
         connection.flush().await.expect_err("nobody is there");
     });
+}
+
+/// A dropped connection lingers, and is then given up: its operations end, its descriptor is closed.
+fn given_up_while_it_waits(engine: EngineChoice) {
+    const LINGER: Duration = Duration::from_millis(100);
+    let runtime = builder(engine).spin(Spin::Never).linger(LINGER).build().expect("a runtime");
+    run(&runtime, async {
+        let (mut connection, peer) = half_closed_stream();
+        fill_and_watch(&mut connection).await;
+        drop(connection);
+        let mut rests = 0;
+        // The doorbell stays.
+        while ringpost::stats().operations_in_flight > 1 {
+            assert!(rests < 1000, "{:?}", ringpost::stats());
+            rests += 1;
+            sleep(Duration::from_millis(10)).await;
+        }
+        drop(peer);
+    });
+}
+
+/// The end of a runtime waits neither for the peer nor for its own limit.
+fn the_runtime_ends_while_it_waits(engine: EngineChoice) {
+    let runtime = builder(engine).spin(Spin::Never).build().expect("a runtime");
+    let (connection, peer) = run(&runtime, async {
+        let (mut connection, peer) = half_closed_stream();
+        fill_and_watch(&mut connection).await;
+        (connection, peer)
+    });
+    drop(runtime);
+    drop(connection);
+    // What is in the socket can be read, and then there is an end: nothing holds the socket any more.
+    let mut bytes = Vec::new();
+    peer.stream().read_to_end(&mut bytes).expect("an end");
+    assert!(!bytes.is_empty());
 }
