@@ -14,6 +14,8 @@ const PAUSE: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// An end that is awaited comes before so much time has passed with nothing.
 const END_MAX: Duration = Duration::from_secs(20);
+/// Bytes that somebody is to read are taken before so much time has passed.
+const TAKEN_MAX: Duration = Duration::from_secs(5);
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
 
@@ -34,11 +36,19 @@ impl Raw {
     /// Sends bytes, cut anywhere. False if nobody takes them any more.
     pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> bool {
         let piece_bytes_max = [usize::MAX, 100, 7, 4000][self.rig.below(4)].max(bytes.len() / 64);
+        let mut waited = Duration::ZERO;
         while !bytes.is_empty() {
             let len = 1 + self.rig.below(bytes.len().min(piece_bytes_max));
             match self.socket.write(&bytes[..len]) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(PAUSE).await,
+                Ok(count) => {
+                    bytes = &bytes[count..];
+                    waited = Duration::ZERO;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    assert!(waited < TAKEN_MAX, "nobody takes {} bytes", bytes.len());
+                    waited += PAUSE;
+                    sleep(PAUSE).await;
+                }
                 Err(error) => {
                     let kind = error.kind();
                     let gone = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&kind);

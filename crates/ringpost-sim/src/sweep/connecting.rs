@@ -1,5 +1,6 @@
 //! How connections come to be, and how they leave a runtime.
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -300,23 +301,33 @@ async fn awaiting_successors(rig: Rig, cut: Cut) {
     let name = names::next();
     let parcel = Parcel::new();
     let mut predecessor = Predecessor::bind(format!("@{name}").as_str(), parcel).expect("a name");
-    let successors = spawn(async move {
-        let mut sockets = Vec::new();
-        for garbage in [&[][..], &[0; 3], &[0xAA; 64]] {
-            rig.rest(500).await;
-            let mut socket = UnixStream::connect_addr(&names::address(&name)).expect("room");
-            socket.write_all(garbage).expect("room");
-            if garbage.len() < 10 {
-                socket.shutdown(std::net::Shutdown::Write).expect("connected");
+    // One that comes while another is at it does not show up, so that they come until there were enough.
+    let enough = Rc::new(Cell::new(false));
+    let successors = spawn({
+        let enough = Rc::clone(&enough);
+        async move {
+            let mut sockets = Vec::new();
+            for garbage in [&[][..], &[0; 3], &[0xAA; 64]].into_iter().cycle() {
+                // Later ones come slowly: the backlog must not fill while accepting rests.
+                rig.rest(if sockets.len() < 3 { 500 } else { 200_000 }).await;
+                if enough.get() {
+                    break;
+                }
+                let mut socket = UnixStream::connect_addr(&names::address(&name)).expect("room");
+                socket.write_all(garbage).expect("room");
+                if garbage.len() < 10 {
+                    socket.shutdown(std::net::Shutdown::Write).expect("connected");
+                }
+                sockets.push(socket);
             }
-            sockets.push(socket);
+            sockets
         }
-        sockets
     });
     for _ in 0..3 {
         let error = persist!(cut, predecessor.successor()).expect_err("no successor");
         assert!(!error.is_final(), "{error}");
     }
+    enough.set(true);
     drop(predecessor);
     drop(successors.await.expect("all goes well"));
 }
