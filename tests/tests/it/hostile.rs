@@ -307,7 +307,7 @@ fn ping_of_a_peer_that_lags(engine: EngineChoice) {
     let runtime = builder(engine).outbound_bytes_max(1).build().expect("a runtime");
     run(&runtime, async {
         let (mut connection, mut peer) = raw();
-        peer.greet();
+        peer.send(&greeting());
         connection.ready().await.expect("a greeting");
         let mut sent = 0;
         loop {
@@ -325,6 +325,7 @@ fn ping_of_a_peer_that_lags(engine: EngineChoice) {
         peer.send(&message(b"done"));
         assert_eq!(connection.recv().await.expect("a message").expect("no end"), *b"done");
         let client = thread::spawn(move || {
+            peer.read_hello();
             for _ in 0..sent {
                 assert_eq!(peer.read_message(), [7; 1000]);
             }
