@@ -496,17 +496,14 @@ impl Core {
         }
         self.stage();
         let outcome = self.wait(wait);
-        if outcome.is_err() {
-            // What came before the failure: without it a short silent send would count as whole.
+        if let Err(error) = &outcome {
+            self.driver.borrow_mut().fail(error);
+            // What came before the failure.
             self.reap();
         }
         self.dispatch();
-        let failure = {
-            let mut driver = self.driver.borrow_mut();
-            let untold = driver.untold.take();
-            outcome.inspect_err(|error| driver.fail(error)).err().or(untold)
-        };
-        match failure {
+        let untold = self.driver.borrow_mut().untold.take();
+        match outcome.err().or(untold) {
             Some(error) => {
                 self.fail_all_after_failure();
                 Err(error)
@@ -700,8 +697,9 @@ impl Core {
     fn dispatch(&self) {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
-        // Looked at before completions stage anew: the silent sends in question went before.
-        let performed = driver.engine.staged() == 0;
+        // Looked at before completions stage anew: the silent sends in question went before. Once the engine has
+        // failed, completions may be left in the kernel, and one that is not there says nothing.
+        let performed = driver.engine.staged() == 0 && driver.failed.is_none();
         let mut batch = std::mem::take(&mut driver.batch);
         let count = batch.len() as u64;
         add(&self.counters.completions, count);

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringpost::{
-    AcceptError, Closed, Connection, Datagram, Listener, RecvError, SendError, spawn, timeout,
-    yield_now,
+    AcceptError, Closed, Connection, ConnectionOptions, Datagram, Listener, RecvError, SendError,
+    spawn, timeout, yield_now,
 };
 
 use crate::flow::{Flow, LARGE, SMALL};
@@ -78,6 +78,7 @@ pub(crate) async fn fatal(rig: Rig) {
     ));
     // Timers go on.
     rig.rest(200_000).await;
+    find_out(&rig).await;
     timeout(TOLD_MAX, late(&rig)).await.expect("who asks later is told");
     stop.set(true);
     for (name, task) in tasks {
@@ -131,6 +132,17 @@ async fn packets(rig: Rig) {
         rig.dawdle().await;
     }
     reader.await.expect("all are told");
+}
+
+/// Enters until the kernel refuses to: who spins does that only with something to submit.
+async fn find_out(rig: &Rig) {
+    let (mut left, _right) = rig.pair(ConnectionOptions::new().bytes());
+    for _ in 0..=ENTERS_MAX {
+        if left.send(&[1]).await.is_err() || left.flush().await.is_err() {
+            return;
+        }
+    }
+    panic!("nobody is told");
 }
 
 /// What is asked for after the failure.

@@ -1,6 +1,7 @@
 //! What the guard removes, and what a killed process leaves.
 
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
 use crate::child::{Peer, eventually};
 use crate::support::{bind, connect, directory, is_socket, names};
@@ -105,6 +106,22 @@ fn killed_owner_is_succeeded() {
     assert!(names(directory.path()).is_empty());
 }
 
+/// The kernel may end the socket of a killed owner some time after its lock. So who finds its record waits for
+/// it, but not for ever: it may be another's.
+#[test]
+fn killed_owner_is_awaited() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let socket = UnixListener::bind(&path).expect("free");
+    std::fs::write(directory.path().join("app.sock.lock"), "pid 1\n").expect("write");
+    let start = Instant::now();
+    assert!(bind(&path).expect_err("it lives").is_address_in_use());
+    assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
+    drop(socket);
+    drop(bind(&path).expect("stale"));
+    assert!(names(directory.path()).is_empty());
+}
+
 #[test]
 fn killed_at_any_moment_leaves_nothing_in_the_way() {
     let directory = directory();
@@ -115,7 +132,7 @@ fn killed_at_any_moment_leaves_nothing_in_the_way() {
         assert_eq!(child.ask("umask 022"), "done");
         child.send(&format!("bind 600 {}", path.display()));
         // From before the first step to after the last.
-        std::thread::sleep(std::time::Duration::from_micros(rng.u64(0..400)));
+        std::thread::sleep(Duration::from_micros(rng.u64(0..400)));
         child.kill();
         let bound = bind(&path).expect("whatever was left is replaced");
         connect(&path).expect("listens");
