@@ -8,14 +8,16 @@ use std::time::Duration;
 use ringpost::sleep;
 
 use crate::rig::Rig;
+use crate::run::LINGER;
 
 /// Looks again after so long, and after more and more when nothing has come.
 const PAUSE: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// An end that is awaited comes before so much time has passed with nothing.
 const END_MAX: Duration = Duration::from_secs(20);
-/// Bytes that somebody is to read are taken before so much time has passed.
-const TAKEN_MAX: Duration = Duration::from_secs(5);
+/// Bytes that somebody is to read are taken before so much time has passed: a connection that was dropped with
+/// bytes that this peer does not read either lingers before it lets go.
+const TAKEN_MAX: Duration = LINGER.saturating_add(Duration::from_secs(5));
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
 
@@ -36,18 +38,21 @@ impl Raw {
     /// Sends bytes, cut anywhere. False if nobody takes them any more.
     pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> bool {
         let piece_bytes_max = [usize::MAX, 100, 7, 4000][self.rig.below(4)].max(bytes.len() / 64);
+        let mut pause = PAUSE;
         let mut waited = Duration::ZERO;
         while !bytes.is_empty() {
             let len = 1 + self.rig.below(bytes.len().min(piece_bytes_max));
             match self.socket.write(&bytes[..len]) {
                 Ok(count) => {
                     bytes = &bytes[count..];
+                    pause = PAUSE;
                     waited = Duration::ZERO;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(waited < TAKEN_MAX, "nobody takes {} bytes", bytes.len());
-                    waited += PAUSE;
-                    sleep(PAUSE).await;
+                    waited += pause;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
                 }
                 Err(error) => {
                     let kind = error.kind();
