@@ -130,7 +130,11 @@ async fn send(rig: Rig, number: u64, to: Address, accepted: Rc<Cell<u64>>, leave
     // Packets with a name and without one are in order among themselves.
     let named = !connected || rig.once_in(3);
     let mut socket = if connected {
-        builder.connect(to.clone()).expect("a socket")
+        match builder.connect(to.clone()) {
+            // The receiver has left before.
+            Err(_) if leaves => return,
+            socket => socket.expect("a socket"),
+        }
     } else {
         builder.unbound().expect("a socket")
     };
