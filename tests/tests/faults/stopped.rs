@@ -1,6 +1,8 @@
 //! Processes that stand still (SIGSTOP) and go on (SIGCONT): nothing is lost, others are not delayed, timers
 //! fire once and in order, and a stall during start-up changes nothing.
 
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use ringpost::{Connection, EngineChoice, Listener, Spin, sleep, spawn};
@@ -12,7 +14,12 @@ use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
 use crate::roles;
 
-on_both_engines!(a_peer_for_five_seconds, the_process_itself, a_stall_in_start_up,);
+on_both_engines!(
+    a_peer_for_five_seconds,
+    the_process_itself,
+    a_stall_in_start_up,
+    a_server_on_its_way,
+);
 on_both_engines_alone!(a_peer_again_and_again);
 
 /// Messages that a peer sends in these tests, and their length.
@@ -139,6 +146,36 @@ fn a_stall_in_start_up(engine: EngineChoice) {
         calls += TOGETHER;
     }
     println!("{calls} calls; {undisturbed}");
+}
+
+/// A server stands still before each of its system calls in turn, until it can be reached: whoever finds its
+/// socket at the path can connect to it, and a socket that nobody is behind is there until it is replaced.
+fn a_server_on_its_way(engine: EngineChoice) {
+    for leftover in [false, true] {
+        let (_directory, path) = place();
+        if leftover {
+            drop(UnixListener::bind(&path).expect("bind"));
+        }
+        let number = || std::fs::symlink_metadata(&path).ok().map(|found| found.ino());
+        let before = number();
+        let child = roles::start("server", engine, &path, &[]);
+        let Ok(mut traced) = Traced::seize(child) else {
+            return child::skip("stopped::a_server_on_its_way", "ptrace is not allowed");
+        };
+        let mut calls = 0;
+        let connected = loop {
+            assert_eq!(traced.step(), Step::Stopped, "it serves until it is told to end");
+            let there = number();
+            if there != before {
+                assert!(there.is_some(), "what was there is gone before call {calls}");
+                break UnixStream::connect(&path);
+            }
+            calls += 1;
+        };
+        traced.kill();
+        connected.unwrap_or_else(|error| panic!("found before call {calls}: {error}"));
+        assert!(calls > 5, "a start has {calls} system calls");
+    }
 }
 
 /// The talker's side: sends its messages, and takes them back.
