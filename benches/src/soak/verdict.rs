@@ -25,8 +25,11 @@ const PART_SAMPLES_MIN: usize = 20;
 const TREND_SECONDS_MIN: f64 = 120.0;
 /// How much a floor may rise: a busy machine has this many things under way at any time.
 const FLOOR_RISE_MAX: f64 = 4.0;
-/// How much memory of a process may grow from the middle to the last part, KiB.
+/// How much memory of a process may grow from the middle to the last part, KiB, apart from its receive pool:
+/// that is memory from the start, but for the kernel each page only when it is first written to.
 const MEMORY_GROWTH_KIB_MAX: f64 = 2048.0;
+/// A block of the receive pool, KiB.
+const BLOCK_KIB: f64 = 256.0;
 /// And how fast, KiB a minute, where the parts are far enough apart to tell.
 const MEMORY_GROWTH_KIB_PER_MINUTE_MAX: f64 = 320.0;
 /// How far the middles of the parts have to be apart for a growth per minute, minutes.
@@ -286,9 +289,11 @@ impl<'a> Parts<'a> {
         let steps = (0..3).map(|at| self.per_minute(&values, &quarter(at), &quarter(at + 1)));
         let steady =
             steps.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().reduce(f64::min));
-        if growth > MEMORY_GROWTH_KIB_MAX {
+        let blocks = self.samples.first().map_or(0, |sample| sample.census.pool_blocks);
+        let growth_max = MEMORY_GROWTH_KIB_MAX + BLOCK_KIB * to_f64(blocks);
+        if growth > growth_max {
             verdict.complaint = Some(format!(
-                "grew by {growth:.0} KiB between two parts; {MEMORY_GROWTH_KIB_MAX} KiB would do"
+                "grew by {growth:.0} KiB between two parts; {growth_max} KiB would do"
             ));
         } else if let Some(growth) = steady
             && growth > MEMORY_GROWTH_KIB_PER_MINUTE_MAX

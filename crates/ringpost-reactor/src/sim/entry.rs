@@ -32,6 +32,7 @@ const _: () = assert!(size_of::<Raw>() == 64 && size_of::<Entry>() == 64);
 
 const POLL_ADD: u8 = 6;
 const SENDMSG: u8 = 9;
+const TIMEOUT: u8 = 11;
 const ACCEPT: u8 = 13;
 const ASYNC_CANCEL: u8 = 14;
 const SEND: u8 = 26;
@@ -47,6 +48,10 @@ const POLL_MULTI: u32 = 1;
 const ACCEPT_MULTISHOT: u16 = 1;
 /// `IORING_RECV_MULTISHOT`.
 const RECEIVE_MULTISHOT: u16 = 2;
+
+/// Stands for the target of a timeout, which the simulated kernel treats as a cancel: it is over at once,
+/// because a pause is nothing that a simulation has to take time for.
+pub(super) const PAUSE: Token = Token(u64::MAX - 1);
 
 /// What an entry asks for; `Err` says what about it is not understood.
 pub(super) fn decode(entry: &Entry, group: u16) -> Result<(Token, Request), &'static str> {
@@ -85,6 +90,9 @@ pub(super) fn decode(entry: &Entry, group: u16) -> Result<(Token, Request), &'st
             Request::Accept { fd }
         }
         (POLL_ADD, 0, 0) if address == 0 => polled(fd, len, how)?,
+        (TIMEOUT, 0, 0) if (fd, len, how) == (-1, 1, 0) && address != 0 => {
+            Request::Cancel { target: PAUSE, fd }
+        }
         (ASYNC_CANCEL, 0, 0) if (len, how) == (0, 0) => {
             Request::Cancel { target: Token(address), fd }
         }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use super::Fault;
+use super::entry::PAUSE;
 use super::world::World;
 use crate::by_hand::{borrow, count_of};
 use crate::engine::{Request, Token};
@@ -237,6 +238,10 @@ impl<S: Seam> Kernel<S> {
     }
 
     fn cancel(&mut self, token: Token, target: Token) {
+        if target == PAUSE {
+            self.complete(token, -libc::ETIME, false, None);
+            return;
+        }
         let Some(index) = self.flights.iter().position(|flight| flight.token == target) else {
             // One that has just been ended may be found once more.
             self.world.about(token);

@@ -3,9 +3,9 @@
 //! It is there to find out what a reactor does if the kernel does what it seldom does, and it can be put
 //! in at two seams:
 //!
-//! * as a third engine, [`Sim`], in the place of io_uring and epoll: all requests and completions, and
+//! * as a third engine, `Sim`, in the place of io_uring and epoll: all requests and completions, and
 //!   faults that some engine may have;
-//! * as a ring, [`SimulatedRing`], under the io_uring engine: its entries, its buffer ring and its flags, as
+//! * as a ring, `SimulatedRing`, under the io_uring engine: its entries, its buffer ring and its flags, as
 //!   the kernel reads and writes them ([`Machine::with_ring`]).
 //!
 //! It moves real bytes between real sockets of this process, so that shutdown(2), and calls that others
