@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::any_engine::AnyEngine;
 use crate::by_hand::HandReceiver;
-use crate::capabilities::EngineReport;
+use crate::capabilities::{EngineKind, EngineReport};
 use crate::clock::Clock;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
@@ -175,7 +175,16 @@ impl Reactor {
         };
         let mut driver = Driver {
             tracked_only: capabilities.is_some_and(|found| !found.silent_sends.is_yes()),
-            guard_hangup: capabilities.is_some_and(|found| !found.end_of_file.is_yes()),
+            guard_hangup: match report.kind {
+                // Also where the preflight saw no end lost: a busy kernel was seen to lose one behind data that it
+                // delivered in time (6.18.44), and its receive stayed armed for ever.
+                EngineKind::Uring => true,
+                EngineKind::Epoll => false,
+                #[cfg(feature = "sim")]
+                EngineKind::Simulated => {
+                    capabilities.is_some_and(|found| !found.end_of_file.is_yes())
+                }
+            },
             engine,
             ops: Ops::default(),
             pool,
