@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod child;
+pub mod corpus;
 pub mod frame_oracle;
 pub mod patience;
 pub mod pattern;
