@@ -31,6 +31,9 @@ pub use self::sender::{DatagramSender, Destination};
 /// what a receiver had not taken when it ended, and what this side had accepted for a receiver that turned
 /// out to be gone, which is told.
 ///
+/// What waits here waits by destination, and [`send`](DatagramSender::send) to the peer is one of its own: mixed
+/// with `send_to` the same receiver, packets may overtake each other while that receiver is full.
+///
 /// # Example
 ///
 /// ```
