@@ -37,7 +37,8 @@ pub struct Capabilities {
     pub incremental: Support,
     /// Sends that fit complete without a completion.
     pub silent_sends: Support,
-    /// End of file right behind data is seen; otherwise a hang-up poll guards each connection.
+    /// End of file right behind data was seen when it was tried. A hang-up poll guards each connection all the
+    /// same: busy kernels that pass have been seen to lose one.
     pub end_of_file: Support,
     /// The ring is entered through a registered index (Linux 5.18).
     pub registered_ring: Support,

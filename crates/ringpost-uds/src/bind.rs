@@ -328,7 +328,7 @@ fn occupant(directory: &Directory, name: &OsStr) -> Result<Option<Pin>, BindErro
     }
 }
 
-/// How long the socket of a killed owner may take to end, and the pause between looks at it.
+/// How long the lock, and then the socket, of a killed owner may take to end, and the pause between looks.
 const FORMER_OWNER_WAIT_MAX: Duration = Duration::from_millis(250);
 const FORMER_OWNER_PAUSE: Duration = Duration::from_millis(1);
 

@@ -19,7 +19,7 @@
 //!
 //! # Invariant
 //!
-//! * **O1** A set is closed before its wait is told of, and the caller keeps the socket open until then: no
+//! * **W1** A set is closed before its wait is told of, and the caller keeps the socket open until then: no
 //!   set sees a descriptor number that is used again.
 
 use std::collections::HashMap;
