@@ -4,7 +4,8 @@
 //!
 //! * **T1** A slot exists from before its request is pushed until its terminal completion (or, for a
 //!   silent send, until the enter that performed it), whatever `enter` returned and whether or not
-//!   anybody still wants the result. It owns the send memory and, through its owner, the descriptor.
+//!   anybody still wants the result. It owns the send memory and, through its owner, the descriptor. What has not
+//!   ended with the reactor keeps its memory for ever.
 //! * **T2** A token's generation is that of its slot's current use; a completion whose generation
 //!   differs is stale and touches nothing.
 
@@ -219,14 +220,19 @@ impl Ops {
         self.in_flight().map(|(token, _)| (token, self.silent.contains(&token)))
     }
 
-    /// Gives up on operations whose end was not seen: what they own is leaked, because the kernel may
-    /// still use it.
-    pub(crate) fn leak(&mut self) {
-        if let Some((_, slot)) = self.slots.iter().next() {
-            shadow::leak(std::ptr::from_ref(slot));
+    /// Gives up on operations whose end was not seen: their memory is leaked, because the kernel may still use it.
+    /// Who owned them is given back, to be dropped where nothing is borrowed. The kernel holds the files it works on
+    /// itself, until the engine is gone, so that their descriptors need not stay open.
+    pub(crate) fn leak(&mut self) -> Vec<Owner> {
+        let (owners, memory): (Vec<_>, Vec<_>) = std::mem::take(&mut self.slots)
+            .into_iter()
+            .map(|(_, slot)| (slot.owner, slot.memory))
+            .unzip();
+        let memory: Vec<SendMemory> = memory.into_iter().flatten().collect();
+        if !memory.is_empty() {
+            shadow::leak(std::ptr::from_ref(Box::leak(Box::new(memory))));
         }
-        #[expect(clippy::mem_forget, reason = "freeing what the kernel may use is unsound")]
-        std::mem::forget(std::mem::take(&mut self.slots));
+        owners
     }
 }
 

@@ -10,6 +10,8 @@
 //! ```
 
 mod failure;
+mod shutdown;
+mod sleep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,7 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::any_engine::AnyEngine;
@@ -36,14 +38,14 @@ use crate::pool::Pool;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
 use crate::stream::{Stream, StreamCell, StreamError};
-use crate::timers::{TimerId, Timers};
+use crate::timers::Timers;
+
+pub use self::sleep::Sleep;
 use crate::wake::Inbox;
 
 /// Shared blocks kept with the kernel at first: 256 KiB, because it fills all of them in turn and they are
 /// to stay in the cache (ARCHITECTURE.md, measured decisions).
 const PROVIDE_INITIAL_BLOCKS: usize = 2;
-/// Longest wait for operations to end when a reactor shuts down.
-const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Iterations of a spin between two looks at the clock.
 const SPINS_PER_CLOCK: u32 = 32;
 
@@ -276,7 +278,7 @@ impl Reactor {
 
     /// A future that is ready at `at`.
     pub fn sleep_until(&self, at: Instant) -> Sleep {
-        Sleep { core: Rc::clone(&self.core), at, timer: None }
+        Sleep::new(Rc::clone(&self.core), at)
     }
 
     /// Counters so far.
@@ -442,6 +444,20 @@ impl Driver {
                 engine.check(|token| ops.is_current(token), ops.expected());
             }
             AnyEngine::Uring(_) | AnyEngine::Epoll(_) => {}
+        }
+    }
+
+    /// In a simulation: beyond its bound a stream receives only what comes before its receive is cancelled, which
+    /// takes some turns on a kernel that has no room for a cancel.
+    #[cfg(feature = "sim")]
+    pub(crate) fn check_inbound(&self, inbound_bytes: usize, inbound_bytes_max: usize) {
+        const TURNS_MAX: usize = 2;
+        if matches!(self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
+            let pool_bytes = self.pool.blocks() * self.pool.shared().block_bytes() as usize;
+            assert!(
+                inbound_bytes < inbound_bytes_max + TURNS_MAX * pool_bytes,
+                "{inbound_bytes} bytes wait for a reader, the bound is {inbound_bytes_max}"
+            );
         }
     }
 
@@ -839,162 +855,5 @@ impl Core {
             }
             stream.give_up(self, driver);
         }
-    }
-
-    fn shutdown(&self) {
-        if self.closed.replace(true) || self.is_in_child() {
-            return;
-        }
-        self.inbox.mailbox().close();
-        if self.driver.borrow().failed.is_none() {
-            // What has been accepted and fits the sockets still leaves.
-            self.stage();
-            let deadline = self.clock.now() + SHUTDOWN_WAIT_MAX;
-            self.drain(deadline);
-        }
-        let wakers = self.let_go();
-        for waker in wakers {
-            waker.wake();
-        }
-    }
-
-    /// The end of a shutdown: everything is let go, or leaked if the kernel may still use it.
-    fn let_go(&self) -> Vec<Waker> {
-        let mut driver = self.driver.borrow_mut();
-        let driver = &mut *driver;
-        let errno = libc::ECANCELED;
-        self.fail_queued(driver, errno);
-        // Who holds on to a connection may still ask for something; nothing is started for them.
-        driver.failed.get_or_insert(errno);
-        if let Some(block) = driver.hands.surrender_block() {
-            driver.pool.retire(block);
-        }
-        driver.packets.clear(&mut driver.pool);
-        if driver.ops.is_empty() {
-            for block in driver.engine.surrender_blocks() {
-                driver.pool.retire(block);
-            }
-            driver.pool.collect_returns();
-            driver.pool.check();
-        } else {
-            tracing::warn!(
-                operations = driver.ops.len(),
-                "operations did not end in time; their memory is leaked"
-            );
-            driver.ops.leak();
-        }
-        std::mem::take(&mut driver.wakers)
-    }
-
-    /// Ends all operations: shuts sockets down, cancels, and takes completions until none is in flight.
-    fn drain(&self, deadline: Instant) {
-        let mut cancelled = false;
-        loop {
-            {
-                let mut driver = self.driver.borrow_mut();
-                let driver = &mut *driver;
-                // A cancel that found no room is not waited for: nothing would end the wait.
-                let wait = cancelled && driver.cancels.is_empty();
-                if driver.engine.enter(wait, Some(deadline)).is_err() {
-                    return;
-                }
-                driver.engine.reap(&mut driver.batch);
-            }
-            self.dispatch();
-            let mut driver = self.driver.borrow_mut();
-            let driver = &mut *driver;
-            if driver.ops.is_empty() || self.clock.now() >= deadline {
-                return;
-            }
-            if !cancelled {
-                cancelled = true;
-                let errno = libc::ECANCELED;
-                let mut targets = Vec::with_capacity(driver.ops.len());
-                for (token, slot) in driver.ops.in_flight() {
-                    let fd = match &slot.owner {
-                        Owner::Receive(stream)
-                        | Owner::Send(stream)
-                        | Owner::Hangup(stream)
-                        | Owner::Readable(stream)
-                        | Owner::Writable(stream) => {
-                            stream.fail(errno, &mut driver.wakers);
-                            // The peer sees the end at once, even if the ring takes its time.
-                            stream.shut_down();
-                            stream.raw_fd()
-                        }
-                        Owner::PacketsReadable(cell) | Owner::PacketsWritable(cell) => {
-                            cell.fail(errno, &mut driver.wakers);
-                            cell.shut_down();
-                            cell.raw_fd()
-                        }
-                        Owner::Accept(listener) => {
-                            listener.fail(errno, &mut driver.wakers);
-                            listener.raw_fd()
-                        }
-                        Owner::Doorbell => self.inbox.bell_fd(),
-                        Owner::Cancel => continue,
-                    };
-                    targets.push((token, fd));
-                }
-                for (token, fd) in targets {
-                    driver.cancel(token, fd);
-                }
-            } else {
-                for (target, fd) in std::mem::take(&mut driver.cancels) {
-                    driver.cancel(target, fd);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.shutdown();
-    }
-}
-
-/// Ready at an instant. Dropping it removes the timer.
-#[must_use = "futures do nothing unless polled"]
-pub struct Sleep {
-    core: Rc<Core>,
-    at: Instant,
-    timer: Option<TimerId>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if this.core.clock.now() >= this.at {
-            return Poll::Ready(());
-        }
-        let mut driver = this.core.driver.borrow_mut();
-        let pending = this.timer.is_some_and(|id| driver.timers.replace(id, context.waker()));
-        if !pending {
-            this.timer = driver.timers.add(this.at, context.waker().clone());
-            if this.timer.is_none() {
-                // Too many timers: look again next turn rather than never.
-                driver.wakers.push(context.waker().clone());
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(id) = self.timer
-            && let Ok(mut driver) = self.core.driver.try_borrow_mut()
-        {
-            driver.timers.remove(id);
-        }
-    }
-}
-
-impl fmt::Debug for Sleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep").field("at", &self.at).finish_non_exhaustive()
     }
 }

@@ -669,6 +669,8 @@ impl StreamCell {
                         Chunk::Copied(pool.copy(range.block, range.offset, range.len))
                     };
                     state.push_inbound(chunk);
+                    #[cfg(feature = "sim")]
+                    driver.check_inbound(state.inbound_bytes, core.config.inbound_bytes_max);
                 }
             }
             if range.last {

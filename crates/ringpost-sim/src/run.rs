@@ -82,19 +82,18 @@ fn run_labelled(
             accept_queue_max: [1024, 1, 2, 4][below(4)],
         };
         let stage = Stage::new(simulation, bounds, rates);
-        stage.perform(scenario.body, scenario.end)
+        stage.perform(scenario.body, scenario.end);
     })
 }
 
 /// Runs `body` on a simulation with these choices, and looks for what must not be: panics, operations
-/// that have not ended, descriptors. `body` tells how many operations its runtime had at the end; `label` says what
-/// it is, should the process abort.
+/// that have not ended, descriptors. `label` says what it is, should the process abort.
 pub(crate) fn play(
     choices: Box<dyn Choices>,
     machine: Machine,
     label: &str,
     end: End,
-    body: impl FnOnce(&Simulation) -> usize,
+    body: impl FnOnce(&Simulation),
 ) -> Outcome {
     keep_panics();
     PANICS.take();
@@ -102,16 +101,15 @@ pub(crate) fn play(
     let described = format!("{machine:?}");
     let simulation = Simulation::new(choices, machine);
     let before = descriptors();
-    let ended = catch_unwind(AssertUnwindSafe(|| body(&simulation))).ok();
+    let ended = catch_unwind(AssertUnwindSafe(|| body(&simulation))).is_ok();
     let mut panics = PANICS.take();
-    if ended.is_some() && panics.is_empty() {
+    if ended && panics.is_empty() {
         let operations = simulation.operations_left();
-        let kept = ended.unwrap_or(0);
         let leaked: Vec<RawFd> = descriptors().difference(&before).copied().collect();
         if end == End::Leaked {
-            // Each operation keeps one open, and the receive blocks the doorbell; nobody else has them.
-            if leaked.len() > kept + 1 {
-                panics.push(format!("{kept} operations keep descriptors {leaked:?}"));
+            // The receive blocks keep the doorbell open.
+            if leaked.len() > 1 + simulation.completions_untold() {
+                panics.push(format!("descriptors {leaked:?} are left"));
             }
             for descriptor in leaked {
                 let _ = nix::unistd::close(descriptor);
@@ -165,16 +163,14 @@ impl Stage {
         Self { runtime, rig, simulation: simulation.clone(), start: simulation.now() }
     }
 
-    /// Plays a program to its end, and has everything settle if nothing may be left of it. Tells how many
-    /// operations the runtime had when it was dropped.
-    pub(crate) fn perform(self, program: impl FnOnce(Rig) -> Body, end: End) -> usize {
+    /// Plays a program to its end, and has everything settle if nothing may be left of it.
+    pub(crate) fn perform(self, program: impl FnOnce(Rig) -> Body, end: End) {
         self.runtime.block_on(program(self.rig.clone()));
         self.check_time();
         self.be_calm();
         if end == End::Settled {
             self.settle();
         }
-        usize::try_from(self.runtime.stats().operations_in_flight).expect("few")
     }
 
     /// No more time has passed than a program has waited itself, and a bit.

@@ -148,7 +148,6 @@ fn attempt(
         let parts = stage.runtime.enter(|| (script.parts)(&stage.rig));
         counts.1 = parts.len();
         counts.0 = go_through(stage, parts, loss, at, script.outlives);
-        0
     });
     stepped.runs += 1;
     if let Some(failure) = outcome.failure {

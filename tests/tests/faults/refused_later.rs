@@ -4,6 +4,8 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ringpost::{
@@ -11,6 +13,8 @@ use ringpost::{
     Listener, RecvError, Runtime, SendError, Spin, sleep, spawn, timeout,
 };
 use ringpost_testkit::child::{isolated, skip};
+use ringpost_testkit::patience::eventually;
+use ringpost_testkit::process::descriptors;
 use ringpost_tests::privileges::refuse_calls;
 use ringpost_tests::rig::{adopt, ask, block_on, echo, pair, place, sockets};
 
@@ -24,7 +28,18 @@ fn every_operation_ends() {
         isolated(concat!(module_path!(), "::every_operation_ends"), &[(CASE, &case)], || {
             // In the child the loop starts anew; it runs the case it was given.
             if std::env::var(CASE).is_ok_and(|wanted| wanted == case) {
-                refuse_later(errno);
+                let (directory, inherited) = place();
+                let before = descriptors();
+                // A ring that can't be unregistered is held by its thread.
+                let path = inherited.clone();
+                let thread = thread::spawn(move || refuse_later(errno, &path));
+                thread.join().expect("no panic");
+                // The doorbell stays with the receive blocks, which the kernel was not seen to give back.
+                eventually("descriptors are back", LIMIT, || descriptors() <= before + 1);
+                // Nobody listens where the path is not ours to remove.
+                let closed = || UnixStream::connect(&inherited).is_err();
+                eventually("an inherited socket is closed", LIMIT, closed);
+                drop(directory);
             }
         });
     }
@@ -37,16 +52,18 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} never ends"))
 }
 
-fn refuse_later(errno: i32) {
+fn refuse_later(errno: i32, inherited: &Path) {
     let built = Runtime::builder().spin(Spin::Never).engine(EngineChoice::Uring).build();
     let runtime = match built {
         Ok(runtime) => runtime,
         Err(error) => return skip("refused_later::every_operation_ends", &error.to_string()),
     };
     let (_directory, path) = place();
+    let socket = std::os::unix::net::UnixListener::bind(inherited).expect("bind");
     let refused = Closed::Kernel { errno };
     let peers = runtime.block_on(async {
         let mut listener = Listener::bind(&path).expect("bind");
+        let _kept = Listener::from_socket(socket.into(), ConnectionOptions::new());
         let (mut client, mut server) = pair(ConnectionOptions::new());
         spawn(async move {
             while let Ok(Some(message)) = server.recv().await {

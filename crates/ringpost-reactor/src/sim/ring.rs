@@ -488,6 +488,8 @@ impl Drop for SimulatedRing {
         if let Some(group) = &mut seam.group {
             group.look(world);
         }
-        world.state.borrow_mut().operations_left = seam.live.tokens.len();
+        let mut state = world.state.borrow_mut();
+        state.operations_left = seam.live.tokens.len();
+        state.completions_untold = seam.overflow.len();
     }
 }

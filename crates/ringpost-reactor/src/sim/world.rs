@@ -38,6 +38,7 @@ pub(super) struct State {
     trace: VecDeque<Event>,
     failed: bool,
     pub(super) operations_left: usize,
+    pub(super) completions_untold: usize,
     /// From this enter on the kernel refuses every one.
     refused_from: Option<u64>,
 }
@@ -69,6 +70,7 @@ impl Simulation {
             trace: VecDeque::with_capacity(TRACE_MAX),
             failed: false,
             operations_left: 0,
+            completions_untold: 0,
             refused_from: None,
         };
         let clock = Rc::new(Cell::new(Instant::now()));
@@ -126,6 +128,12 @@ impl Simulation {
     /// Operations that had not ended when the reactor went; zero before.
     pub fn operations_left(&self) -> usize {
         self.world.state.borrow().operations_left
+    }
+
+    /// Completions that the kernel still kept back when the reactor went; zero before. What they accepted is open in
+    /// this process, and nobody has heard of it.
+    pub fn completions_untold(&self) -> usize {
+        self.world.state.borrow().completions_untold
     }
 
     /// The last steps, oldest first: at most 120 lines.

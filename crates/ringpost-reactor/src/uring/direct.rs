@@ -112,6 +112,13 @@ impl Direct {
         index.map(|index| self.held.swap_remove(index)).is_some()
     }
 
+    /// Whoever cancels a receive wants to see its end: it is not held, also if that was under way.
+    pub(super) fn let_end(&mut self, token: Token) {
+        if self.armed.remove(token).is_some() {
+            self.leaving.retain(|leaving| *leaving != token);
+        }
+    }
+
     /// Forgets a receive that has ended in the ring. Its descriptor if it is to be held now: also if the
     /// owner has stopped spinning meanwhile, because then the next park arms it again.
     pub(super) fn ended(&mut self, token: Token, cancelled: bool) -> Option<RawFd> {

@@ -372,8 +372,6 @@ impl<R: Ring> Engine for Uring<R> {
                     self.cancelled_at_once(token, target);
                     return Ok(());
                 }
-                // Whoever cancels wants to see the end, even if the receive was about to be held.
-                self.direct.leaving.retain(|leaving| *leaving != target);
             }
             _ => {}
         }
@@ -382,6 +380,7 @@ impl<R: Ring> Engine for Uring<R> {
         let pushed = unsafe { self.ring.push(&entry) };
         match request {
             Request::Receive { .. } if pushed.is_err() => drop(self.direct.armed.remove(token)),
+            Request::Cancel { target, .. } if pushed.is_ok() => self.direct.let_end(target),
             Request::Writable { .. }
             | Request::Send { silent: false, .. }
             | Request::SendMessage { silent: false, .. }

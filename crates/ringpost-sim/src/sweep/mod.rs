@@ -161,7 +161,7 @@ fn attempt(
     play(choices, machine, label, End::Settled, |simulation| {
         let program = operation.program;
         let cut = cut.clone();
-        Stage::new(simulation, bounds, rates).perform(|rig| program(rig, cut), End::Settled)
+        Stage::new(simulation, bounds, rates).perform(|rig| program(rig, cut), End::Settled);
     })
     .failure
 }

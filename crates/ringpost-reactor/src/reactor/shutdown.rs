@@ -1,0 +1,129 @@
+//! How a reactor ends: what fits the sockets is sent, everything in flight is ended, and memory that the kernel
+//! may still use is leaked rather than freed.
+
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use crate::engine::Engine;
+use crate::ops::Owner;
+
+/// Longest wait for operations to end.
+const SHUTDOWN_WAIT_MAX: Duration = Duration::from_secs(1);
+
+impl Core {
+    pub(super) fn shutdown(&self) {
+        if self.closed.replace(true) || self.is_in_child() {
+            return;
+        }
+        self.inbox.mailbox().close();
+        if self.driver.borrow().failed.is_none() {
+            // What has been accepted and fits the sockets still leaves.
+            self.stage();
+            let deadline = self.clock.now() + SHUTDOWN_WAIT_MAX;
+            self.drain(deadline);
+        }
+        let (wakers, owners) = self.let_go();
+        for waker in wakers {
+            waker.wake();
+        }
+        drop(owners);
+    }
+
+    /// The end of a shutdown: everything is let go, or leaked if the kernel may still use it. Whom to wake, and what
+    /// to drop, once nothing is borrowed.
+    fn let_go(&self) -> (Vec<Waker>, Vec<Owner>) {
+        let mut driver = self.driver.borrow_mut();
+        let driver = &mut *driver;
+        let errno = libc::ECANCELED;
+        self.fail_queued(driver, errno);
+        // Who holds on to a connection may still ask for something; nothing is started for them.
+        driver.failed.get_or_insert(errno);
+        if let Some(block) = driver.hands.surrender_block() {
+            driver.pool.retire(block);
+        }
+        driver.packets.clear(&mut driver.pool);
+        let mut owners = Vec::new();
+        if driver.ops.is_empty() {
+            for block in driver.engine.surrender_blocks() {
+                driver.pool.retire(block);
+            }
+            driver.pool.collect_returns();
+            driver.pool.check();
+        } else {
+            tracing::warn!(
+                operations = driver.ops.len(),
+                "operations did not end in time; their memory is leaked"
+            );
+            owners = driver.ops.leak();
+        }
+        (std::mem::take(&mut driver.wakers), owners)
+    }
+
+    /// Ends all operations: shuts sockets down, cancels, and takes completions until none is in flight.
+    fn drain(&self, deadline: Instant) {
+        let mut cancelled = false;
+        loop {
+            {
+                let mut driver = self.driver.borrow_mut();
+                let driver = &mut *driver;
+                // A cancel that found no room is not waited for: nothing would end the wait.
+                let wait = cancelled && driver.cancels.is_empty();
+                if driver.engine.enter(wait, Some(deadline)).is_err() {
+                    return;
+                }
+                driver.engine.reap(&mut driver.batch);
+            }
+            self.dispatch();
+            let mut driver = self.driver.borrow_mut();
+            let driver = &mut *driver;
+            if driver.ops.is_empty() || self.clock.now() >= deadline {
+                return;
+            }
+            if !cancelled {
+                cancelled = true;
+                let errno = libc::ECANCELED;
+                let mut targets = Vec::with_capacity(driver.ops.len());
+                for (token, slot) in driver.ops.in_flight() {
+                    let fd = match &slot.owner {
+                        Owner::Receive(stream)
+                        | Owner::Send(stream)
+                        | Owner::Hangup(stream)
+                        | Owner::Readable(stream)
+                        | Owner::Writable(stream) => {
+                            stream.fail(errno, &mut driver.wakers);
+                            // The peer sees the end at once, even if the ring takes its time.
+                            stream.shut_down();
+                            stream.raw_fd()
+                        }
+                        Owner::PacketsReadable(cell) | Owner::PacketsWritable(cell) => {
+                            cell.fail(errno, &mut driver.wakers);
+                            cell.shut_down();
+                            cell.raw_fd()
+                        }
+                        Owner::Accept(listener) => {
+                            listener.fail(errno, &mut driver.wakers);
+                            listener.raw_fd()
+                        }
+                        Owner::Doorbell => self.inbox.bell_fd(),
+                        Owner::Cancel => continue,
+                    };
+                    targets.push((token, fd));
+                }
+                for (token, fd) in targets {
+                    driver.cancel(token, fd);
+                }
+            } else {
+                for (target, fd) in std::mem::take(&mut driver.cancels) {
+                    driver.cancel(target, fd);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
