@@ -70,6 +70,9 @@ pub(crate) fn run(arguments: &SimArgs) -> Result<()> {
         }
         Ok::<_, anyhow::Error>(sums)
     })?;
+    if sums.crashed && sums.scenarios.is_empty() {
+        bail!("nothing was run; above is why");
+    }
     sums.print(start.elapsed());
     if sums.failures > 0 || sums.crashed {
         bail!("{} runs failed; above is how to repeat them", sums.failures);

@@ -47,12 +47,13 @@ pub(crate) async fn unclaimed(rig: Rig) {
 pub(crate) async fn descriptors(rig: Rig) {
     let limits = [DESCRIPTORS_MAX, 0];
     let options = rig.options().descriptors_max(DESCRIPTORS_MAX).descriptors_held_max(3);
-    let other = options.descriptors_max(limits[usize::from(rig.once_in(6))]);
+    let other = options.descriptors_max(limits[usize::from(rig.once_in(3))]);
     let (left, right) = rig.sockets();
     let mut left = ringpost::Connection::from_socket(left.into(), options);
     let mut right = ringpost::Connection::from_socket(right.into(), other);
     let flow = Flow::new(&rig, [TINY, SMALL, LARGE][rig.below(3)]);
-    let count = 1 + rig.below(20) as u64;
+    // Few, so that their end may come right behind the greeting.
+    let count = rig.below([1, 4, 20][rig.below(3)]) as u64;
     let writer = spawn({
         let (rig, flow) = (rig.clone(), flow.clone());
         async move {
