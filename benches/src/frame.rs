@@ -10,6 +10,13 @@ pub(crate) fn header(length: usize) -> [u8; HEADER_BYTES] {
     u32::try_from(length).expect("payloads are short").to_le_bytes()
 }
 
+/// Writes the prefix of a frame that fills `frame`: where its payload goes.
+pub(crate) fn framed(frame: &mut [u8]) -> &mut [u8] {
+    let (prefix, payload) = frame.split_at_mut(HEADER_BYTES);
+    prefix.copy_from_slice(&header(payload.len()));
+    payload
+}
+
 /// Appends a frame whose payload is a copy of `payload`.
 pub(crate) fn encode(payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&header(payload.len()));

@@ -113,11 +113,7 @@ impl Batch {
     pub(super) fn new(length: usize) -> Self {
         let frame_bytes = frame::HEADER_BYTES + length;
         let count = (BATCH_BYTES / frame_bytes).max(1);
-        let mut bytes = vec![0; count * frame_bytes];
-        for frame in bytes.chunks_exact_mut(frame_bytes) {
-            frame[..frame::HEADER_BYTES].copy_from_slice(&frame::header(length));
-        }
-        Self { bytes, frame_bytes, started: false }
+        Self { bytes: vec![0; count * frame_bytes], frame_bytes, started: false }
     }
 
     /// The next messages, framed. Small ones are written in full, as if they came from elsewhere;
@@ -126,7 +122,7 @@ impl Batch {
         let reused = self.started && self.bytes.len() == self.frame_bytes;
         self.started = true;
         for frame in self.bytes.chunks_exact_mut(self.frame_bytes) {
-            let payload = &mut frame[frame::HEADER_BYTES..];
+            let payload = frame::framed(frame);
             if reused { sender.stamp(payload) } else { sender.fill(payload) }
         }
         &self.bytes
@@ -135,7 +131,7 @@ impl Batch {
     /// The last message of a phase, framed.
     pub(super) fn last(&mut self, sender: &mut OneWaySender) -> &[u8] {
         let frame = &mut self.bytes[..self.frame_bytes];
-        sender.fill_last(&mut frame[frame::HEADER_BYTES..]);
+        sender.fill_last(frame::framed(frame));
         frame
     }
 }

@@ -212,21 +212,18 @@ struct Outbox {
 impl Outbox {
     fn new(length: usize) -> Self {
         let frame_bytes = frame::HEADER_BYTES + length;
-        let mut bytes = vec![0; BATCH_PACKETS * frame_bytes];
-        for frame in bytes.chunks_exact_mut(frame_bytes) {
-            frame[..frame::HEADER_BYTES].copy_from_slice(&frame::header(length));
-        }
+        let bytes = vec![0; BATCH_PACKETS * frame_bytes];
         Self { headers: MultiHeaders::preallocate(BATCH_PACKETS, None), bytes, frame_bytes }
     }
 
     fn fill(&mut self, sender: &mut OneWaySender) {
         for frame in self.bytes.chunks_exact_mut(self.frame_bytes) {
-            sender.fill(&mut frame[frame::HEADER_BYTES..]);
+            sender.fill(frame::framed(frame));
         }
     }
 
     fn fill_last(&mut self, sender: &mut OneWaySender) {
-        sender.fill_last(&mut self.bytes[frame::HEADER_BYTES..self.frame_bytes]);
+        sender.fill_last(frame::framed(&mut self.bytes[..self.frame_bytes]));
     }
 
     /// Sends the first `count` packets; waits for room as often as it takes.
