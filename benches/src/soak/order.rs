@@ -47,6 +47,15 @@ impl Engine {
         }
     }
 
+    /// Operations that each connection has from its first moment to its end: the receive, and on io_uring the
+    /// poll that guards it.
+    pub(crate) fn lasting_operations(self) -> u64 {
+        match self {
+            Self::Uring => 2,
+            Self::Epoll => 1,
+        }
+    }
+
     pub(crate) fn choice(self) -> EngineChoice {
         match self {
             Self::Uring => EngineChoice::Uring,
