@@ -50,6 +50,9 @@ impl Core {
             }
             driver.pool.collect_returns();
             driver.pool.check();
+            if cfg!(any(debug_assertions, feature = "sim")) {
+                assert_eq!(driver.pool.kernel_blocks(), 0, "blocks that nobody gives back");
+            }
         } else {
             tracing::warn!(
                 operations = driver.ops.len(),
