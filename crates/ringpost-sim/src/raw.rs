@@ -8,7 +8,7 @@ use std::time::Duration;
 use ringpost::sleep;
 
 use crate::rig::Rig;
-use crate::run::LINGER;
+use crate::run::{LINGER, STUCK};
 
 /// Looks again after so long, and after more and more when nothing has come.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -27,31 +27,38 @@ const READ_BYTES: usize = 16 << 10;
 pub(crate) struct Raw {
     rig: Rig,
     socket: UnixStream,
+    waited_max: Duration,
 }
 
 impl Raw {
     pub(crate) fn new(rig: &Rig, socket: UnixStream) -> Self {
         socket.set_nonblocking(true).expect("a socket");
-        Self { rig: rig.clone(), socket }
+        Self { rig: rig.clone(), socket, waited_max: Duration::ZERO }
     }
 
     /// Sends bytes, cut anywhere. False if nobody takes them any more.
     pub(crate) async fn send(&mut self, mut bytes: &[u8]) -> bool {
         let piece_bytes_max = [usize::MAX, 100, 7, 4000][self.rig.below(4)].max(bytes.len() / 64);
         let mut pause = PAUSE;
-        let mut waited = Duration::ZERO;
+        let (mut waited, mut in_a_row) = (Duration::ZERO, Duration::ZERO);
         while !bytes.is_empty() {
             let len = 1 + self.rig.below(bytes.len().min(piece_bytes_max));
             match self.socket.write(&bytes[..len]) {
                 Ok(count) => {
                     bytes = &bytes[count..];
                     pause = PAUSE;
-                    waited = Duration::ZERO;
+                    (waited, in_a_row) = (Duration::ZERO, Duration::ZERO);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(waited < TAKEN_MAX, "nobody takes {} bytes", bytes.len());
                     waited += pause;
+                    let start = self.rig.now();
                     sleep(pause).await;
+                    // Who spins may have looked at the clock long after.
+                    let passed = self.rig.now() - start;
+                    self.rig.waits(passed);
+                    in_a_row += passed;
+                    self.waited_max = self.waited_max.max(in_a_row);
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
                 Err(error) => {
@@ -93,6 +100,11 @@ impl Raw {
                 }
             }
         }
+    }
+
+    /// The other side has lingered until it gave up: this one read nothing, having bytes that nobody took.
+    pub(crate) fn was_waited_for(&self) -> bool {
+        self.waited_max > STUCK
     }
 
     /// Nothing more comes.

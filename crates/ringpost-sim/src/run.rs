@@ -42,7 +42,7 @@ pub struct Failure {
 const SETTLE_TURNS_MAX: u32 = 5000;
 /// Simulated time that a scenario may take beyond its own waits: below every time limit, above what
 /// rests of listeners add up to.
-const STUCK: Duration = Duration::from_secs(30);
+pub(crate) const STUCK: Duration = Duration::from_secs(30);
 /// What was accepted for a peer may wait so long once its connection was dropped.
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
 
@@ -190,17 +190,15 @@ impl Stage {
     }
 }
 
-/// Without faults, everything comes to an end: of what the program had, nothing is left.
+/// Without faults, everything comes to an end: of what the program had, nothing is left. No time passes, but for
+/// both ends of a connection that were dropped with bytes for each other: neither reads, until they give up.
 pub(crate) fn settle(runtime: &Runtime) {
-    for _ in 0..SETTLE_TURNS_MAX {
-        runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
-        let stats = runtime.stats();
-        // The doorbell stays.
-        if stats.operations_in_flight <= 1
-            && stats.pool_blocks_leased == 0
-            && stats.timers_pending == 0
-            && stats.connections_lingering == 0
-        {
+    if settles(runtime) {
+        return;
+    }
+    if runtime.stats().connections_lingering >= 2 {
+        runtime.turn(Some(LINGER)).expect("the engine goes on");
+        if settles(runtime) {
             return;
         }
     }
@@ -212,6 +210,22 @@ pub(crate) fn settle(runtime: &Runtime) {
         stats.timers_pending,
         stats.connections_lingering
     );
+}
+
+fn settles(runtime: &Runtime) -> bool {
+    for _ in 0..SETTLE_TURNS_MAX {
+        runtime.turn(Some(Duration::ZERO)).expect("the engine goes on");
+        let stats = runtime.stats();
+        // The doorbell stays.
+        if stats.operations_in_flight <= 1
+            && stats.pool_blocks_leased == 0
+            && stats.timers_pending == 0
+            && stats.connections_lingering == 0
+        {
+            return true;
+        }
+    }
+    false
 }
 
 /// Descriptors that are open.

@@ -171,7 +171,12 @@ impl<S: Seam> Kernel<S> {
             let clock = &self.world.clock;
             match deadline {
                 Some(deadline) => {
-                    self.world.note("time", Token(0), 0);
+                    let passed = deadline.saturating_duration_since(clock.get());
+                    self.world.note(
+                        "time",
+                        Token(0),
+                        i64::try_from(passed.as_micros()).unwrap_or(0),
+                    );
                     clock.set(clock.get().max(deadline));
                 }
                 None => self.world.fail("everybody waits, and nothing can happen any more"),

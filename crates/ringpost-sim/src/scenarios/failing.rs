@@ -134,13 +134,15 @@ async fn packets(rig: Rig) {
     reader.await.expect("all are told");
 }
 
-/// Enters until the kernel refuses to: who spins does that only with something to submit.
+/// Enters until the kernel refuses to: who spins does that only with something to submit, as new connections have.
 async fn find_out(rig: &Rig) {
-    let (mut left, _right) = rig.pair(ConnectionOptions::new().bytes());
+    let mut others = Vec::new();
     for _ in 0..=ENTERS_MAX {
+        let (mut left, right) = rig.pair(ConnectionOptions::new().bytes());
         if left.send(&[1]).await.is_err() || left.flush().await.is_err() {
             return;
         }
+        others.push((left, right));
     }
     panic!("nobody is told");
 }
