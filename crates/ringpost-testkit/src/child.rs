@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -77,7 +77,11 @@ pub struct Child {
     process: std::process::Child,
     input: Option<std::process::ChildStdin>,
     lines: Receiver<String>,
+    readers: [JoinHandle<()>; 2],
 }
+
+/// Longest wait for those who read what a child has said: somebody else may hold its output open.
+const READERS_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Child {
     /// Starts the test `test` of this program, which calls [`role`], with these words.
@@ -109,9 +113,11 @@ impl Child {
         let errors = process.stderr.take().expect("piped");
         let other = sender.clone();
         // Both end with the child, or with the one who holds its output open.
-        thread::spawn(move || pass_on(output, &sender));
-        thread::spawn(move || pass_on(errors, &other));
-        Self { input: process.stdin.take(), process, lines }
+        let readers = [
+            thread::spawn(move || pass_on(output, &sender)),
+            thread::spawn(move || pass_on(errors, &other)),
+        ];
+        Self { input: process.stdin.take(), process, lines, readers }
     }
 
     /// The process id.
@@ -218,6 +224,11 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
+        // Whoever counts descriptors afterwards must not find theirs.
+        let end = Instant::now() + READERS_WAIT_MAX;
+        while !self.readers.iter().all(JoinHandle::is_finished) && Instant::now() < end {
+            thread::sleep(Duration::from_micros(100));
+        }
     }
 }
 
