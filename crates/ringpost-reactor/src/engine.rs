@@ -128,6 +128,23 @@ pub(crate) enum Request {
     },
 }
 
+impl Request {
+    /// The descriptor that it works on.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        match *self {
+            Self::Receive { fd }
+            | Self::Send { fd, .. }
+            | Self::SendMessage { fd, .. }
+            | Self::Accept { fd }
+            | Self::Doorbell { fd }
+            | Self::Hangup { fd }
+            | Self::Readable { fd }
+            | Self::Writable { fd }
+            | Self::Cancel { fd, .. } => fd,
+        }
+    }
+}
+
 /// Received bytes in a provided block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Received {
@@ -180,7 +197,7 @@ pub(crate) trait Engine {
     ///
     /// Memory that the request points to stays valid and, unless the request is a receive,
     /// unchanged until its terminal completion (a silent send: until `staged` is zero again).
-    /// Descriptors stay open as long.
+    /// Descriptors stay open as long, or until nothing more is asked of the engine but to be dropped.
     unsafe fn push(&mut self, token: Token, request: Request) -> Result<(), QueueFull>;
 
     /// Requests staged and not yet performed.

@@ -5,7 +5,8 @@
 //! * **T1** A slot exists from before its request is pushed until its terminal completion (or, for a
 //!   silent send, until the enter that performed it), whatever `enter` returned and whether or not
 //!   anybody still wants the result. It owns the send memory and, through its owner, the descriptor. What has not
-//!   ended with the reactor keeps its memory for ever.
+//!   ended when the reactor is shut down keeps its memory for ever; its descriptor may go, because nothing more
+//!   is asked of the engine, and the kernel holds the files it works on.
 //! * **T2** A token's generation is that of its slot's current use; a completion whose generation
 //!   differs is stale and touches nothing.
 

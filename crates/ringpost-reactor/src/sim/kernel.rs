@@ -188,16 +188,16 @@ impl<S: Seam> Kernel<S> {
 
     pub(super) fn perform(&mut self, flight: Flight) {
         let Flight { token, request, .. } = flight;
-        self.world.note(name(&request), token, descriptor(&request).into());
+        self.world.note(name(&request), token, request.descriptor().into());
         match request {
             Request::Cancel { target, .. } => self.cancel(token, target),
             Request::Send { fd, silent: true, .. }
             | Request::SendMessage { fd, silent: true, .. } => self.send_silently(flight, fd),
             _ => {
                 let role = role(&request);
-                let fd = descriptor(&request);
+                let fd = request.descriptor();
                 let doubled = |other: &Flight| {
-                    descriptor(&other.request) == fd && self::role(&other.request) == role
+                    other.request.descriptor() == fd && self::role(&other.request) == role
                 };
                 if self.flights.iter().any(doubled) {
                     self.world.fail("two operations of one kind on one descriptor");
@@ -506,7 +506,7 @@ impl<S: Seam> Kernel<S> {
             .iter()
             .map(|flight| {
                 PollFd::from_borrowed_fd(
-                    borrow(descriptor(&flight.request)),
+                    borrow(flight.request.descriptor()),
                     wants(&flight.request, S::POLLS_TELL_SHUTDOWNS),
                 )
             })
@@ -535,7 +535,7 @@ impl<S: Seam> Kernel<S> {
     fn examine(&mut self, index: usize, events: PollFlags) -> Option<bool> {
         let flight = &mut self.flights[index];
         if events.contains(PollFlags::NVAL) {
-            self.world.note("closed", flight.token, descriptor(&flight.request).into());
+            self.world.note("closed", flight.token, flight.request.descriptor().into());
             self.world.fail("an operation on a descriptor that is closed");
         }
         // What shuts down the other direction wakes the receive once more, and that is heard.
@@ -644,20 +644,6 @@ unsafe fn memory(request: &Request) -> Vec<u8> {
             bytes
         }
         _ => Vec::new(),
-    }
-}
-
-fn descriptor(request: &Request) -> RawFd {
-    match *request {
-        Request::Receive { fd }
-        | Request::Send { fd, .. }
-        | Request::SendMessage { fd, .. }
-        | Request::Accept { fd }
-        | Request::Doorbell { fd }
-        | Request::Hangup { fd }
-        | Request::Readable { fd }
-        | Request::Writable { fd }
-        | Request::Cancel { fd, .. } => fd,
     }
 }
 

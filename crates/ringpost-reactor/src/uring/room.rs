@@ -98,7 +98,7 @@ impl Rooms {
                     self.remove(token);
                     return Some(-libc::ECANCELED);
                 }
-                let fd = descriptor(&wait.request);
+                let fd = wait.request.descriptor();
                 let set = (self.sets < SETS_MAX).then(|| watch(fd, calls).ok()).flatten();
                 self.sets += usize::from(set.is_some());
                 set.map_or(Stage::Pausing, Stage::Set)
@@ -194,20 +194,6 @@ fn found_no_room(request: &Request, result: i32) -> bool {
             result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
         }
         _ => result == -libc::EAGAIN,
-    }
-}
-
-fn descriptor(request: &Request) -> RawFd {
-    match *request {
-        Request::Writable { fd }
-        | Request::Send { fd, .. }
-        | Request::SendMessage { fd, .. }
-        | Request::Receive { fd }
-        | Request::Accept { fd }
-        | Request::Doorbell { fd }
-        | Request::Hangup { fd }
-        | Request::Readable { fd }
-        | Request::Cancel { fd, .. } => fd,
     }
 }
 
