@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use ringpost::EngineChoice;
+use ringpost_testkit::process::listens_at;
 use ringpost_tests::software::client;
 use ringpost_tests::software::example::Forwarder;
 use ringpost_tests::software::postgres::Server;
@@ -162,7 +163,7 @@ impl Bench {
         // It may be another user.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(self.server.directory(), mode)?;
-        let process = Service::start(&mut command, self.home.join("log"), || path.exists());
+        let process = Service::start(&mut command, self.home.join("log"), || listens_at(&path));
         let host = self.home.path().to_owned();
         let process = Some(Proxy::Socat { _process: process });
         Ok(Contender { name: "socat", host, pid: None, _process: process })

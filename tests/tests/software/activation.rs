@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ringpost::{Connection, EngineChoice};
+use ringpost_testkit::process::listens_at;
 use ringpost_tests::on_both_engines;
 use ringpost_tests::rig::{ask, block_on, place};
 use ringpost_tests::software::example::{self, engine_word};
@@ -21,7 +22,7 @@ fn manager(path: &Path, engine: EngineChoice, name: &str) -> Service {
     command.arg(format!("--listen={}", path.display())).arg("--fdname=messages");
     command.arg(example::command("echo").get_program());
     command.args(["--activated", name, "--engine", engine_word(engine), "--threads", "2"]);
-    Service::start(&mut command, path.with_extension("log"), || path.exists())
+    Service::start(&mut command, path.with_extension("log"), || listens_at(path))
 }
 
 fn a_socket_of_systemd(engine: EngineChoice) {

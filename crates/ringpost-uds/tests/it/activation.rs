@@ -207,9 +207,13 @@ fn started_by_systemd_socket_activate() {
         .stderr(Stdio::null())
         .spawn()
         .expect("just seen");
-    eventually("the manager listens", || is_socket(&path));
-    // It starts the service when somebody connects.
-    let mut client = UnixStream::connect(&path).expect("it listens");
+    // It starts the service when somebody connects. The path appears before the manager listens.
+    let mut client = None;
+    eventually("the manager listens", || {
+        client = UnixStream::connect(&path).ok();
+        client.is_some()
+    });
+    let mut client = client.expect("just checked");
     client.write_all(b"hello").expect("room");
     client.set_read_timeout(Some(LIMIT)).expect("set");
     let mut answer = [0; 5];
