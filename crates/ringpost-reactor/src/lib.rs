@@ -49,6 +49,7 @@ mod stats;
 mod stream;
 mod timers;
 mod uring;
+mod waiters;
 mod wake;
 
 pub use ancillary::{DESCRIPTORS_PER_MESSAGE_MAX, let_descriptors_pass};
@@ -70,4 +71,5 @@ pub use reactor::{Reactor, Sleep, Wait};
 pub use spin::Spin;
 pub use stats::Stats;
 pub use stream::{Appender, DescriptorClaim, DescriptorSendError, Inbound, Stream, StreamError};
+pub use waiters::{Place, Waiters};
 pub use wake::{Bell, Inbox, Parcel};

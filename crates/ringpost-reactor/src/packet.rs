@@ -18,6 +18,7 @@ use crate::packet_io::{PacketIo, SocketName};
 use crate::packet_queue::PacketQueue;
 use crate::reactor::Core;
 use crate::stream::StreamError;
+use crate::waiters::{Place, Waiters};
 
 /// How a packet socket is used. Sizes are in bytes and count whole packets, headers included.
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +150,7 @@ impl Packets {
             watcher: None,
             queue: PacketQueue::new(),
             writable: None,
-            writers: Vec::new(),
+            writers: Waiters::default(),
             failures: VecDeque::new(),
             send_failure: None,
             disconnected: false,
@@ -277,7 +278,7 @@ impl Packets {
     }
 
     /// Waits until a packet for this destination may be accepted. With a batch gathered that is after the
-    /// next turn. Cancel safe.
+    /// next turn. Cancel safe, with [`Packets::leave`] for the place.
     ///
     /// # Errors
     ///
@@ -285,6 +286,7 @@ impl Packets {
     pub fn poll_room(
         &self,
         to: &SocketName,
+        place: &mut Place,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PacketError>> {
         let mut state = self.cell.state.borrow_mut();
@@ -294,7 +296,7 @@ impl Packets {
                 if let Some(error) = self.core.end() {
                     return Poll::Ready(Err(error.into()));
                 }
-                state.wait(context);
+                state.writers.wait(place, context.waker());
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -310,12 +312,16 @@ impl Packets {
             && matches!(state.check(to, &self.cell.options), Ok(Accepted::Yes))
     }
 
-    /// Waits until the kernel has everything accepted so far. Cancel safe.
+    /// Waits until the kernel has everything accepted so far. Cancel safe, with [`Packets::leave`] for the place.
     ///
     /// # Errors
     ///
     /// Something accepted could not be sent; each such failure is told once.
-    pub fn poll_flushed(&self, context: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
+    pub fn poll_flushed(
+        &self,
+        place: &mut Place,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), SendFailure>> {
         let mut state = self.cell.state.borrow_mut();
         let failure = state.send_error();
         let unsent = state.queue.packets() > 0;
@@ -329,8 +335,19 @@ impl Packets {
         if state.queue.packets() == 0 {
             return Poll::Ready(Ok(()));
         }
-        state.wait(context);
+        state.writers.wait(place, context.waker());
         Poll::Pending
+    }
+
+    /// Whoever waited for room or for a flush has gone.
+    pub fn leave(&self, place: &mut Place) {
+        // A waker that is replaced may drop another waiter, which finds the state borrowed. Its waker goes with
+        // the next send.
+        if let Ok(mut state) = self.cell.state.try_borrow_mut() {
+            let waker = state.writers.leave(place);
+            drop(state);
+            drop(waker);
+        }
     }
 
     /// Accepts a packet of `prefix` and a copy of `body`, if there is room.
@@ -464,7 +481,7 @@ impl Packets {
         let wakers = {
             let mut state = self.cell.state.borrow_mut();
             state.end.get_or_insert(Err(StreamError::PeerGone));
-            let writers = std::mem::take(&mut state.writers);
+            let writers = state.writers.take();
             [state.reader.take(), state.watcher.take()].into_iter().flatten().chain(writers)
         };
         self.cell.close(&self.core);

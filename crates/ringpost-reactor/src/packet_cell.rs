@@ -38,6 +38,7 @@ use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::stats::add;
 use crate::stream::StreamError;
+use crate::waiters::Waiters;
 
 /// Receives in a row before others have their turn.
 const RECEIVES_MAX: u32 = 8;
@@ -72,7 +73,7 @@ pub(crate) struct State {
     pub(crate) watcher: Option<Waker>,
     pub(crate) queue: PacketQueue,
     pub(crate) writable: Option<Token>,
-    pub(crate) writers: Vec<Waker>,
+    pub(crate) writers: Waiters,
     pub(crate) failures: VecDeque<SendFailure>,
     pub(crate) send_failure: Option<StreamError>,
     /// The connected peer was found gone; nothing is sent to it until the socket is connected anew.
@@ -248,12 +249,6 @@ impl State {
         bound.saturating_sub(packets)
     }
 
-    pub(crate) fn wait(&mut self, context: &Context<'_>) {
-        if !self.writers.iter().any(|writer| writer.will_wake(context.waker())) {
-            self.writers.push(context.waker().clone());
-        }
-    }
-
     pub(crate) fn is_drained(&self) -> bool {
         self.queue.packets() == 0 || self.send_failure.is_some()
     }
@@ -320,9 +315,7 @@ impl PacketCell {
     fn receive(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State) -> bool {
         for round in 0..RECEIVES_MAX {
             if self.is_full(state) {
-                add(&core.counters.receives_paused, 1);
-                state.receive = Receive::Paused;
-                return false;
+                break;
             }
             let slots = self.prepare(driver, &state.shape);
             let PacketWork { io: Some(io), block, system_calls, .. } = &mut driver.packets else {
@@ -340,7 +333,7 @@ impl PacketCell {
                         return false;
                     }
                     if count < slots.count {
-                        return true;
+                        break;
                     }
                 }
                 // Told of something and nothing there: the socket may have been shut down on this side.
@@ -363,7 +356,12 @@ impl PacketCell {
                 }
             }
         }
-        true
+        if !self.is_full(state) {
+            return true;
+        }
+        add(&core.counters.receives_paused, 1);
+        state.receive = Receive::Paused;
+        false
     }
 
     /// Makes sure that there is a block to receive into, if the pool has one, and divides it.
@@ -513,7 +511,7 @@ impl PacketCell {
             }
         }
         // Room, a failure, or a receiver that is full: whoever waits looks for themselves.
-        driver.wakers.append(&mut state.writers);
+        driver.wakers.extend(state.writers.take());
         if state.closing && state.is_drained() {
             self.finish(driver, state);
         }
@@ -635,12 +633,12 @@ impl PacketCell {
         }
         state.reader = None;
         state.watcher = None;
-        state.writers.clear();
+        let writers = state.writers.take();
         let arrived = std::mem::take(&mut state.arrived);
         let drained = state.is_drained();
         drop(state);
-        // Leases go without a borrow: the last one of a block notifies the mailbox.
-        drop(arrived);
+        // Leases go without a borrow: the last one of a block notifies the mailbox. So do wakers: they drop tasks.
+        drop((arrived, writers));
         if !core.is_closed()
             && let Ok(mut driver) = core.driver.try_borrow_mut()
         {
@@ -703,7 +701,7 @@ impl PacketCell {
         state.send_failure.get_or_insert(error);
         wakers.extend(state.reader.take());
         wakers.extend(state.watcher.take());
-        wakers.append(&mut state.writers);
+        wakers.extend(state.writers.take());
     }
 }
 

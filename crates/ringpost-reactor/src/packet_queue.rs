@@ -553,5 +553,10 @@ mod tests {
         assert!(!queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
         queue.sent(1, &mut blocks);
         assert!(queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
+        while queue.packets() > 0 {
+            queue.sent(1, &mut blocks);
+        }
+        assert!(queue.lanes.is_empty(), "what has left has no lane");
+        assert_eq!(queue.spare.len(), SPARE_LANES_MAX, "few lanes are kept to be used again");
     }
 }

@@ -90,4 +90,16 @@ mod tests {
         assert!(timers.is_empty());
         assert!(!timers.replace(late, Waker::noop()));
     }
+
+    #[test]
+    fn they_are_bounded() {
+        let mut timers = Timers::default();
+        let now = Instant::now();
+        let mut add = || timers.add(now, Waker::noop().clone());
+        let first = add().expect("room");
+        assert!((1..TIMERS_MAX).all(|_| add().is_some()));
+        assert!(add().is_none());
+        timers.remove(first);
+        assert!(timers.add(now, Waker::noop().clone()).is_some());
+    }
 }

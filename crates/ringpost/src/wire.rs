@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 
 use ringpost_reactor::{
     Accepted, Appender, Arrived, BatchRoom, Chunk, DescriptorClaim, DescriptorSendError, Inbound,
-    PacketError, PacketOptions, Packets, Payload, Prefix, Reactor, SocketName, Stream, StreamError,
+    PacketError, PacketOptions, Packets, Payload, Place, Prefix, Reactor, SocketName, Stream,
+    StreamError,
 };
 
 /// Carries the frames of a connection.
@@ -22,6 +23,8 @@ pub(crate) struct PacketWire {
     packets: Packets,
     /// Taken over and not yet looked at.
     arrived: RefCell<Arrived>,
+    /// Where its only sender waits.
+    sender: RefCell<Place>,
 }
 
 const PEER: SocketName = SocketName::UNNAMED;
@@ -43,7 +46,11 @@ impl Wire {
         bounds.inbound_bytes_max = config.inbound_bytes_max;
         bounds.outbound_bytes_max = config.outbound_bytes_max;
         let packets = reactor.adopt_packets(socket, bounds);
-        Self::Packets(Box::new(PacketWire { packets, arrived: RefCell::new(Arrived::default()) }))
+        Self::Packets(Box::new(PacketWire {
+            packets,
+            arrived: RefCell::default(),
+            sender: RefCell::default(),
+        }))
     }
 
     /// True if each frame is a packet.
@@ -122,7 +129,10 @@ impl Wire {
     pub(crate) fn poll_room(&self, context: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match self {
             Self::Stream(stream) => stream.poll_room(context),
-            Self::Packets(wire) => wire.packets.poll_room(&PEER, context).map_err(end_of),
+            Self::Packets(wire) => {
+                let mut place = wire.sender.borrow_mut();
+                wire.packets.poll_room(&PEER, &mut place, context).map_err(end_of)
+            }
         }
     }
 
@@ -130,7 +140,9 @@ impl Wire {
         match self {
             Self::Stream(stream) => stream.poll_flushed(context),
             Self::Packets(wire) => {
-                wire.packets.poll_flushed(context).map_err(|failure| end_of(failure.error))
+                let mut place = wire.sender.borrow_mut();
+                let flushed = wire.packets.poll_flushed(&mut place, context);
+                flushed.map_err(|failure| end_of(failure.error))
             }
         }
     }

@@ -1,16 +1,21 @@
 //! Datagrams: every size, every kind of receiver that does not take them, and what the kernel says of senders.
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use ringpost::{
     AccessPolicy, Address, Datagram, DatagramRecvError, DatagramSendError, EngineChoice, Packet,
-    ProtocolError, Spin,
+    ProtocolError, Spin, timeout, yield_now,
 };
 use ringpost_frame::{FrameFlags, FrameHeader, FrameKind};
 use ringpost_testkit::peer::{flagged, frame, message};
@@ -30,6 +35,7 @@ on_both_engines!(
     a_full_receiver_without_a_connection,
     one_full_receiver_among_others,
     absent_receivers,
+    failures_that_nobody_asks_for,
     a_receiver_that_comes_back,
     an_address_that_comes_back,
     too_long_to_receive,
@@ -42,6 +48,7 @@ on_both_engines!(
     an_idle_reader_makes_senders_wait,
     readers_that_keep_everything,
     futures_dropped_at_every_poll,
+    waiters_that_go_leave_nothing,
     many_receivers
 );
 on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime);
@@ -200,7 +207,7 @@ async fn fill(sender: &Datagram, to: Option<&Path>) -> u64 {
             }
             Err(error) => panic!("{error}"),
         }
-        ringpost::yield_now().await;
+        yield_now().await;
         assert!(accepted < 10_000, "the receiver never fills");
     }
 }
@@ -318,8 +325,8 @@ fn absent_receivers(engine: EngineChoice) {
             assert_eq!(sender.flush().await, Ok(()), "told once");
             // The next send to the same address is told as well.
             sender.send_to(&address, b"x").await.expect("accepted");
-            ringpost::yield_now().await;
-            ringpost::yield_now().await;
+            yield_now().await;
+            yield_now().await;
             assert_eq!(sender.try_send_to(&address, b"x"), Err(gone(&address)));
             assert_eq!(sender.flush().await, Ok(()), "told once");
         }
@@ -335,6 +342,29 @@ fn absent_receivers(engine: EngineChoice) {
         let long = "x".repeat(108);
         let error = DatagramSendError::AddressLength { length: 108, limit: 107 };
         assert_eq!(sender.send_to(long.as_str(), b"x").await, Err(error));
+    });
+}
+
+/// Of many failures some are told.
+fn failures_that_nobody_asks_for(engine: EngineChoice) {
+    /// What is kept of them.
+    const KEPT: usize = 64;
+    block_on(engine, async {
+        let (directory, _) = place();
+        let sender = Datagram::unbound().expect("a socket");
+        let absent: Vec<_> = (0..3 * KEPT)
+            .map(|number| Address::from(directory.path().join(number.to_string())))
+            .collect();
+        for address in &absent {
+            sender.send_to(address, b"x").await.expect("accepted");
+        }
+        until("all have failed", || ringpost::stats().packets_dropped == 3 * KEPT as u64).await;
+        let mut told = HashSet::new();
+        while let Err(error) = sender.flush().await {
+            let DatagramSendError::Gone { to: Some(to) } = error else { panic!("{error:?}") };
+            assert!(absent.contains(&to) && told.insert(to.clone()), "{to} is told twice");
+        }
+        assert_eq!(told.len(), KEPT);
     });
 }
 
@@ -630,24 +660,30 @@ fn packets_that_are_no_frames(engine: EngineChoice) {
 }
 
 fn an_idle_reader_makes_senders_wait(engine: EngineChoice) {
-    block_on(engine, async {
-        let settings = plain().inbound_packets_max(50).outbound_packets_max(20);
-        let (left, mut right) = settings.pair().expect("a pair");
-        let mut sent = 0;
-        while let Some(outcome) = poll_at_most(50, left.send(&pattern::payload(sent, 1000))).await {
-            outcome.expect("accepted");
-            sent += 1;
-            assert!(sent < 10_000, "nothing holds the sender up");
-        }
-        let stats = ringpost::stats();
-        assert!(stats.receives_paused > 0, "{stats:?}");
-        assert!(stats.packets_received < 50 + 32, "{stats:?}");
-        for sequence in 0..sent {
-            expect(&mut right, sequence, 1000).await;
-        }
-        left.send(&pattern::payload(sent, 1000)).await.expect("room again");
-        expect(&mut right, sent, 1000).await;
-    });
+    const LEN: usize = 1000;
+    // The bound of packets, or that of their bytes.
+    for (settings, bound) in
+        [(plain().inbound_packets_max(50), 50), (plain().inbound_bytes_max(20 * LEN), 20)]
+    {
+        block_on(engine, async {
+            let (left, mut right) = settings.outbound_packets_max(20).pair().expect("a pair");
+            let mut sent = 0;
+            let payload = |sequence| pattern::payload(sequence, LEN);
+            while let Some(outcome) = poll_at_most(50, left.send(&payload(sent))).await {
+                outcome.expect("accepted");
+                sent += 1;
+                assert!(sent < 10_000, "nothing holds the sender up");
+            }
+            let stats = ringpost::stats();
+            assert!(stats.receives_paused > 0, "{stats:?}");
+            assert!(stats.packets_received < bound + 32, "{stats:?}");
+            for sequence in 0..sent {
+                expect(&mut right, sequence, LEN).await;
+            }
+            left.send(&payload(sent)).await.expect("room again");
+            expect(&mut right, sent, LEN).await;
+        });
+    }
 }
 
 /// Whatever readers hold on to, receiving goes on, by copies.
@@ -705,6 +741,69 @@ fn futures_dropped_at_every_poll(engine: EngineChoice) {
         }
         assert!(poll_at_most(20, right.recv()).await.is_none(), "accepted more than once");
     });
+}
+
+/// A waker holds the memory of its task: whoever tries again and again to reach a receiver that does not read,
+/// each time from another task, must not pile them up.
+fn waiters_that_go_leave_nothing(engine: EngineChoice) {
+    block_on(engine, async {
+        let (left, mut right) = plain().outbound_packets_max(1).pair().expect("a pair");
+        let mut accepted = 0;
+        while let Ok(sent) = timeout(Duration::from_millis(50), left.send(b"full")).await {
+            sent.expect("room");
+            accepted += 1;
+        }
+        let tasks: [Arc<Woken>; 3] = Default::default();
+        let wakers = tasks.each_ref().map(|task| Waker::from(Arc::clone(task)));
+        let holders = || tasks.each_ref().map(Arc::strong_count);
+        let polled = |waiter: Pin<&mut dyn Future<Output = Result<(), DatagramSendError>>>,
+                      task: usize| {
+            waiter.poll(&mut Context::from_waker(&wakers[task])).is_pending()
+        };
+        {
+            let (mut send, mut flush) = (pin!(left.send(b"more")), pin!(left.flush()));
+            let mut another = pin!(left.send(b"more"));
+            assert!(
+                polled(send.as_mut(), 0)
+                    && polled(flush.as_mut(), 1)
+                    && polled(another.as_mut(), 2)
+            );
+            assert!(holders().iter().all(|holders| *holders == 3), "{:?}", holders());
+            // The same waiter waits in one place, and under its newest waker.
+            assert!(polled(send.as_mut(), 0) && polled(flush.as_mut(), 2));
+            assert_eq!(holders(), [3, 2, 4]);
+        }
+        assert_eq!(holders(), [2; 3], "they are gone, and nothing holds on to their tasks");
+
+        // Who was woken and goes then does not take out another.
+        let mut gone = Box::pin(left.send(b"gone"));
+        assert!(polled(gone.as_mut(), 0));
+        for _ in 0..accepted {
+            right.recv().await.expect("a packet");
+        }
+        until("there is room", || tasks[0].0.load(Ordering::Relaxed)).await;
+        while left.try_send(b"full").is_ok() {
+            yield_now().await;
+        }
+        let mut stays = Box::pin(left.send(b"stays"));
+        assert!(polled(stays.as_mut(), 1));
+        drop(gone);
+        assert_eq!(holders(), [2, 3, 2]);
+        assert!(!tasks[1].0.load(Ordering::Relaxed));
+        for _ in 0..accepted {
+            right.recv().await.expect("a packet");
+        }
+        until("there is room again", || tasks[1].0.load(Ordering::Relaxed)).await;
+    });
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn many_receivers(engine: EngineChoice) {

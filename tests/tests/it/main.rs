@@ -1,5 +1,6 @@
 //! Real kernel, real sockets, real processes: one module for each group of properties.
 
+mod accepting;
 mod access;
 mod backpressure;
 mod byte_stream_ends;

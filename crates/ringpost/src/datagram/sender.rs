@@ -5,11 +5,12 @@ use std::future::poll_fn;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ringpost_frame::message_header;
-use ringpost_reactor::{Accepted, PacketError, Payload, Prefix, SendFailure, SocketName};
+use ringpost_reactor::{
+    Accepted, PacketError, Packets, Payload, Place, Prefix, SendFailure, SocketName,
+};
 use ringpost_uds::{Address, ConnectError, ConnectErrorKind};
 
 use super::builder::DatagramProfile;
@@ -194,7 +195,9 @@ impl DatagramSender {
     ///
     /// The oldest failure that has not been told; repeat for the next one.
     pub async fn flush(&self) -> Result<(), DatagramSendError> {
-        let flushed = poll_fn(|context| self.socket.packets.poll_flushed(context)).await;
+        let mut waiter = Waiter::new(&self.socket.packets);
+        let flushed =
+            poll_fn(|context| waiter.packets.poll_flushed(&mut waiter.place, context)).await;
         flushed.map_err(|SendFailure { to, error, .. }| self.explain(&to, error))
     }
 
@@ -263,16 +266,13 @@ impl DatagramSender {
     async fn room(&self, to: &SocketName, len: usize) -> Result<(), DatagramSendError> {
         self.check_connected(to)?;
         self.check_len(len)?;
-        poll_fn(|context| self.poll_room(to, context)).await
-    }
-
-    fn poll_room(
-        &self,
-        to: &SocketName,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<(), DatagramSendError>> {
-        self.reconnect(to)?;
-        self.socket.packets.poll_room(to, context).map_err(|error| self.explain(to, error))
+        let mut waiter = Waiter::new(&self.socket.packets);
+        poll_fn(|context| {
+            self.reconnect(to)?;
+            let room = waiter.packets.poll_room(to, &mut waiter.place, context);
+            room.map_err(|error| self.explain(to, error))
+        })
+        .await
     }
 
     fn check_len(&self, len: usize) -> Result<(), DatagramSendError> {
@@ -358,5 +358,23 @@ impl fmt::Debug for DatagramSender {
         f.debug_struct("DatagramSender")
             .field("queued_packets", &self.queued_packets())
             .finish_non_exhaustive()
+    }
+}
+
+/// A future that waits for room or for a flush.
+struct Waiter<'a> {
+    packets: &'a Packets,
+    place: Place,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(packets: &'a Packets) -> Self {
+        Self { packets, place: Place::default() }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.packets.leave(&mut self.place);
     }
 }

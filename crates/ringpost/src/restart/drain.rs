@@ -1,12 +1,13 @@
 //! The end of a process that serves no more new clients: what is open comes to its end.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
+use ringpost_reactor::{Place, Waiters};
 
 /// Tells tasks that the process is about to end, and waits for them.
 ///
@@ -59,9 +60,7 @@ pub struct Drain {
 struct State {
     begun: bool,
     open: usize,
-    /// By a number that is never used again: whoever has been woken must not take out another.
-    waiters: BTreeMap<u64, Waker>,
-    last_key: u64,
+    waiters: Waiters,
 }
 
 impl Drain {
@@ -108,7 +107,7 @@ impl Drain {
     }
 
     async fn wait(&self, done: impl Fn(&State) -> bool) {
-        let mut waiter = Waiter { drain: self, key: None };
+        let mut waiter = Waiter { drain: self, place: Place::default() };
         poll_fn(|context| waiter.poll(&done, context)).await;
     }
 
@@ -120,42 +119,33 @@ impl Drain {
 
 /// Wakes everybody, without the lock.
 fn wake(mut state: MutexGuard<'_, State>) {
-    let waiters = std::mem::take(&mut state.waiters);
+    let waiters = state.waiters.take();
     drop(state);
-    waiters.into_values().for_each(Waker::wake);
+    waiters.for_each(Waker::wake);
 }
 
 struct Waiter<'a> {
     drain: &'a Drain,
-    key: Option<u64>,
+    place: Place,
 }
 
 impl Waiter<'_> {
     fn poll(&mut self, done: impl Fn(&State) -> bool, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.drain.lock();
-        self.forget(&mut state);
         if done(&state) {
             return Poll::Ready(());
         }
-        state.last_key += 1;
-        let key = state.last_key;
-        self.key = Some(key);
-        state.waiters.insert(key, context.waker().clone());
+        state.waiters.wait(&mut self.place, context.waker());
         Poll::Pending
-    }
-
-    fn forget(&mut self, state: &mut State) {
-        if let Some(key) = self.key.take() {
-            // Gone if it has been woken.
-            drop(state.waiters.remove(&key));
-        }
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let drain = self.drain;
-        self.forget(&mut drain.lock());
+        let mut state = self.drain.lock();
+        let waker = state.waiters.leave(&mut self.place);
+        drop(state);
+        drop(waker);
     }
 }
 
@@ -257,10 +247,10 @@ mod tests {
         let drain = Drain::new();
         let count = || drain.lock().waiters.len();
         let mut context = Context::from_waker(Waker::noop());
-        let mut first = Waiter { drain: &drain, key: None };
+        let mut first = Waiter { drain: &drain, place: Place::default() };
         assert!(first.poll(|_| false, &mut context).is_pending());
         wake(drain.lock());
-        let mut second = Waiter { drain: &drain, key: None };
+        let mut second = Waiter { drain: &drain, place: Place::default() };
         assert!(second.poll(|_| false, &mut context).is_pending());
         drop(first);
         assert_eq!(count(), 1, "the second still waits");

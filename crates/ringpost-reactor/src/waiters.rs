@@ -1,0 +1,75 @@
+//! Tasks that wait for the same thing, of which each may go at any time.
+
+use std::collections::BTreeMap;
+use std::task::Waker;
+
+/// The wakers of tasks that wait for the same thing. There is one for each waiter that is still there, so whoever
+/// makes futures bounds them: a waiter takes its waker along when it goes, which holds the memory of its task.
+#[derive(Debug, Default)]
+pub struct Waiters {
+    /// By a number that is never used again: whoever has been woken must not take out another.
+    wakers: BTreeMap<u64, Waker>,
+    last_number: u64,
+}
+
+/// Where a waiter is among the [`Waiters`]; at first nowhere.
+#[derive(Debug, Default)]
+pub struct Place(Option<u64>);
+
+impl Waiters {
+    /// Keeps the waker for this waiter, in place of the one it left before.
+    pub fn wait(&mut self, place: &mut Place, waker: &Waker) {
+        if let Some(known) = place.0.and_then(|number| self.wakers.get_mut(&number)) {
+            return known.clone_from(waker);
+        }
+        self.last_number += 1;
+        place.0 = Some(self.last_number);
+        self.wakers.insert(self.last_number, waker.clone());
+    }
+
+    /// The waiter goes. Its waker, unless it has been woken: to drop without a lock or a borrow, as that may run
+    /// code of others.
+    #[must_use = "what a waker drops may come back here"]
+    pub fn leave(&mut self, place: &mut Place) -> Option<Waker> {
+        self.wakers.remove(&place.0.take()?)
+    }
+
+    /// Takes all wakers, in the order in which their waiters came.
+    pub fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        std::mem::take(&mut self.wakers).into_values()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.wakers.len()
+    }
+
+    /// True if nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.wakers.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_woken_takes_nobody_out() {
+        let mut waiters = Waiters::default();
+        let (mut first, mut second) = (Place::default(), Place::default());
+        waiters.wait(&mut first, Waker::noop());
+        waiters.wait(&mut first, Waker::noop());
+        assert_eq!(waiters.take().count(), 1, "a waiter has one place");
+        waiters.wait(&mut second, Waker::noop());
+        assert!(waiters.leave(&mut first).is_none());
+        assert_eq!(waiters.len(), 1);
+        assert!(waiters.leave(&mut second).is_some() && waiters.is_empty());
+        assert!(waiters.leave(&mut second).is_none());
+        // Woken, it waits again.
+        waiters.wait(&mut first, Waker::noop());
+        assert_eq!(waiters.take().count(), 1);
+        waiters.wait(&mut first, Waker::noop());
+        assert_eq!(waiters.len(), 1);
+    }
+}
