@@ -436,6 +436,18 @@ mod tests {
     }
 
     #[test]
+    fn few_free_blocks_are_kept() {
+        let mut blocks = OutboundBlocks::new();
+        for (class, kept) in CLASS_KEPT_MAX.into_iter().enumerate() {
+            let taken: Vec<_> = (0..=kept)
+                .map(|_| blocks.take(CLASS_BYTES[class] / 2 + 1, BlockClass::default()))
+                .collect();
+            taken.into_iter().for_each(|block| blocks.give_back(block));
+            assert_eq!(blocks.free[class].len(), kept);
+        }
+    }
+
+    #[test]
     fn no_full_block_ends_where_the_kernel_copies_slowly() {
         const SLOW_BYTES: usize = 16;
         // Interpreted, each takes seconds.
