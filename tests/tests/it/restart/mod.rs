@@ -6,6 +6,7 @@ pub(crate) mod generation;
 mod killed;
 mod load;
 mod paths;
+mod predecessors;
 mod raw;
 mod rivals;
 mod under_load;
