@@ -42,6 +42,7 @@ mod pool;
 mod reactor;
 #[cfg(test)]
 mod readiness_tests;
+mod retries;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod spin;

@@ -17,6 +17,7 @@ use crate::packet_inbox::{Arrived, Shape};
 use crate::packet_io::{PacketIo, SocketName};
 use crate::packet_queue::PacketQueue;
 use crate::reactor::Core;
+use crate::retries::Listed;
 use crate::stream::StreamError;
 use crate::waiters::{Place, Waiters};
 
@@ -159,7 +160,8 @@ impl Packets {
             closing: false,
             closed: false,
         };
-        let cell = Rc::new(PacketCell { socket, options, state: RefCell::new(state) });
+        let state = RefCell::new(state);
+        let cell = Rc::new(PacketCell { socket, options, state, retried: Listed::default() });
         {
             let mut driver = core.driver.borrow_mut();
             if failure.is_none() && driver.packets.io.is_none() {

@@ -36,6 +36,7 @@ use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
 use crate::packet_queue::{Gate, PacketQueue};
 use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
+use crate::retries::{Listed, Retried, Retries};
 use crate::stats::add;
 use crate::stream::StreamError;
 use crate::waiters::Waiters;
@@ -89,6 +90,13 @@ pub(crate) struct PacketCell {
     pub(crate) socket: OwnedFd,
     pub(crate) options: PacketOptions,
     pub(crate) state: RefCell<State>,
+    pub(crate) retried: Listed,
+}
+
+impl Retried for PacketCell {
+    fn listed(&self) -> &Listed {
+        &self.retried
+    }
 }
 
 impl fmt::Debug for PacketCell {
@@ -105,7 +113,7 @@ pub(crate) struct PacketWork {
     /// What is received into now, by all packet sockets.
     block: Option<PacketBlock>,
     /// Sockets that could not arm; retried every turn.
-    retry: Vec<Rc<PacketCell>>,
+    retry: Retries<PacketCell>,
     /// Sockets that rest, and until when.
     resting: Vec<(Instant, Rc<PacketCell>)>,
     /// Dropped sockets with packets still to send, oldest first, and until when they may try.
@@ -134,6 +142,12 @@ impl PacketWork {
         !self.retry.is_empty()
     }
 
+    /// In a simulation: no list grows by itself.
+    #[cfg(feature = "sim")]
+    pub(crate) fn check(&self) {
+        crate::reactor::assert_once("packets to try again", self.retry.iter());
+    }
+
     /// When something must be looked at although nothing completes.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let resting = self.resting.iter().map(|(at, _)| *at).min();
@@ -143,14 +157,13 @@ impl PacketWork {
 
     /// Lets go of a socket that has closed.
     fn forget(&mut self, cell: &PacketCell) {
-        let other = |candidate: &Rc<PacketCell>| !std::ptr::eq(Rc::as_ptr(candidate), cell);
-        self.retry.retain(other);
-        self.resting.retain(|(_, candidate)| other(candidate));
+        self.retry.forget(cell);
+        self.resting.retain(|(_, candidate)| !std::ptr::eq(Rc::as_ptr(candidate), cell));
     }
 
     /// Lets go of everything, for shutdown.
     pub(crate) fn clear(&mut self, pool: &mut Pool) {
-        self.retry.clear();
+        drop(self.retry.take());
         self.resting.clear();
         self.lingering.clear();
         if let Some(block) = self.block.take() {
@@ -166,7 +179,7 @@ impl PacketWork {
     /// Everybody who waits for something that has no operation.
     pub(crate) fn fail_waiting(&mut self, errno: i32, wakers: &mut Vec<Waker>) {
         let resting = self.resting.drain(..).map(|(_, cell)| cell);
-        let waiting = self.retry.drain(..).chain(resting);
+        let waiting = self.retry.take().into_iter().chain(resting);
         waiting.for_each(|cell| cell.fail(errno, wakers));
     }
 }
@@ -709,7 +722,7 @@ impl Core {
     /// Hands what packet sockets have queued to the kernel, and repeats what found no room.
     pub(crate) fn stage_packets(&self, driver: &mut Driver) {
         if !driver.packets.retry.is_empty() {
-            for cell in std::mem::take(&mut driver.packets.retry) {
+            for cell in driver.packets.retry.take() {
                 cell.retry(self, driver);
             }
         }

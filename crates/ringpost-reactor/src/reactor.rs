@@ -35,6 +35,7 @@ use crate::ops::{Ops, Owner};
 use crate::packet::{PacketOptions, Packets};
 use crate::packet_cell::{PacketCell, PacketWork};
 use crate::pool::Pool;
+use crate::retries::Retries;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
 use crate::stream::{Stream, StreamCell, StreamError};
@@ -64,7 +65,7 @@ pub(crate) struct Driver {
     /// Connections whose receive waits for a free block, oldest first.
     pub(crate) starved: VecDeque<Rc<StreamCell>>,
     /// Connections that need something which found no room; retried every turn.
-    pub(crate) retry: Vec<Rc<StreamCell>>,
+    pub(crate) retry: Retries<StreamCell>,
     /// Listeners whose accept ended, and when to arm it again.
     pub(crate) resting: Vec<(Instant, Rc<ListenerCell>)>,
     /// Dropped connections with bytes still to send, oldest first, and until when they may try.
@@ -197,7 +198,7 @@ impl Reactor {
             batch: Vec::with_capacity(256),
             wakers: Vec::with_capacity(256),
             starved: VecDeque::new(),
-            retry: Vec::new(),
+            retry: Retries::default(),
             resting: Vec::new(),
             lingering: VecDeque::new(),
             cancels: Vec::new(),
@@ -433,6 +434,9 @@ impl Driver {
     /// In a simulation: the engine and the op table agree, and no block is lost.
     #[cfg(feature = "sim")]
     fn check(&mut self) {
+        assert_once("to try again", self.retry.iter());
+        assert_once("starved", self.starved.iter());
+        self.packets.check();
         let Self { engine, ops, pool, .. } = self;
         match engine {
             AnyEngine::Sim(engine) => {
@@ -467,6 +471,15 @@ impl Driver {
             tracing::error!(%error, "the engine can't go on; all connections fail");
             self.failed = Some(source.raw_os_error().unwrap_or(libc::EIO));
         }
+    }
+}
+
+/// Nothing waits twice for the same: each time round it would wait twice as often.
+#[cfg(feature = "sim")]
+pub(crate) fn assert_once<'a, T: 'a>(what: &str, waiting: impl Iterator<Item = &'a Rc<T>>) {
+    let mut seen = std::collections::HashSet::new();
+    for one in waiting {
+        assert!(seen.insert(Rc::as_ptr(one)), "a socket is in the list twice: {what}");
     }
 }
 
@@ -555,7 +568,7 @@ impl Core {
                 }
             }
             if !driver.retry.is_empty() {
-                for stream in std::mem::take(&mut driver.retry) {
+                for stream in driver.retry.take() {
                     stream.retry(self, driver);
                 }
             }

@@ -37,8 +37,10 @@ use crate::memory::{OutboundBlock, Prefix};
 use crate::ops::{NotStarted, Owner};
 use crate::outbound::{Outbound, Payload, SendMemory};
 use crate::reactor::{Core, Driver};
+use crate::retries::Listed;
 use crate::stats::add;
 
+mod retry;
 mod stop;
 
 /// Why a stream can't go on.
@@ -135,6 +137,7 @@ struct State {
 pub(crate) struct StreamCell {
     socket: OwnedFd,
     state: RefCell<State>,
+    retried: Listed,
 }
 
 impl fmt::Debug for StreamCell {
@@ -179,7 +182,8 @@ impl Stream {
             intake,
             stopping: false,
         };
-        let cell = Rc::new(StreamCell { socket, state: RefCell::new(state) });
+        let state = RefCell::new(state);
+        let cell = Rc::new(StreamCell { socket, state, retried: Listed::default() });
         if core.is_closed() {
             cell.fail(libc::ECANCELED, &mut Vec::new());
         } else {
@@ -791,27 +795,6 @@ impl StreamCell {
                 driver.retry.push(Rc::clone(self));
             }
         }
-    }
-
-    /// Tries again what found no room.
-    pub(crate) fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
-        {
-            let mut state = self.state.borrow_mut();
-            if !state.sending
-                && let Some(memory) = state.unsent.take()
-            {
-                state.announce(core);
-                self.send(&mut state, driver, *memory, !driver.tracked_only);
-            }
-            match state.receive {
-                Receive::Idle => {}
-                Receive::Armed(_) if state.intake.is_none() => {
-                    return self.guard_hangup(&mut state, driver);
-                }
-                _ => return,
-            }
-        }
-        self.arm_receive(core, driver);
     }
 
     /// A silent send was taken whole.

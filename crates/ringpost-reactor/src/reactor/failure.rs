@@ -30,7 +30,7 @@ impl Core {
     /// of what was dropped.
     pub(super) fn fail_queued(&self, driver: &mut Driver, errno: i32) {
         let wakers = &mut driver.wakers;
-        for stream in driver.starved.drain(..).chain(driver.retry.drain(..)) {
+        for stream in driver.starved.drain(..).chain(driver.retry.take()) {
             stream.fail(errno, wakers);
         }
         for (_, listener) in driver.resting.drain(..) {

@@ -1,0 +1,36 @@
+//! What a stream does again after some request of its found no room.
+
+use std::rc::Rc;
+
+use super::{Receive, StreamCell};
+use crate::reactor::{Core, Driver};
+use crate::retries::{Listed, Retried};
+
+impl Retried for StreamCell {
+    fn listed(&self) -> &Listed {
+        &self.retried
+    }
+}
+
+impl StreamCell {
+    /// Tries again what found no room.
+    pub(crate) fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+        {
+            let mut state = self.state.borrow_mut();
+            if !state.sending
+                && let Some(memory) = state.unsent.take()
+            {
+                state.announce(core);
+                self.send(&mut state, driver, *memory, !driver.tracked_only);
+            }
+            match state.receive {
+                Receive::Idle => {}
+                Receive::Armed(_) if state.intake.is_none() => {
+                    return self.guard_hangup(&mut state, driver);
+                }
+                _ => return,
+            }
+        }
+        self.arm_receive(core, driver);
+    }
+}
