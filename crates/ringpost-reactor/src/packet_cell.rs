@@ -7,6 +7,7 @@
 //!           Idle     nothing armed, a turn will arm it
 //!           Armed    the engine will tell when there is something
 //!           Paused   nothing armed until the reader has taken what is there
+//!           Resting  the kernel had no memory: nothing armed for a while
 //!           Ended    end of the connection, or an error
 //! send:     accepted packets leave at the end of the turn; a full receiver closes the gate of its lane
 //!           (`packet_queue.rs`) until the engine tells of room, or for a while if it can't
@@ -62,6 +63,7 @@ pub(crate) enum Receive {
     Idle,
     Armed(Token),
     Paused,
+    Resting(Instant),
     Ended,
 }
 
@@ -282,7 +284,8 @@ impl PacketCell {
     /// Asks the engine to tell when there is something to receive, if nothing speaks against it.
     pub(crate) fn arm(self: &Rc<Self>, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
-        if state.end.is_some() || state.closing || matches!(state.receive, Receive::Armed(_)) {
+        let busy = matches!(state.receive, Receive::Armed(_) | Receive::Resting(_));
+        if busy || state.end.is_some() || state.closing {
             return;
         }
         if self.is_full(&state) {
@@ -359,6 +362,7 @@ impl PacketCell {
                 Err(Errno::CONNRESET | Errno::CONNREFUSED) if !self.options.connection => {}
                 Err(Errno::NOBUFS | Errno::NOMEM) => {
                     let until = driver.clock.now() + RECEIVE_REST;
+                    state.receive = Receive::Resting(until);
                     driver.packets.resting.push((until, Rc::clone(self)));
                     return false;
                 }
@@ -631,9 +635,9 @@ impl PacketCell {
         if state.queue.open_gates(due) {
             self.send(core, driver, &mut state);
         }
-        let idle = state.receive == Receive::Idle;
-        drop(state);
-        if idle {
+        if matches!(state.receive, Receive::Resting(until) if until <= now) {
+            state.receive = Receive::Idle;
+            drop(state);
             self.arm(driver);
         }
     }

@@ -11,15 +11,16 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::{
     AccessPolicy, Address, Datagram, DatagramRecvError, DatagramSendError, EngineChoice, Packet,
-    ProtocolError, Spin, timeout, yield_now,
+    ProtocolError, Spin, sleep, timeout, yield_now,
 };
 use ringpost_frame::{FrameFlags, FrameHeader, FrameKind};
 use ringpost_testkit::peer::{flagged, frame, message};
 use ringpost_testkit::{pattern, process};
+use ringpost_tests::privileges::refuse_calls;
 use ringpost_tests::rig::{block_on, builder, place, poll_at_most, run, runtime, until};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 use rustix::fs::{Mode, OFlags};
@@ -51,7 +52,7 @@ on_both_engines!(
     waiters_that_go_leave_nothing,
     many_receivers
 );
-on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime);
+on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime, no_memory_to_receive);
 
 /// A socket of another program at a path.
 fn other(path: &Path) -> UnixDatagram {
@@ -893,4 +894,37 @@ fn the_end_of_a_runtime(engine: EngineChoice) {
         drop(packet);
         assert_eq!(process::descriptors(), before);
     }
+}
+
+/// Whoever finds no memory to receive rests, also while it sends to receivers that are full.
+fn no_memory_to_receive(engine: EngineChoice) {
+    /// Rest of a receive that found no memory.
+    const REST: Duration = Duration::from_millis(10);
+    let (directory, path) = place();
+    block_on(engine, async {
+        let socket =
+            Datagram::builder().plain().outbound_packets_max(64).bind(&path).expect("free");
+        let peer = UnixDatagram::unbound().expect("a socket");
+        peer.send_to(b"waits", &path).expect("room");
+        let full: Vec<_> = (0..16).map(|n| directory.path().join(format!("full-{n}"))).collect();
+        let _receivers: Vec<_> = full
+            .iter()
+            .map(|path| {
+                let receiver = other(path);
+                let sender = UnixDatagram::unbound().expect("a socket");
+                sender.set_nonblocking(true).expect("a socket");
+                while sender.send_to(b"full", path).is_ok() {}
+                receiver
+            })
+            .collect();
+        refuse_calls(&[libc::SYS_recvmmsg], libc::ENOMEM);
+        for path in &full {
+            socket.send_to(path, b"more").await.expect("accepted");
+        }
+        let (start, before) = (Instant::now(), ringpost::stats().operations);
+        sleep(Duration::from_millis(300)).await;
+        let looks = u128::from(ringpost::stats().operations - before);
+        let rests = start.elapsed().as_millis() / REST.as_millis();
+        assert!((2..rests + 5).contains(&looks), "{looks} looks in the time of {rests} rests");
+    });
 }
