@@ -1,7 +1,7 @@
 //! The local executor: tasks of one thread, and the way back to them from other threads.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -10,12 +10,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use async_task::{FallibleTask, Runnable};
 use crossbeam::queue::SegQueue;
 use pin_project_lite::pin_project;
 use ringpost_reactor::{Inbox, Reactor};
 use slab::Slab;
+
+/// How long the end of a runtime waits for another thread that is just waking a task.
+const WAKING_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// The part of a runtime that other threads may touch.
 pub(crate) struct Shared {
@@ -31,6 +36,10 @@ pub(crate) struct Inner {
     ready: RefCell<VecDeque<Runnable>>,
     /// Wakers of live tasks, so that all can be dropped with the runtime.
     tasks: RefCell<Slab<Waker>>,
+    /// Futures of tasks that have not been dropped.
+    live: Cell<usize>,
+    /// Tasks that are running now: one at most, or none.
+    running: Cell<usize>,
 }
 
 thread_local! {
@@ -57,6 +66,8 @@ impl Inner {
             shared: Arc::new(shared),
             ready: RefCell::new(VecDeque::with_capacity(64)),
             tasks: RefCell::new(Slab::new()),
+            live: Cell::new(0),
+            running: Cell::new(0),
         })
     }
 
@@ -96,6 +107,7 @@ impl Inner {
         let (runnable, task) = async_task::spawn_local(guarded, schedule);
         entry.insert(runnable.waker());
         drop(tasks);
+        self.live.set(self.live.get() + 1);
         runnable.schedule();
         JoinHandle { task: Some(task.fallible()) }
     }
@@ -111,7 +123,9 @@ impl Inner {
         let count = self.ready.borrow().len();
         for _ in 0..count {
             let Some(runnable) = self.ready.borrow_mut().pop_front() else { break };
+            self.running.set(self.running.get() + 1);
             runnable.run();
+            self.running.set(self.running.get() - 1);
         }
         count > 0
     }
@@ -134,8 +148,9 @@ impl Inner {
         mailbox.notify();
     }
 
-    /// Drops all tasks. Called with this runtime entered.
+    /// Drops all tasks but the one that runs now, if any. Called with this runtime entered.
     pub(crate) fn drop_tasks(&self) {
+        let end = Instant::now() + WAKING_WAIT_MAX;
         loop {
             let wakers: Vec<_> = self.tasks.borrow_mut().drain().collect();
             wakers.into_iter().for_each(Waker::wake);
@@ -146,9 +161,20 @@ impl Inner {
                 drop(runnable);
             }
             // Destructors may have spawned more.
-            if self.tasks.borrow().is_empty() {
+            if !self.tasks.borrow().is_empty() {
+                continue;
+            }
+            // A task that another thread is just waking is in no queue yet, and can't be woken here. Left alone
+            // it would keep its future, and the connections in it, for ever.
+            if self.live.get() <= self.running.get() {
                 return;
             }
+            if Instant::now() >= end {
+                let tasks = self.live.get() - self.running.get();
+                tracing::warn!(tasks, "tasks that other threads were waking are leaked");
+                return;
+            }
+            thread::yield_now();
         }
     }
 }
@@ -164,6 +190,8 @@ impl Shared {
             _ => {}
         });
         if let Some(runnable) = runnable {
+            #[cfg(test)]
+            tests::wait_before_remote();
             this.remote.push(runnable);
             this.inbox.notify();
         }
@@ -206,9 +234,9 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade()
-            && let Ok(mut tasks) = inner.tasks.try_borrow_mut()
-        {
+        let Some(inner) = self.inner.upgrade() else { return };
+        inner.live.set(inner.live.get() - 1);
+        if let Ok(mut tasks) = inner.tasks.try_borrow_mut() {
             let waker = tasks.try_remove(self.key);
             drop(tasks);
             drop(waker);
@@ -326,11 +354,55 @@ impl std::error::Error for JoinError {}
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::time::Duration;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::Runtime;
+
+    thread_local! {
+        /// What this thread does between the decision to run a task and its arrival in the queue.
+        static BEFORE_REMOTE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn wait_before_remote() {
+        let wait = BEFORE_REMOTE.take();
+        wait.into_iter().for_each(|wait| wait());
+    }
+
+    #[test]
+    fn a_task_that_is_just_being_woken_is_dropped_with_its_runtime() {
+        let runtime = Runtime::new().expect("a runtime");
+        let alive = Arc::new(());
+        let waker = runtime.block_on(async {
+            let (alive, shared) = (Arc::clone(&alive), Rc::new(RefCell::new(None)));
+            let place = Rc::clone(&shared);
+            drop(crate::spawn(std::future::poll_fn(move |context| {
+                let _ = &alive;
+                *place.borrow_mut() = Some(context.waker().clone());
+                Poll::<()>::Pending
+            })));
+            crate::yield_now().await;
+            shared.take().expect("it has been polled")
+        });
+        let waking = Arc::new(AtomicBool::new(false));
+        let other = thread::spawn({
+            let waking = Arc::clone(&waking);
+            move || {
+                BEFORE_REMOTE.set(Some(Box::new(move || {
+                    waking.store(true, Ordering::Relaxed);
+                    // Interrupted here, while the runtime ends.
+                    thread::sleep(Duration::from_millis(50));
+                })));
+                waker.wake();
+            }
+        });
+        while !waking.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        drop(runtime);
+        assert_eq!(Arc::strong_count(&alive), 1, "the task is still there");
+        other.join().expect("no panic");
+    }
 
     #[test]
     fn a_task_that_only_yields_leaves_the_reactor_its_turns() {
