@@ -225,7 +225,16 @@ async fn serve(control: Rc<Control>, socket: OwnedFd) -> Result<ReadySuccessor, 
     }
     let deadline = Deadline::after(settings.commit_ms_max);
     let connections = Vec::new();
-    Ok(ReadySuccessor { control, channel, peer, deadline, connections_max, connections })
+    let received_bytes = 0;
+    Ok(ReadySuccessor {
+        control,
+        channel,
+        peer,
+        deadline,
+        connections_max,
+        connections,
+        received_bytes,
+    })
 }
 
 /// Takes the successor's HELLO. How many connections it wants.
@@ -288,6 +297,8 @@ pub struct ReadySuccessor {
     connections_max: usize,
     /// They have been sent, and are ours until the commit.
     connections: Vec<(Vec<u8>, DetachedConnection)>,
+    /// What they have received and not taken, bytes.
+    received_bytes: usize,
 }
 
 impl ReadySuccessor {
@@ -320,6 +331,7 @@ impl ReadySuccessor {
     ) -> Result<(), NotSent> {
         match self.try_send_connection(label, &connection).await {
             Ok(()) => {
+                self.received_bytes += connection.received.len();
                 self.connections.push((label.to_vec(), connection));
                 Ok(())
             }
@@ -336,8 +348,8 @@ impl ReadySuccessor {
         within("bytes to say what a connection is:", label.len(), NAME_BYTES_MAX)?;
         let received = connection.received.len();
         within("bytes received and not taken:", received, CONNECTION_BYTES_MAX)?;
-        let all: usize = self.connections.iter().map(|(_, sent)| sent.received.len()).sum();
-        within("bytes received and not taken:", all + received, CONNECTIONS_BYTES_MAX)?;
+        let all = self.received_bytes + received;
+        within("bytes received and not taken:", all, CONNECTIONS_BYTES_MAX)?;
         let body = encode_connection(label, connection);
         let descriptors = [connection.as_fd()];
         let deadline = self.deadline;
