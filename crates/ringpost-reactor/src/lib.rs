@@ -28,6 +28,7 @@ mod epoll;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod lingering;
 mod listener;
 mod memory;
 mod ops;

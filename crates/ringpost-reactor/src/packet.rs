@@ -159,6 +159,7 @@ impl Packets {
             dirty: false,
             closing: false,
             closed: false,
+            linger: None,
         };
         let state = RefCell::new(state);
         let cell = Rc::new(PacketCell { socket, options, state, retried: Listed::default() });

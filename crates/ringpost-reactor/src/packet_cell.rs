@@ -30,6 +30,7 @@ use rustix::net::Shutdown;
 
 use crate::chunk::Chunk;
 use crate::engine::{Request, Token};
+use crate::lingering::{Key, Lingering};
 use crate::ops::Owner;
 use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
 use crate::packet_inbox::{Arrived, Place, Shape, joined};
@@ -85,6 +86,8 @@ pub(crate) struct State {
     pub(crate) dirty: bool,
     pub(crate) closing: bool,
     pub(crate) closed: bool,
+    /// Where it lingers, once dropped with something left to send.
+    pub(crate) linger: Option<Key>,
 }
 
 /// The shared part of a packet socket: op slots and the handle refer to it.
@@ -118,8 +121,8 @@ pub(crate) struct PacketWork {
     retry: Retries<PacketCell>,
     /// Sockets that rest, and until when.
     resting: Vec<(Instant, Rc<PacketCell>)>,
-    /// Dropped sockets with packets still to send, oldest first, and until when they may try.
-    lingering: VecDeque<(Instant, Rc<PacketCell>)>,
+    /// Dropped sockets with packets still to send.
+    lingering: Lingering<PacketCell>,
     pub(crate) system_calls: u64,
 }
 
@@ -139,6 +142,11 @@ impl PacketWork {
         usize::from(self.block.as_ref().is_some_and(|block| block.is_unlent(pool)))
     }
 
+    /// Dropped sockets that have packets left to send.
+    pub(crate) fn lingering(&self) -> usize {
+        self.lingering.len()
+    }
+
     /// Something is to be tried in the next turn, whatever happens.
     pub(crate) fn must_turn(&self) -> bool {
         !self.retry.is_empty()
@@ -150,11 +158,15 @@ impl PacketWork {
         crate::reactor::assert_once("packets to try again", self.retry.iter());
     }
 
+    #[cfg(feature = "sim")]
+    pub(crate) fn lingering_drained(&self) -> usize {
+        self.lingering.iter().filter(|cell| cell.state.borrow().is_drained()).count()
+    }
+
     /// When something must be looked at although nothing completes.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let resting = self.resting.iter().map(|(at, _)| *at).min();
-        let lingering = self.lingering.front().map(|(at, _)| *at);
-        [resting, lingering].into_iter().flatten().min()
+        [resting, self.lingering.next_due()].into_iter().flatten().min()
     }
 
     /// Lets go of a socket that has closed.
@@ -668,7 +680,7 @@ impl PacketCell {
                 }
                 let linger = Duration::from_millis(core.config.linger_ms_max);
                 let until = driver.clock.now() + linger;
-                driver.packets.lingering.push_back((until, Rc::clone(self)));
+                state.linger = Some(driver.packets.lingering.push(until, Rc::clone(self)));
             }
         }
     }
@@ -682,6 +694,9 @@ impl PacketCell {
             self.shut_down();
         }
         driver.packets.forget(self);
+        if let Some(key) = state.linger.take() {
+            driver.packets.lingering.remove(key);
+        }
         let armed = match state.receive {
             Receive::Armed(token) => Some(token),
             _ => None,
@@ -746,7 +761,7 @@ impl Core {
 
     /// Gives up what dropped sockets have still to send.
     pub(crate) fn give_up_packets(&self, driver: &mut Driver) {
-        while let Some((_, cell)) = driver.packets.lingering.pop_front() {
+        while let Some(cell) = driver.packets.lingering.pop() {
             cell.give_up(self, driver);
         }
     }
@@ -762,11 +777,7 @@ impl Core {
                 cell.rested(self, driver, now);
             }
         }
-        while let Some((at, cell)) = driver.packets.lingering.pop_front() {
-            if at > now && !cell.state.borrow().is_drained() {
-                driver.packets.lingering.push_front((at, cell));
-                break;
-            }
+        while let Some(cell) = driver.packets.lingering.pop_due(now) {
             cell.give_up(self, driver);
         }
     }

@@ -29,6 +29,7 @@ use crate::capabilities::{EngineKind, EngineReport};
 use crate::clock::Clock;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
+use crate::lingering::Lingering;
 use crate::listener::{Listener, ListenerCell};
 use crate::memory::{ForkMark, OutboundBlocks};
 use crate::ops::{Ops, Owner};
@@ -68,8 +69,8 @@ pub(crate) struct Driver {
     pub(crate) retry: Retries<StreamCell>,
     /// Listeners whose accept ended, and when to arm it again.
     pub(crate) resting: Vec<(Instant, Rc<ListenerCell>)>,
-    /// Dropped connections with bytes still to send, oldest first, and until when they may try.
-    pub(crate) lingering: VecDeque<(Instant, Rc<StreamCell>)>,
+    /// Dropped connections with bytes still to send.
+    pub(crate) lingering: Lingering<StreamCell>,
     /// Cancels that found no room; retried every turn.
     pub(crate) cancels: Vec<(Token, std::os::fd::RawFd)>,
     /// What packet sockets need.
@@ -97,6 +98,8 @@ pub(crate) struct Core {
     pub(crate) blocks: RefCell<OutboundBlocks>,
     pub(crate) dirty: RefCell<Vec<Rc<StreamCell>>>,
     pub(crate) dirty_packets: RefCell<Vec<Rc<PacketCell>>>,
+    /// Dropped streams that have sent what they had, and still linger.
+    pub(crate) drained: RefCell<Vec<Rc<StreamCell>>>,
     pub(crate) counters: Counters,
     pub(crate) config: Config,
     clock: Clock,
@@ -200,7 +203,7 @@ impl Reactor {
             starved: VecDeque::new(),
             retry: Retries::default(),
             resting: Vec::new(),
-            lingering: VecDeque::new(),
+            lingering: Lingering::default(),
             cancels: Vec::new(),
             packets: PacketWork::default(),
             told: Vec::new(),
@@ -220,6 +223,7 @@ impl Reactor {
             blocks: RefCell::new(OutboundBlocks::new()),
             dirty: RefCell::new(Vec::new()),
             dirty_packets: RefCell::new(Vec::new()),
+            drained: RefCell::new(Vec::new()),
             counters: Counters::default(),
             config,
             clock,
@@ -318,7 +322,7 @@ impl Reactor {
             pool_low_water_blocks: driver.pool.low_water_blocks() as u64,
             operations_in_flight: driver.ops.len() as u64,
             timers_pending: driver.timers.len() as u64,
-            connections_lingering: driver.lingering.len() as u64,
+            connections_lingering: (driver.lingering.len() + driver.packets.lingering()) as u64,
         }
     }
 
@@ -449,6 +453,14 @@ impl Driver {
             }
             AnyEngine::Uring(_) | AnyEngine::Epoll(_) => {}
         }
+    }
+
+    /// In a simulation: who has sent what there was is let go of at once.
+    #[cfg(feature = "sim")]
+    fn check_lingering(&self) {
+        let streams = self.lingering.iter().filter(|stream| stream.is_drained()).count();
+        let packets = self.packets.lingering_drained();
+        assert_eq!((streams, packets), (0, 0), "dropped sockets that have sent everything linger");
     }
 
     /// In a simulation: beyond its bound a stream receives only what comes before its receive is cancelled, which
@@ -600,7 +612,7 @@ impl Core {
             Wait::Forever | Wait::No => None,
         };
         let resting = driver.resting.iter().map(|(at, _)| *at).min();
-        let lingering = driver.lingering.front().map(|(at, _)| *at);
+        let lingering = driver.lingering.next_due();
         let packets = driver.packets.next_due();
         [until, driver.timers.next_due(), resting, lingering, packets].into_iter().flatten().min()
     }
@@ -621,6 +633,7 @@ impl Core {
             || !driver.wakers.is_empty()
             || driver.packets.must_turn()
             || !self.dirty_packets.borrow().is_empty()
+            || !self.drained.borrow().is_empty()
             || (deadline.is_some() && due(self.clock.now()));
         if must_not_wait {
             // Nothing staged and nothing to see: spare the call.
@@ -766,7 +779,13 @@ impl Core {
         }
         self.run_clocks(driver);
         #[cfg(feature = "sim")]
-        driver.check();
+        {
+            driver.check();
+            // Whoever fails has nothing to send; its time ends with the reactor's.
+            if !self.closed.get() && driver.failed.is_none() {
+                driver.check_lingering();
+            }
+        }
     }
 
     /// Finishes silent sends that have been performed. True if there is something to do because of it.
@@ -779,7 +798,9 @@ impl Core {
             stream.sent_silently(self, wakers, memory);
         });
         add(&self.counters.sends_silent, resolved);
-        wakers.len() > before || !self.dirty.borrow().is_empty()
+        wakers.len() > before
+            || !self.dirty.borrow().is_empty()
+            || !self.drained.borrow().is_empty()
     }
 
     #[inline]
@@ -861,11 +882,10 @@ impl Core {
                 listener.arm(self, driver);
             }
         }
-        while let Some((at, stream)) = driver.lingering.pop_front() {
-            if at > now && !stream.is_drained() {
-                driver.lingering.push_front((at, stream));
-                break;
-            }
+        for stream in self.drained.take() {
+            stream.give_up(self, driver);
+        }
+        while let Some(stream) = driver.lingering.pop_due(now) {
             stream.give_up(self, driver);
         }
     }

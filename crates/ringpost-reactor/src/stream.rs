@@ -33,6 +33,7 @@ pub use self::descriptors::{DescriptorClaim, DescriptorSendError};
 use crate::ancillary::let_descriptors_pass;
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
+use crate::lingering::Key;
 use crate::memory::{OutboundBlock, Prefix};
 use crate::ops::{NotStarted, Owner};
 use crate::outbound::{Outbound, Payload, SendMemory};
@@ -131,6 +132,8 @@ struct State {
     intake: Option<Box<Intake>>,
     /// Receiving is to end, for the socket to be handed over.
     stopping: bool,
+    /// Where it lingers, once dropped with something left to send.
+    linger: Option<Key>,
 }
 
 /// The shared part of a stream: op slots and the handle refer to it.
@@ -181,6 +184,7 @@ impl Stream {
             hangup: None,
             intake,
             stopping: false,
+            linger: None,
         };
         let state = RefCell::new(state);
         let cell = Rc::new(StreamCell { socket, state, retried: Listed::default() });
@@ -609,6 +613,7 @@ impl StreamCell {
         self.socket.as_raw_fd()
     }
 
+    #[cfg(feature = "sim")]
     pub(crate) fn is_drained(&self) -> bool {
         self.state.borrow().is_drained()
     }
@@ -829,6 +834,7 @@ impl StreamCell {
             }
         } else if state.closing {
             self.shut_down_in(state);
+            self.drained(core, state);
         } else if state.finishing {
             // As `Stream::shutdown_write`.
             let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
@@ -869,6 +875,7 @@ impl StreamCell {
                 }
                 if state.closing {
                     self.shut_down_in(&mut state);
+                    self.drained(core, &state);
                 }
                 return;
             }
@@ -913,7 +920,8 @@ impl StreamCell {
             if !drained {
                 let linger = Duration::from_millis(core.config.linger_ms_max);
                 let until = driver.clock.now() + linger;
-                driver.lingering.push_back((until, Rc::clone(self)));
+                let key = driver.lingering.push(until, Rc::clone(self));
+                self.state.borrow_mut().linger = Some(key);
             }
         }
     }
@@ -936,9 +944,19 @@ impl StreamCell {
         }
     }
 
+    /// Nothing is left to send: a dropped stream need not linger.
+    fn drained(self: &Rc<Self>, core: &Core, state: &State) {
+        if state.linger.is_some() {
+            core.drained.borrow_mut().push(Rc::clone(self));
+        }
+    }
+
     /// A dropped stream has drained or lingered long enough.
     pub(crate) fn give_up(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
+        if let Some(key) = state.linger.take() {
+            driver.lingering.remove(key);
+        }
         if !state.is_drained() {
             tracing::debug!(
                 bytes = state.unsent_bytes(),

@@ -8,12 +8,13 @@ use ringpost::{
     sleep, spawn,
 };
 use ringpost_frame::FrameKind;
-use ringpost_testkit::pattern;
 use ringpost_testkit::peer::{frame, greeting, message};
-use ringpost_tests::on_both_engines;
+use ringpost_testkit::{pattern, process};
 use ringpost_tests::rig::{
-    ask, block_on, blocking, builder, echo, expect_message, join, pair, place, raw, run,
+    ask, block_on, blocking, builder, echo, expect_message, join, pair, place, poll_at_most, raw,
+    run, until,
 };
+use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
 use crate::roles;
 
@@ -27,6 +28,7 @@ on_both_engines!(
     flushed_and_killed,
     a_dropped_listener
 );
+on_both_engines_alone!(one_that_lingers_keeps_no_other);
 
 fn each_direction_ends_alone(engine: EngineChoice) {
     block_on(engine, async {
@@ -209,5 +211,41 @@ fn a_dropped_listener(engine: EngineChoice) {
         drop(second.await.expect("no panic"));
         drop(client);
         sleep(Duration::from_millis(1)).await;
+    });
+}
+
+/// A peer that does not read keeps what was dropped open for a while, but only that.
+fn one_that_lingers_keeps_no_other(engine: EngineChoice) {
+    const OTHERS: usize = 50;
+    let kinds = [rustix::net::SocketType::STREAM, rustix::net::SocketType::SEQPACKET];
+    block_on(engine, async {
+        for (kind, options) in kinds
+            .into_iter()
+            .zip([ConnectionOptions::new().bytes(), ConnectionOptions::new().seqpacket()])
+        {
+            let pair = || {
+                let flags = rustix::net::SocketFlags::CLOEXEC;
+                let family = rustix::net::AddressFamily::UNIX;
+                rustix::net::socketpair(family, kind, flags, None).expect("a pair of sockets")
+            };
+            let before = process::descriptors();
+            let (ours, _stuck) = pair();
+            let mut connection = Connection::from_socket(ours, options);
+            while let Some(sent) = poll_at_most(10, connection.send(&[0; 1000])).await {
+                sent.expect("accepted");
+            }
+            drop(connection);
+            let mut peers = Vec::new();
+            for _ in 0..OTHERS {
+                let (ours, theirs) = pair();
+                let mut connection = Connection::from_socket(ours, options);
+                connection.send(b"the last word").await.expect("room");
+                drop(connection);
+                peers.push(theirs);
+            }
+            // The one that lingers and its peer, and the peers of the others, which could have read all.
+            until("the others are closed", || process::descriptors() <= before + 2 + OTHERS).await;
+            assert!(ringpost::stats().connections_lingering >= 1, "it lingers: {kind:?}");
+        }
     });
 }

@@ -42,7 +42,7 @@ impl Core {
             driver.lingering.clear();
             driver.packets.forget_lingering();
         }
-        while let Some((_, stream)) = driver.lingering.pop_front() {
+        while let Some(stream) = driver.lingering.pop() {
             stream.give_up(self, driver);
         }
         self.give_up_packets(driver);
