@@ -41,6 +41,7 @@ use crate::reactor::{Core, Driver};
 use crate::retries::Listed;
 use crate::stats::add;
 
+mod inbound;
 mod retry;
 mod stop;
 
@@ -214,8 +215,7 @@ impl Stream {
                 state.first = inbound.pop_front();
             }
             state.inbound_bytes -= chunk.len();
-            let resume = state.receive == Receive::Paused
-                && state.inbound_bytes <= self.core.config.inbound_bytes_max / 2;
+            let resume = state.can_resume(self.core.config.inbound_bytes_max);
             drop(state);
             if resume {
                 self.cell.arm_receive(&self.core, &mut self.core.driver.borrow_mut());
@@ -566,17 +566,6 @@ impl State {
         self.sending_bytes + self.outbound.len()
     }
 
-    fn push_inbound(&mut self, chunk: Chunk) {
-        let Some(first) = &mut self.first else {
-            self.first = Some(chunk);
-            return;
-        };
-        let behind = self.inbound.as_mut().and_then(|inbound| inbound.back_mut());
-        if let Err(chunk) = behind.unwrap_or(first).try_extend(chunk) {
-            self.inbound.get_or_insert_default().push_back(chunk);
-        }
-    }
-
     /// Bytes to accept before senders wait, within the bound of `max`.
     #[inline]
     fn prompt_room(&self, max: usize) -> usize {
@@ -628,7 +617,7 @@ impl StreamCell {
         {
             return;
         }
-        if state.inbound_bytes >= core.config.inbound_bytes_max {
+        if state.inbound_cost_bytes() >= core.config.inbound_bytes_max {
             // The reader arms it once it has caught up, whatever it had ended for.
             state.receive = Receive::Paused;
             return;
@@ -694,7 +683,7 @@ impl StreamCell {
         }
         if done.more {
             if let Receive::Armed(token) = state.receive
-                && state.inbound_bytes >= core.config.inbound_bytes_max
+                && state.inbound_cost_bytes() >= core.config.inbound_bytes_max
             {
                 add(&core.counters.receives_paused, 1);
                 state.receive = Receive::Pausing(token);
@@ -735,7 +724,7 @@ impl StreamCell {
     fn resume(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         {
             let mut state = self.state.borrow_mut();
-            if state.inbound_bytes > core.config.inbound_bytes_max / 2 {
+            if state.inbound_cost_bytes() > core.config.inbound_bytes_max / 2 {
                 state.receive = Receive::Paused;
                 return;
             }

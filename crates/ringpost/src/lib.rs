@@ -60,6 +60,7 @@
 #![forbid(unsafe_code)]
 
 mod byte_stream;
+mod chunks;
 mod connection;
 mod datagram;
 mod detached;

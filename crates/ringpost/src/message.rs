@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 use bytes::{Buf, Bytes};
 use ringpost_reactor::Chunk;
 
+use crate::chunks::Chunks;
+
 /// A received message that may be kept, sent to another thread, and dropped anywhere.
 ///
 /// It holds the receive memory that it lies in; drop it or copy it out
@@ -40,12 +42,7 @@ impl Pieces {
 
     /// Adds the next piece.
     pub(crate) fn push(&mut self, piece: Chunk) {
-        let chunks = &mut self.rest.get_or_insert_default().chunks;
-        let apart = match chunks.last_mut() {
-            Some(last) => last.try_extend(piece),
-            None => Err(piece),
-        };
-        chunks.extend(apart.err());
+        self.rest.get_or_insert_default().chunks.push(piece);
     }
 
     /// The message that the pieces make up.
@@ -53,18 +50,14 @@ impl Pieces {
         let Some(mut rest) = self.rest.take() else {
             return Message::whole(Chunk::Copied(Bytes::new()));
         };
-        match rest.chunks.len() {
-            0 => Message::whole(Chunk::Copied(Bytes::new())),
-            1 => {
-                let only = rest.chunks.swap_remove(0);
-                self.rest = Some(rest);
-                Message::whole(only)
-            }
-            _ => {
-                let first = rest.chunks.remove(0);
-                Message { first, rest: Some(rest) }
-            }
+        rest.chunks.finish();
+        let first = rest.chunks.pop().unwrap_or_else(|| Chunk::Copied(Bytes::new()));
+        if rest.chunks.is_empty() {
+            rest.chunks.clear();
+            self.rest = Some(rest);
+            return Message::whole(first);
         }
+        Message { first, rest: Some(rest) }
     }
 
     /// Drops the pieces.
@@ -79,7 +72,7 @@ impl Pieces {
 #[derive(Default)]
 struct Rest {
     /// The pieces behind the first; empty for a message in one piece.
-    chunks: Vec<Chunk>,
+    chunks: Chunks,
     joined: OnceLock<Box<[u8]>>,
     descriptors: Vec<OwnedFd>,
 }
@@ -119,8 +112,7 @@ impl Message {
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        let rest = self.rest.as_ref().map_or(0, |rest| rest.chunks.iter().map(Chunk::len).sum());
-        self.first.len() + rest
+        self.first.len() + self.rest.as_ref().map_or(0, |rest| rest.chunks.bytes())
     }
 
     /// True for a message of no bytes.
@@ -135,7 +127,7 @@ impl Message {
 
     /// The pieces of the message, in order. Copies nothing.
     pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        let rest = self.rest.iter().flat_map(|rest| rest.chunks.iter());
+        let rest = self.rest.iter().flat_map(|rest| rest.chunks.as_slice());
         std::iter::once(&self.first).chain(rest).map(Chunk::as_slice)
     }
 
@@ -162,7 +154,7 @@ impl Message {
 
     pub(crate) fn into_chunks(self) -> impl Iterator<Item = Chunk> {
         let rest = self.rest.map(|rest| rest.chunks).unwrap_or_default();
-        std::iter::once(self.first).chain(rest)
+        std::iter::once(self.first).chain(rest.into_iter())
     }
 
     fn joined<'message>(&'message self, rest: &'message Rest) -> &'message [u8] {
@@ -212,10 +204,9 @@ impl Buf for Message {
             if !self.first.is_empty() {
                 break;
             }
-            let Some(rest) = self.rest.as_mut().filter(|rest| !rest.chunks.is_empty()) else {
-                break;
-            };
-            self.first = rest.chunks.remove(0);
+            let Some(rest) = &mut self.rest else { break };
+            let Some(next) = rest.chunks.pop() else { break };
+            self.first = next;
             if rest.chunks.is_empty() && rest.descriptors.is_empty() {
                 self.rest = None;
             }
@@ -232,7 +223,7 @@ impl Clone for Message {
         let pieces = self.rest.as_ref().filter(|rest| !rest.chunks.is_empty());
         let rest = pieces.map(|rest| {
             let chunks = rest.chunks.clone();
-            Box::new(Rest { chunks, joined: rest.joined.clone(), descriptors: Vec::new() })
+            Box::new(Rest { chunks, joined: rest.joined.clone(), ..Rest::default() })
         });
         Self { first: self.first.clone(), rest }
     }
@@ -284,7 +275,7 @@ impl<'batch> Frame<'batch> {
     /// The pieces behind the first.
     #[inline]
     fn pieces(&self) -> &'batch [Chunk] {
-        self.rest.map_or(&[], |rest| &rest.chunks)
+        self.rest.map_or(&[], |rest| rest.chunks.as_slice())
     }
 
     /// The file descriptors that came with the message. The batch closes them with its next message,
@@ -296,7 +287,7 @@ impl<'batch> Frame<'batch> {
     /// Length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.bytes.len() + self.pieces().iter().map(Chunk::len).sum::<usize>()
+        self.bytes.len() + self.rest.map_or(0, |rest| rest.chunks.bytes())
     }
 
     /// True for a message of no bytes.

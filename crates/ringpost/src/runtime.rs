@@ -190,7 +190,8 @@ impl RuntimeBuilder {
     }
 
     /// Bytes a connection may have received and not yet taken before it stops receiving, 256 KiB by
-    /// default. The peer then feels the back-pressure.
+    /// default. The peer then feels the back-pressure. Bytes that lie apart in memory, as those of a peer that sends
+    /// them one by one, count as much as they cost: 96 bytes more for each piece.
     pub fn inbound_bytes_max(mut self, bytes: usize) -> Self {
         self.config.inbound_bytes_max = bytes;
         self

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use ringpost::{
     Closed, Connection, ConnectionOptions, EngineChoice, HelloError, ProtocolError, RecvError,
-    SendError, timeout,
+    SendError, spawn, timeout, yield_now,
 };
 use ringpost_frame::{Features, FrameFlags, FrameHeader, FrameKind, Hello};
 use ringpost_testkit::peer::{self, RawPeer, flagged, frame, greeting, message};
-use ringpost_testkit::process;
+use ringpost_testkit::{pattern, process};
 use ringpost_tests::rig::{Bystander, adopt, block_on, blocking, builder, join, raw, run, sockets};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
@@ -27,7 +27,9 @@ on_both_engines!(
     ping_gets_its_pong,
     ping_of_a_peer_that_lags,
     a_flood_of_pings,
-    going_away
+    going_away,
+    byte_by_byte_to_who_reads,
+    byte_by_byte_to_who_does_not_read
 );
 on_both_engines_alone!(an_oversize_length_costs_nothing, descriptors_that_come_along);
 
@@ -460,4 +462,65 @@ fn can_refuse_descriptors(socket: &UnixStream) -> bool {
         libc::getsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, &raw mut len)
     };
     result == 0
+}
+
+/// Sends a byte to each of two connections in turn, so that no two of one lie side by side in memory, and waits
+/// until they have been received, if they are.
+async fn byte_by_byte(bytes: &[u8], peers: &mut [RawPeer; 2]) {
+    const TURNS_MAX: usize = 50;
+    for byte in bytes {
+        for peer in &mut *peers {
+            let before = ringpost::stats().bytes_received;
+            peer.send(std::slice::from_ref(byte));
+            for _ in 0..TURNS_MAX {
+                if ringpost::stats().bytes_received > before {
+                    break;
+                }
+                yield_now().await;
+            }
+        }
+    }
+}
+
+/// What keeps a message together must not cost more than the message.
+fn byte_by_byte_to_who_reads(engine: EngineChoice) {
+    const LEN: usize = 16 << 10;
+    block_on(engine, async {
+        let (connections, mut peers): (Vec<_>, Vec<_>) = (0..2).map(|_| raw()).unzip();
+        let readers = connections.into_iter().map(|mut connection| {
+            spawn(async move { connection.recv().await.expect("a message").expect("no end") })
+        });
+        let readers: Vec<_> = readers.collect();
+        peers.iter_mut().for_each(|peer| peer.send(&greeting()));
+        let payload = pattern::payload(1, LEN);
+        let mut peers = <[RawPeer; 2]>::try_from(peers).expect("two");
+        byte_by_byte(&message(&payload), &mut peers).await;
+        for reader in readers {
+            let message = reader.await.expect("no panic");
+            let pieces = message.chunks().count();
+            assert!(pieces < 50, "{LEN} bytes lie in {pieces} pieces");
+            pattern::check(1, LEN, &message);
+        }
+    });
+}
+
+/// Receiving pauses once what is there takes as much memory as the bound says, however few its bytes are.
+fn byte_by_byte_to_who_does_not_read(engine: EngineChoice) {
+    /// What the bound does not let in has to fit the sockets, which count each byte sent as some hundreds.
+    const LEN: usize = 500;
+    let runtime = builder(engine).inbound_bytes_max(32 << 10).build().expect("a runtime");
+    run(&runtime, async {
+        let (connections, mut peers): (Vec<_>, Vec<_>) = (0..2).map(|_| raw()).unzip();
+        peers.iter_mut().for_each(|peer| peer.send(&greeting()));
+        let payload = pattern::payload(1, LEN);
+        let mut peers = <[RawPeer; 2]>::try_from(peers).expect("two");
+        byte_by_byte(&message(&payload), &mut peers).await;
+        let paused = ringpost::stats().receives_paused;
+        assert_eq!(paused, 2, "both are at their bound");
+        // All of it is there nevertheless.
+        for mut connection in connections {
+            let message = connection.recv().await.expect("a message").expect("no end");
+            pattern::check(1, LEN, &message);
+        }
+    });
 }

@@ -270,12 +270,7 @@ impl State {
         let descriptors = self.intake.as_ref().is_some_and(|intake| {
             intake.held >= intake.held_max || intake.arrived.len() >= intake.held_max
         });
-        self.inbound_bytes >= inbound_bytes_max || (descriptors && self.inbound_bytes > 0)
-    }
-
-    /// Whether a paused receive may go on as far as bytes are concerned.
-    fn can_resume(&self, inbound_bytes_max: usize) -> bool {
-        self.receive == Receive::Paused && self.inbound_bytes <= inbound_bytes_max / 2
+        self.inbound_cost_bytes() >= inbound_bytes_max || (descriptors && self.inbound_bytes > 0)
     }
 
     /// Takes what nobody has claimed, to be closed.
