@@ -16,7 +16,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -119,8 +119,9 @@ pub(crate) struct PacketWork {
     block: Option<PacketBlock>,
     /// Sockets that could not arm; retried every turn.
     retry: Retries<PacketCell>,
-    /// Sockets that rest, and until when.
-    resting: Vec<(Instant, Rc<PacketCell>)>,
+    /// What rests, by the end of its rest and a number: a lane of a socket, or its receive.
+    resting: BTreeMap<(Instant, u64), (Rc<PacketCell>, Option<usize>)>,
+    last_rest: u64,
     /// Dropped sockets with packets still to send.
     lingering: Lingering<PacketCell>,
     pub(crate) system_calls: u64,
@@ -165,14 +166,20 @@ impl PacketWork {
 
     /// When something must be looked at although nothing completes.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let resting = self.resting.iter().map(|(at, _)| *at).min();
+        let resting = self.resting.first_key_value().map(|((at, _), _)| *at);
         [resting, self.lingering.next_due()].into_iter().flatten().min()
     }
 
     /// Lets go of a socket that has closed.
     fn forget(&mut self, cell: &PacketCell) {
         self.retry.forget(cell);
-        self.resting.retain(|(_, candidate)| !std::ptr::eq(Rc::as_ptr(candidate), cell));
+        self.resting.retain(|_, (candidate, _)| !std::ptr::eq(Rc::as_ptr(candidate), cell));
+    }
+
+    /// A lane of a socket, or its receive, rests.
+    fn rest(&mut self, until: Instant, cell: &Rc<PacketCell>, lane: Option<usize>) {
+        self.last_rest += 1;
+        self.resting.insert((until, self.last_rest), (Rc::clone(cell), lane));
     }
 
     /// Lets go of everything, for shutdown.
@@ -192,7 +199,7 @@ impl PacketWork {
 
     /// Everybody who waits for something that has no operation.
     pub(crate) fn fail_waiting(&mut self, errno: i32, wakers: &mut Vec<Waker>) {
-        let resting = self.resting.drain(..).map(|(_, cell)| cell);
+        let resting = std::mem::take(&mut self.resting).into_values().map(|(cell, _)| cell);
         let waiting = self.retry.take().into_iter().chain(resting);
         waiting.for_each(|cell| cell.fail(errno, wakers));
     }
@@ -261,8 +268,7 @@ impl State {
     /// True if more packets had better be gathered before the reactor turns.
     #[inline]
     pub(crate) fn is_prompt(&self) -> bool {
-        !self.queue.is_ready()
-            || self.queue.packets() < BATCH_PACKETS && self.queue.bytes() < BATCH_BYTES
+        self.queue.ready_packets() < BATCH_PACKETS && self.queue.ready_bytes() < BATCH_BYTES
     }
 
     /// Packets that may be accepted in a row; some wherever [`State::is_prompt`] and the bounds let one in.
@@ -271,9 +277,11 @@ impl State {
     pub(crate) fn batch_packets(&self, options: &PacketOptions) -> usize {
         let packets = self.queue.packets();
         let is_blocked = packets > 0 && !self.queue.is_ready();
-        let bound = options.outbound_packets_max;
-        let bound = if is_blocked { bound } else { bound.min(BATCH_PACKETS) };
-        bound.saturating_sub(packets)
+        let room = options.outbound_packets_max.saturating_sub(packets);
+        if is_blocked {
+            return room;
+        }
+        room.min(BATCH_PACKETS.saturating_sub(self.queue.ready_packets()))
     }
 
     pub(crate) fn is_drained(&self) -> bool {
@@ -375,7 +383,7 @@ impl PacketCell {
                 Err(Errno::NOBUFS | Errno::NOMEM) => {
                     let until = driver.clock.now() + RECEIVE_REST;
                     state.receive = Receive::Resting(until);
-                    driver.packets.resting.push((until, Rc::clone(self)));
+                    driver.packets.rest(until, self, None);
                     return false;
                 }
                 Err(errno) => {
@@ -501,7 +509,7 @@ impl PacketCell {
     pub(crate) fn writable(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
         state.writable = None;
-        state.queue.open_gates(|gate| gate == Gate::Polled);
+        state.queue.open_polled();
         self.send(core, driver, &mut state);
     }
 
@@ -563,8 +571,9 @@ impl PacketCell {
                     if polled && lane.refusals <= POLLED_REFUSALS_MAX {
                         lane.gate = Gate::Polled;
                     } else {
-                        let until = lane.rest(driver.clock.now());
-                        driver.packets.resting.push((until, Rc::clone(self)));
+                        let crowd = driver.packets.resting.len();
+                        let until = lane.rest(driver.clock.now(), crowd);
+                        driver.packets.rest(until, self, Some(key));
                     }
                     (lane.gate, lane.refusals)
                 });
@@ -630,7 +639,7 @@ impl PacketCell {
     /// Tries again what found no room among the operations.
     fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
-        if state.writable.is_none() && state.queue.open_gates(|gate| gate == Gate::Polled) {
+        if state.writable.is_none() && state.queue.open_polled() {
             self.send(core, driver, &mut state);
         }
         let idle = state.receive == Receive::Idle;
@@ -640,18 +649,18 @@ impl PacketCell {
         }
     }
 
-    /// A rest is over.
-    fn rested(self: &Rc<Self>, core: &Core, driver: &mut Driver, now: Instant) {
+    /// The rest of a lane, or of the receive, is over. True if there is something to send.
+    fn rested(self: &Rc<Self>, driver: &mut Driver, until: Instant, lane: Option<usize>) -> bool {
         let mut state = self.state.borrow_mut();
-        let due = |gate| matches!(gate, Gate::Resting(until) if until <= now);
-        if state.queue.open_gates(due) {
-            self.send(core, driver, &mut state);
+        if let Some(key) = lane {
+            return state.queue.open_rested(key, until);
         }
-        if matches!(state.receive, Receive::Resting(until) if until <= now) {
+        if state.receive == Receive::Resting(until) {
             state.receive = Receive::Idle;
             drop(state);
             self.arm(driver);
         }
+        false
     }
 
     /// The handle is gone.
@@ -768,14 +777,21 @@ impl Core {
 
     /// Rests that are over, and dropped sockets that have lingered long enough.
     pub(crate) fn run_packet_clocks(&self, driver: &mut Driver, now: Instant) {
-        if driver.packets.resting.iter().any(|(at, _)| *at <= now) {
-            let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut driver.packets.resting)
-                .into_iter()
-                .partition(|(at, _)| *at <= now);
-            driver.packets.resting = later;
-            for (_, cell) in due {
-                cell.rested(self, driver, now);
+        let mut ready: Vec<Rc<PacketCell>> = Vec::new();
+        while let Some(rest) = driver.packets.resting.first_entry()
+            && rest.key().0 <= now
+        {
+            let ((until, _), (cell, lane)) = rest.remove_entry();
+            if cell.rested(driver, until, lane)
+                && !ready.last().is_some_and(|last| Rc::ptr_eq(last, &cell))
+            {
+                ready.push(cell);
             }
+        }
+        // At once: until a lane is closed again, its receiver does not count as full.
+        for cell in ready {
+            let mut state = cell.state.borrow_mut();
+            cell.send(self, driver, &mut state);
         }
         while let Some(cell) = driver.packets.lingering.pop_due(now) {
             cell.give_up(self, driver);

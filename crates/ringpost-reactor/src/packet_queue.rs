@@ -17,6 +17,9 @@ const SPARE_LANES_MAX: usize = 64;
 /// First and longest rest of a lane whose receiver is full and can't be polled for room.
 const REST_MIN: Duration = Duration::from_micros(100);
 const REST_MAX: Duration = Duration::from_millis(10);
+/// Time from one lane that has rested to the next, with many of them: 10,000 tries a second, however many
+/// receivers are full.
+const REST_PACE: Duration = Duration::from_micros(100);
 
 /// A packet that has been accepted.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub(crate) struct Lane {
     rest: Duration,
     /// Refusals in a row although the kernel had told of room.
     pub(crate) refusals: u32,
+    /// Bytes of the packets.
+    bytes: usize,
 }
 
 impl Lane {
@@ -71,12 +76,14 @@ impl Lane {
             gate: Gate::Open,
             rest: REST_MIN,
             refusals: 0,
+            bytes: 0,
         }
     }
 
-    /// Closes the gate for a while that doubles each time.
-    pub(crate) fn rest(&mut self, now: Instant) -> Instant {
-        let until = now + self.rest;
+    /// Closes the gate for a while that doubles each time, and is longer in a crowd of so many that rest.
+    pub(crate) fn rest(&mut self, now: Instant, crowd: usize) -> Instant {
+        let crowd = u32::try_from(crowd).unwrap_or(u32::MAX);
+        let until = now + self.rest.max(REST_PACE.saturating_mul(crowd));
         self.rest = (self.rest * 2).min(REST_MAX);
         self.gate = Gate::Resting(until);
         until
@@ -122,6 +129,7 @@ impl Lane {
     fn pop(&mut self, blocks: &mut OutboundBlocks) -> Option<usize> {
         let packet = self.packets.pop_front()?;
         let len = packet.len();
+        self.bytes -= len;
         if let Queued::Shared { payload, .. } = packet {
             blocks.release(payload);
         } else {
@@ -159,8 +167,11 @@ pub(crate) struct PacketQueue {
     spare: Vec<Lane>,
     bytes: usize,
     packets: usize,
-    /// Lanes whose gate is open and that have packets.
-    open: usize,
+    /// Lanes whose gate is open and that have packets, in the order in which they are offered.
+    ready: VecDeque<usize>,
+    /// What is in them.
+    ready_packets: usize,
+    ready_bytes: usize,
 }
 
 impl PacketQueue {
@@ -172,7 +183,9 @@ impl PacketQueue {
             spare: Vec::new(),
             bytes: 0,
             packets: 0,
-            open: 0,
+            ready: VecDeque::new(),
+            ready_packets: 0,
+            ready_bytes: 0,
         }
     }
 
@@ -189,8 +202,21 @@ impl PacketQueue {
     }
 
     /// True if something may be offered to the kernel.
+    #[inline]
     pub(crate) fn is_ready(&self) -> bool {
-        self.open > 0
+        !self.ready.is_empty()
+    }
+
+    /// Packets that may be offered to the kernel.
+    #[inline]
+    pub(crate) fn ready_packets(&self) -> usize {
+        self.ready_packets
+    }
+
+    /// Their bytes.
+    #[inline]
+    pub(crate) fn ready_bytes(&self) -> usize {
+        self.ready_bytes
     }
 
     /// Bytes and packets that wait for this destination because it had no room; zero if it has.
@@ -217,13 +243,13 @@ impl PacketQueue {
 
     /// The lane for this destination; `None` if there are too many.
     #[inline]
-    fn lane(&mut self, to: &SocketName) -> Option<&mut Lane> {
+    fn lane(&mut self, to: &SocketName) -> Option<(usize, &mut Lane)> {
         let key = match self.find(to) {
             Some(key) => key,
             None => self.add_lane(to)?,
         };
         self.recent = Some(key);
-        self.lanes.get_mut(key)
+        Some((key, self.lanes.get_mut(key)?))
     }
 
     fn add_lane(&mut self, to: &SocketName) -> Option<usize> {
@@ -237,12 +263,38 @@ impl PacketQueue {
         Some(key)
     }
 
+    /// A lane whose gate is as said has one more packet.
     #[inline]
-    fn accepted(&mut self, len: usize, first: bool, gate: Gate) {
+    fn accepted(&mut self, key: usize, len: usize, first: bool, gate: Gate) {
         self.bytes += len;
         self.packets += 1;
-        if first && gate == Gate::Open {
-            self.open += 1;
+        if gate == Gate::Open {
+            self.ready_bytes += len;
+            self.ready_packets += 1;
+            if first {
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    /// A lane with packets may be offered from now on: behind all others.
+    fn open_gate(&mut self, key: usize) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        lane.gate = Gate::Open;
+        if !lane.packets.is_empty() {
+            self.ready_bytes += lane.bytes;
+            self.ready_packets += lane.packets.len();
+            self.ready.push_back(key);
+        }
+    }
+
+    /// A lane is offered no more, with so many packets and bytes in it.
+    fn unready(&mut self, key: usize, packets: usize, bytes: usize) {
+        self.ready_packets -= packets;
+        self.ready_bytes -= bytes;
+        // It is the first one where it matters.
+        if let Some(place) = self.ready.iter().position(|ready| *ready == key) {
+            self.ready.remove(place);
         }
     }
 
@@ -280,13 +332,14 @@ impl PacketQueue {
         blocks: &mut OutboundBlocks,
         write: impl FnOnce(&mut OutboundBlock),
     ) -> bool {
-        let Some(lane) = self.lane(to) else { return false };
+        let Some((key, lane)) = self.lane(to) else { return false };
         write(lane.open(len, blocks));
         let total = prefix.len() + len;
         let first = lane.packets.is_empty();
         lane.packets.push_back(Queued::Copied(u32::try_from(total).unwrap_or(u32::MAX)));
+        lane.bytes += total;
         let gate = lane.gate;
-        self.accepted(total, first, gate);
+        self.accepted(key, total, first, gate);
         true
     }
 
@@ -297,28 +350,25 @@ impl PacketQueue {
         prefix: Prefix,
         payload: Payload,
     ) -> bool {
-        let Some(lane) = self.lane(to) else { return false };
+        let Some((key, lane)) = self.lane(to) else { return false };
         let first = lane.packets.is_empty();
         let packet = Queued::Shared { prefix, payload };
         let len = packet.len();
         lane.packets.push_back(packet);
+        lane.bytes += len;
         let gate = lane.gate;
-        self.accepted(len, first, gate);
+        self.accepted(key, len, first, gate);
         true
     }
 
     /// The packets of all lanes that are open, lane by lane.
     pub(crate) fn outgoing(&self) -> impl Iterator<Item = Outgoing<'_>> {
-        self.open_lanes().flat_map(|(_, lane)| lane.outgoing())
-    }
-
-    fn open_lanes(&self) -> impl Iterator<Item = (usize, &Lane)> {
-        self.lanes.iter().filter(|(_, lane)| lane.gate == Gate::Open && !lane.packets.is_empty())
+        self.ready.iter().filter_map(|key| self.lanes.get(*key)).flat_map(Lane::outgoing)
     }
 
     /// The lane whose packet would be offered first.
     pub(crate) fn first_open(&self) -> Option<usize> {
-        self.open_lanes().next().map(|(key, _)| key)
+        self.ready.front().copied()
     }
 
     /// The kernel took this many of the packets that [`PacketQueue::outgoing`] offers. Their bytes.
@@ -335,13 +385,15 @@ impl PacketQueue {
                 count -= 1;
                 bytes += len;
                 self.packets -= 1;
+                self.ready_packets -= 1;
             }
             if lane.packets.is_empty() {
-                self.open -= 1;
+                self.ready.pop_front();
                 self.recycle(key, blocks);
             }
         }
         self.bytes -= bytes;
+        self.ready_bytes -= bytes;
         bytes
     }
 
@@ -373,24 +425,31 @@ impl PacketQueue {
         let lane = self.lanes.get_mut(key)?;
         let outcome = close(lane);
         if lane.gate != Gate::Open {
-            self.open -= 1;
+            let (packets, bytes) = (lane.packets.len(), lane.bytes);
+            self.unready(key, packets, bytes);
         }
         Some(outcome)
     }
 
-    /// Opens gates for which `open` holds. True if a packet may be offered now that could not before.
-    pub(crate) fn open_gates(&mut self, open: impl Fn(Gate) -> bool) -> bool {
-        let mut any = false;
-        for (_, lane) in &mut self.lanes {
-            if lane.gate != Gate::Open && open(lane.gate) {
-                lane.gate = Gate::Open;
-                if !lane.packets.is_empty() {
-                    self.open += 1;
-                    any = true;
-                }
-            }
+    /// Opens the gate of a lane that has rested until then, if it is still the one that did. True if a packet may be
+    /// offered now that could not before.
+    pub(crate) fn open_rested(&mut self, key: usize, until: Instant) -> bool {
+        let rested = self.lanes.get(key).is_some_and(|lane| lane.gate == Gate::Resting(until));
+        if rested {
+            self.open_gate(key);
         }
-        any
+        rested
+    }
+
+    /// Opens the gate of the connected peer's lane, if the kernel was asked to tell of room. True if a packet may be
+    /// offered now that could not before.
+    pub(crate) fn open_polled(&mut self) -> bool {
+        let Some(key) = self.by_name.get(&SocketName::UNNAMED).copied() else { return false };
+        let polled = self.lanes.get(key).is_some_and(|lane| lane.gate == Gate::Polled);
+        if polled {
+            self.open_gate(key);
+        }
+        polled
     }
 
     /// Where an open lane leads to.
@@ -412,20 +471,27 @@ impl PacketQueue {
         blocks: &mut OutboundBlocks,
     ) -> usize {
         let Some(lane) = self.lanes.get_mut(key) else { return 0 };
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         while let Some(len) = lane.pop(blocks) {
-            self.bytes -= len;
-            self.packets -= 1;
+            bytes += len;
             count += 1;
             if !all {
                 break;
             }
         }
-        if count > 0 && lane.packets.is_empty() {
-            if lane.gate == Gate::Open {
-                self.open -= 1;
+        let (is_open, is_empty) = (lane.gate == Gate::Open, lane.packets.is_empty());
+        self.bytes -= bytes;
+        self.packets -= count;
+        if is_open && is_empty {
+            self.unready(key, count, bytes);
+        } else if is_open {
+            self.ready_packets -= count;
+            self.ready_bytes -= bytes;
+        }
+        if count > 0 && is_empty {
+            if let Some(lane) = self.lanes.get_mut(key) {
+                lane.gate = Gate::Open;
             }
-            lane.gate = Gate::Open;
             self.recycle(key, blocks);
         }
         count
@@ -439,7 +505,9 @@ impl PacketQueue {
         }
         self.by_name.clear();
         self.spare.clear();
-        (self.recent, self.bytes, self.packets, self.open) = (None, 0, 0, 0);
+        self.ready.clear();
+        (self.recent, self.bytes, self.packets) = (None, 0, 0);
+        (self.ready_packets, self.ready_bytes) = (0, 0);
         count
     }
 }
@@ -514,14 +582,16 @@ mod tests {
         }
         let key = queue.first_open().unwrap();
         let to = queue.destination(key);
-        let until = queue.close_gate(key, |lane| lane.rest(Instant::now())).unwrap();
+        let until = queue.close_gate(key, |lane| lane.rest(Instant::now(), 0)).unwrap();
         assert_eq!(queue.blocked(&to), Some(if to == name(0) { 2 } else { 1 }));
         let rest = offered(&queue).len();
         assert!(offered(&queue).iter().all(|(other, _)| *other != Some(to)));
         queue.sent(rest, &mut blocks);
         assert!(!queue.is_ready());
-        assert!(!queue.open_gates(|gate| matches!(gate, Gate::Resting(at) if at < until)));
-        assert!(queue.open_gates(|gate| gate == Gate::Resting(until)));
+        assert_eq!((queue.ready_packets(), queue.ready_bytes()), (0, 0));
+        assert!(!queue.open_rested(key, until - REST_MIN / 2) && !queue.open_polled());
+        assert!(queue.open_rested(key, until) && !queue.open_rested(key, until));
+        assert_eq!((queue.ready_packets(), queue.ready_bytes()), (queue.packets(), queue.bytes()));
         assert!(queue.is_ready() && queue.blocked(&to).is_none());
         queue.sent(queue.packets(), &mut blocks);
         assert_eq!((queue.packets(), queue.bytes(), queue.lanes.len()), (0, 0, 0));

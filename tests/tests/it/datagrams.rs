@@ -52,7 +52,12 @@ on_both_engines!(
     waiters_that_go_leave_nothing,
     many_receivers
 );
-on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime, no_memory_to_receive);
+on_both_engines_alone!(
+    nothing_is_left_behind,
+    the_end_of_a_runtime,
+    no_memory_to_receive,
+    a_crowd_of_full_receivers
+);
 
 /// A socket of another program at a path.
 fn other(path: &Path) -> UnixDatagram {
@@ -926,5 +931,46 @@ fn no_memory_to_receive(engine: EngineChoice) {
         let looks = u128::from(ringpost::stats().operations - before);
         let rests = start.elapsed().as_millis() / REST.as_millis();
         assert!((2..rests + 5).contains(&looks), "{looks} looks in the time of {rests} rests");
+    });
+}
+
+/// How often full receivers are tried again has a bound, however many there are.
+fn a_crowd_of_full_receivers(engine: EngineChoice) {
+    const RECEIVERS: usize = 400;
+    /// Tries of all of them in a second.
+    const TRIES_MAX: u128 = 10_000;
+    let (directory, _) = place();
+    block_on(engine, async {
+        let full: Vec<_> =
+            (0..RECEIVERS).map(|number| directory.path().join(number.to_string())).collect();
+        let receivers: Vec<_> = full.iter().map(|path| other(path)).collect();
+        for path in &full {
+            // What lies unread counts against the buffer of who sent it.
+            let another = UnixDatagram::unbound().expect("a socket");
+            another.set_nonblocking(true).expect("a socket");
+            while another.send_to(b"full", path).is_ok() {}
+        }
+        let sender = plain().outbound_packets_max(2 * RECEIVERS).unbound().expect("a socket");
+        for path in &full {
+            sender.send_to(path, b"more").await.expect("accepted");
+        }
+        sleep(Duration::from_millis(100)).await;
+        let (start, before) = (Instant::now(), ringpost::stats().sends_tracked);
+        sleep(Duration::from_millis(300)).await;
+        let tries = u128::from(ringpost::stats().sends_tracked - before);
+        let most = start.elapsed().as_millis() * TRIES_MAX / 1000 + 2 * RECEIVERS as u128;
+        assert!((1..most).contains(&tries), "{tries} tries, at most {most}");
+        // Whoever reads gets it soon.
+        let reader = &receivers[0];
+        reader.set_nonblocking(true).expect("a socket");
+        let mut bytes = [0; 8];
+        let mut last = Vec::new();
+        until("it has come", || {
+            while let Ok(len) = reader.recv(&mut bytes) {
+                last = bytes[..len].to_vec();
+            }
+            last == b"more"
+        })
+        .await;
     });
 }
