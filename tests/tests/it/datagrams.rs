@@ -1,26 +1,20 @@
 //! Datagrams: every size, every kind of receiver that does not take them, and what the kernel says of senders.
 
-use std::collections::HashSet;
 use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringpost::{
     AccessPolicy, Address, Datagram, DatagramRecvError, DatagramSendError, EngineChoice, Packet,
-    ProtocolError, Spin, sleep, timeout, yield_now,
+    ProtocolError, Spin, yield_now,
 };
 use ringpost_frame::{FrameFlags, FrameHeader, FrameKind};
 use ringpost_testkit::peer::{flagged, frame, message};
 use ringpost_testkit::{pattern, process};
-use ringpost_tests::privileges::refuse_calls;
 use ringpost_tests::rig::{block_on, builder, place, poll_at_most, run, runtime, until};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 use rustix::fs::{Mode, OFlags};
@@ -36,7 +30,6 @@ on_both_engines!(
     a_full_receiver_without_a_connection,
     one_full_receiver_among_others,
     absent_receivers,
-    failures_that_nobody_asks_for,
     a_receiver_that_comes_back,
     an_address_that_comes_back,
     too_long_to_receive,
@@ -46,31 +39,24 @@ on_both_engines!(
     a_policy,
     packets_that_are_no_frames,
     descriptors_of_others,
-    an_idle_reader_makes_senders_wait,
     readers_that_keep_everything,
     futures_dropped_at_every_poll,
-    waiters_that_go_leave_nothing,
     many_receivers
 );
-on_both_engines_alone!(
-    nothing_is_left_behind,
-    the_end_of_a_runtime,
-    no_memory_to_receive,
-    a_crowd_of_full_receivers
-);
+on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime);
 
 /// A socket of another program at a path.
-fn other(path: &Path) -> UnixDatagram {
+pub(crate) fn other(path: &Path) -> UnixDatagram {
     let socket = UnixDatagram::bind(path).expect("free");
     socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
     socket
 }
 
-fn plain() -> ringpost::DatagramBuilder {
+pub(crate) fn plain() -> ringpost::DatagramBuilder {
     Datagram::builder().plain()
 }
 
-async fn expect(receiver: &mut Datagram, sequence: u64, len: usize) -> Packet {
+pub(crate) async fn expect(receiver: &mut Datagram, sequence: u64, len: usize) -> Packet {
     let packet = receiver.recv().await.expect("a packet");
     pattern::check(sequence, len, &packet);
     packet
@@ -348,29 +334,6 @@ fn absent_receivers(engine: EngineChoice) {
         let long = "x".repeat(108);
         let error = DatagramSendError::AddressLength { length: 108, limit: 107 };
         assert_eq!(sender.send_to(long.as_str(), b"x").await, Err(error));
-    });
-}
-
-/// Of many failures some are told.
-fn failures_that_nobody_asks_for(engine: EngineChoice) {
-    /// What is kept of them.
-    const KEPT: usize = 64;
-    block_on(engine, async {
-        let (directory, _) = place();
-        let sender = Datagram::unbound().expect("a socket");
-        let absent: Vec<_> = (0..3 * KEPT)
-            .map(|number| Address::from(directory.path().join(number.to_string())))
-            .collect();
-        for address in &absent {
-            sender.send_to(address, b"x").await.expect("accepted");
-        }
-        until("all have failed", || ringpost::stats().packets_dropped == 3 * KEPT as u64).await;
-        let mut told = HashSet::new();
-        while let Err(error) = sender.flush().await {
-            let DatagramSendError::Gone { to: Some(to) } = error else { panic!("{error:?}") };
-            assert!(absent.contains(&to) && told.insert(to.clone()), "{to} is told twice");
-        }
-        assert_eq!(told.len(), KEPT);
     });
 }
 
@@ -665,33 +628,6 @@ fn packets_that_are_no_frames(engine: EngineChoice) {
     });
 }
 
-fn an_idle_reader_makes_senders_wait(engine: EngineChoice) {
-    const LEN: usize = 1000;
-    // The bound of packets, or that of their bytes.
-    for (settings, bound) in
-        [(plain().inbound_packets_max(50), 50), (plain().inbound_bytes_max(20 * LEN), 20)]
-    {
-        block_on(engine, async {
-            let (left, mut right) = settings.outbound_packets_max(20).pair().expect("a pair");
-            let mut sent = 0;
-            let payload = |sequence| pattern::payload(sequence, LEN);
-            while let Some(outcome) = poll_at_most(50, left.send(&payload(sent))).await {
-                outcome.expect("accepted");
-                sent += 1;
-                assert!(sent < 10_000, "nothing holds the sender up");
-            }
-            let stats = ringpost::stats();
-            assert!(stats.receives_paused > 0, "{stats:?}");
-            assert!(stats.packets_received < bound + 32, "{stats:?}");
-            for sequence in 0..sent {
-                expect(&mut right, sequence, LEN).await;
-            }
-            left.send(&payload(sent)).await.expect("room again");
-            expect(&mut right, sent, LEN).await;
-        });
-    }
-}
-
 /// Whatever readers hold on to, receiving goes on, by copies.
 fn readers_that_keep_everything(engine: EngineChoice) {
     let runtime = builder(engine).pool_bytes(512 << 10).build().expect("a runtime");
@@ -747,69 +683,6 @@ fn futures_dropped_at_every_poll(engine: EngineChoice) {
         }
         assert!(poll_at_most(20, right.recv()).await.is_none(), "accepted more than once");
     });
-}
-
-/// A waker holds the memory of its task: whoever tries again and again to reach a receiver that does not read,
-/// each time from another task, must not pile them up.
-fn waiters_that_go_leave_nothing(engine: EngineChoice) {
-    block_on(engine, async {
-        let (left, mut right) = plain().outbound_packets_max(1).pair().expect("a pair");
-        let mut accepted = 0;
-        while let Ok(sent) = timeout(Duration::from_millis(50), left.send(b"full")).await {
-            sent.expect("room");
-            accepted += 1;
-        }
-        let tasks: [Arc<Woken>; 3] = Default::default();
-        let wakers = tasks.each_ref().map(|task| Waker::from(Arc::clone(task)));
-        let holders = || tasks.each_ref().map(Arc::strong_count);
-        let polled = |waiter: Pin<&mut dyn Future<Output = Result<(), DatagramSendError>>>,
-                      task: usize| {
-            waiter.poll(&mut Context::from_waker(&wakers[task])).is_pending()
-        };
-        {
-            let (mut send, mut flush) = (pin!(left.send(b"more")), pin!(left.flush()));
-            let mut another = pin!(left.send(b"more"));
-            assert!(
-                polled(send.as_mut(), 0)
-                    && polled(flush.as_mut(), 1)
-                    && polled(another.as_mut(), 2)
-            );
-            assert!(holders().iter().all(|holders| *holders == 3), "{:?}", holders());
-            // The same waiter waits in one place, and under its newest waker.
-            assert!(polled(send.as_mut(), 0) && polled(flush.as_mut(), 2));
-            assert_eq!(holders(), [3, 2, 4]);
-        }
-        assert_eq!(holders(), [2; 3], "they are gone, and nothing holds on to their tasks");
-
-        // Who was woken and goes then does not take out another.
-        let mut gone = Box::pin(left.send(b"gone"));
-        assert!(polled(gone.as_mut(), 0));
-        for _ in 0..accepted {
-            right.recv().await.expect("a packet");
-        }
-        until("there is room", || tasks[0].0.load(Ordering::Relaxed)).await;
-        while left.try_send(b"full").is_ok() {
-            yield_now().await;
-        }
-        let mut stays = Box::pin(left.send(b"stays"));
-        assert!(polled(stays.as_mut(), 1));
-        drop(gone);
-        assert_eq!(holders(), [2, 3, 2]);
-        assert!(!tasks[1].0.load(Ordering::Relaxed));
-        for _ in 0..accepted {
-            right.recv().await.expect("a packet");
-        }
-        until("there is room again", || tasks[1].0.load(Ordering::Relaxed)).await;
-    });
-}
-
-#[derive(Default)]
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn many_receivers(engine: EngineChoice) {
@@ -899,78 +772,4 @@ fn the_end_of_a_runtime(engine: EngineChoice) {
         drop(packet);
         assert_eq!(process::descriptors(), before);
     }
-}
-
-/// Whoever finds no memory to receive rests, also while it sends to receivers that are full.
-fn no_memory_to_receive(engine: EngineChoice) {
-    /// Rest of a receive that found no memory.
-    const REST: Duration = Duration::from_millis(10);
-    let (directory, path) = place();
-    block_on(engine, async {
-        let socket =
-            Datagram::builder().plain().outbound_packets_max(64).bind(&path).expect("free");
-        let peer = UnixDatagram::unbound().expect("a socket");
-        peer.send_to(b"waits", &path).expect("room");
-        let full: Vec<_> = (0..16).map(|n| directory.path().join(format!("full-{n}"))).collect();
-        let _receivers: Vec<_> = full
-            .iter()
-            .map(|path| {
-                let receiver = other(path);
-                let sender = UnixDatagram::unbound().expect("a socket");
-                sender.set_nonblocking(true).expect("a socket");
-                while sender.send_to(b"full", path).is_ok() {}
-                receiver
-            })
-            .collect();
-        refuse_calls(&[libc::SYS_recvmmsg], libc::ENOMEM);
-        for path in &full {
-            socket.send_to(path, b"more").await.expect("accepted");
-        }
-        let (start, before) = (Instant::now(), ringpost::stats().operations);
-        sleep(Duration::from_millis(300)).await;
-        let looks = u128::from(ringpost::stats().operations - before);
-        let rests = start.elapsed().as_millis() / REST.as_millis();
-        assert!((2..rests + 5).contains(&looks), "{looks} looks in the time of {rests} rests");
-    });
-}
-
-/// How often full receivers are tried again has a bound, however many there are.
-fn a_crowd_of_full_receivers(engine: EngineChoice) {
-    const RECEIVERS: usize = 400;
-    /// Tries of all of them in a second.
-    const TRIES_MAX: u128 = 10_000;
-    let (directory, _) = place();
-    block_on(engine, async {
-        let full: Vec<_> =
-            (0..RECEIVERS).map(|number| directory.path().join(number.to_string())).collect();
-        let receivers: Vec<_> = full.iter().map(|path| other(path)).collect();
-        for path in &full {
-            // What lies unread counts against the buffer of who sent it.
-            let another = UnixDatagram::unbound().expect("a socket");
-            another.set_nonblocking(true).expect("a socket");
-            while another.send_to(b"full", path).is_ok() {}
-        }
-        let sender = plain().outbound_packets_max(2 * RECEIVERS).unbound().expect("a socket");
-        for path in &full {
-            sender.send_to(path, b"more").await.expect("accepted");
-        }
-        sleep(Duration::from_millis(100)).await;
-        let (start, before) = (Instant::now(), ringpost::stats().sends_tracked);
-        sleep(Duration::from_millis(300)).await;
-        let tries = u128::from(ringpost::stats().sends_tracked - before);
-        let most = start.elapsed().as_millis() * TRIES_MAX / 1000 + 2 * RECEIVERS as u128;
-        assert!((1..most).contains(&tries), "{tries} tries, at most {most}");
-        // Whoever reads gets it soon.
-        let reader = &receivers[0];
-        reader.set_nonblocking(true).expect("a socket");
-        let mut bytes = [0; 8];
-        let mut last = Vec::new();
-        until("it has come", || {
-            while let Ok(len) = reader.recv(&mut bytes) {
-                last = bytes[..len].to_vec();
-            }
-            last == b"more"
-        })
-        .await;
-    });
 }

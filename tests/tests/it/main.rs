@@ -8,6 +8,7 @@ mod byte_streams;
 mod byte_streams_tokio;
 mod connecting;
 mod connections;
+mod datagram_bounds;
 mod datagrams;
 mod descriptors;
 mod dropped_futures;
