@@ -160,7 +160,7 @@ impl<R: Ring> Uring<R> {
                 }
             }
             // The ring has told the end of a held receive: what it says of it now is late (liburing #1246).
-            let late = direct.is_held(token);
+            let mut late = direct.is_held(token);
             if !more && !direct.armed.is_empty() {
                 let cancelled = result == -libc::ECANCELED && received.is_none();
                 if let Some(fd) = direct.ended(token, cancelled) {
@@ -171,7 +171,7 @@ impl<R: Ring> Uring<R> {
             if !more && !rooms.is_empty() {
                 match rooms.ended(token, result, system_calls) {
                     Some(told) => result = told,
-                    None => return,
+                    None => late = true,
                 }
             }
             let token = if late { INTERNAL } else { token };

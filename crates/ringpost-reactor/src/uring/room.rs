@@ -92,6 +92,10 @@ impl Rooms {
     /// The ring has ended a request. What is to be told, unless it was a wait that goes on.
     pub(super) fn ended(&mut self, token: Token, result: i32, calls: &mut u64) -> Option<i32> {
         let Some(wait) = self.waits.get_mut(&token) else { return Some(result) };
+        if self.unarmed.contains(&token) {
+            // The ring does not have it: a completion that came twice.
+            return None;
+        }
         let next = match &wait.stage {
             Stage::Asked if found_no_room(&wait.request, result) => {
                 if wait.cancelled {
@@ -166,7 +170,11 @@ impl Rooms {
                 }
                 Some(Wait { stage: Stage::Pausing, .. }) => opcode::Timeout::new(&PAUSE).build(),
                 Some(Wait { stage: Stage::Asked, request, .. }) => entry_of(*request),
-                None => unreachable!("a wait that has ended is not to be armed"),
+                // It has ended.
+                None => {
+                    self.unarmed.pop();
+                    continue;
+                }
             };
             let Some(place) = push(&entry.user_data(token.0)) else { return };
             self.staged.push(place);
