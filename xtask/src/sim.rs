@@ -74,7 +74,10 @@ pub(crate) fn run(arguments: &SimArgs) -> Result<()> {
         bail!("nothing was run; above is why");
     }
     sums.print(start.elapsed());
-    if sums.failures > 0 || sums.crashed {
+    if sums.failures == 0 && sums.crashed {
+        bail!("a process ended early, and its seeds do not count; above is the run it died in");
+    }
+    if sums.failures > 0 {
         bail!("{} runs failed; above is how to repeat them", sums.failures);
     }
     Ok(())
