@@ -42,7 +42,7 @@ static PAUSE: types::Timespec = types::Timespec::new().nsec(100_000_000);
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
     waits: HashMap<Token, Wait>,
-    /// Those that the ring is still to be told of.
+    /// Those that the ring is still to be told of, and some that have ended meanwhile.
     unarmed: Vec<Token>,
     /// Where their entries stand in the submission queue, counted from its front. Whoever asks what is
     /// staged means the caller's.
@@ -55,6 +55,8 @@ struct Wait {
     /// A wait for room, or a send that is told of.
     request: Request,
     stage: Stage,
+    /// The ring has it.
+    armed: bool,
     /// Whoever cancels wants to see the end: the wait does not go on.
     cancelled: bool,
 }
@@ -69,7 +71,8 @@ enum Stage {
 impl Rooms {
     /// The ring was asked for what may have to wait for room.
     pub(super) fn start(&mut self, token: Token, request: Request) {
-        self.waits.insert(token, Wait { request, stage: Stage::Asked, cancelled: false });
+        let stage = Stage::Asked;
+        self.waits.insert(token, Wait { request, stage, armed: true, cancelled: false });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -81,10 +84,9 @@ impl Rooms {
     pub(super) fn cancel(&mut self, token: Token) -> bool {
         let Some(wait) = self.waits.get_mut(&token) else { return false };
         wait.cancelled = true;
-        let Some(index) = self.unarmed.iter().position(|unarmed| *unarmed == token) else {
+        if wait.armed {
             return false;
-        };
-        self.unarmed.swap_remove(index);
+        }
         self.remove(token);
         true
     }
@@ -92,8 +94,8 @@ impl Rooms {
     /// The ring has ended a request. What is to be told, unless it was a wait that goes on.
     pub(super) fn ended(&mut self, token: Token, result: i32, calls: &mut u64) -> Option<i32> {
         let Some(wait) = self.waits.get_mut(&token) else { return Some(result) };
-        if self.unarmed.contains(&token) {
-            // The ring does not have it: a completion that came twice.
+        if !wait.armed {
+            // A completion that came twice.
             return None;
         }
         let next = match &wait.stage {
@@ -131,6 +133,7 @@ impl Rooms {
             }
         };
         wait.stage = next;
+        wait.armed = false;
         self.unarmed.push(token);
         None
     }
@@ -163,28 +166,26 @@ impl Rooms {
         mut push: impl FnMut(&Entry) -> Option<usize>,
     ) {
         while let Some(token) = self.unarmed.last() {
-            let entry = match self.waits.get(token) {
-                Some(Wait { stage: Stage::Set(set), .. }) => {
-                    let events = libc::EPOLLIN.cast_unsigned();
-                    opcode::PollAdd::new(types::Fd(set.as_raw_fd()), events).build()
-                }
-                Some(Wait { stage: Stage::Pausing, .. }) => opcode::Timeout::new(&PAUSE).build(),
-                Some(Wait { stage: Stage::Asked, request, .. }) => entry_of(*request),
-                // It has ended.
-                None => {
-                    self.unarmed.pop();
-                    continue;
-                }
-            };
-            let Some(place) = push(&entry.user_data(token.0)) else { return };
-            self.staged.push(place);
+            if let Some(wait) = self.waits.get_mut(token) {
+                let entry = match &wait.stage {
+                    Stage::Asked => entry_of(wait.request),
+                    Stage::Set(set) => {
+                        let events = libc::EPOLLIN.cast_unsigned();
+                        opcode::PollAdd::new(types::Fd(set.as_raw_fd()), events).build()
+                    }
+                    Stage::Pausing => opcode::Timeout::new(&PAUSE).build(),
+                };
+                let Some(place) = push(&entry.user_data(token.0)) else { return };
+                self.staged.push(place);
+                wait.armed = true;
+            }
             self.unarmed.pop();
         }
     }
 
     #[cfg(feature = "sim")]
     pub(super) fn unarmed(&self) -> impl Iterator<Item = Token> {
-        self.unarmed.iter().copied()
+        self.unarmed.iter().copied().filter(|token| self.waits.contains_key(token))
     }
 
     fn remove(&mut self, token: Token) {
