@@ -255,4 +255,14 @@ mod tests {
         assert!(ops.get(Token(u64::MAX)).is_none());
         assert!(ops.get(second).is_some());
     }
+    #[test]
+    fn one_more_than_the_bound_is_not_started() {
+        let doorbell = || Slot { owner: Owner::Doorbell, memory: None };
+        let mut ops = Ops::default();
+        let tokens: Vec<Token> = std::iter::from_fn(|| ops.reserve(doorbell())).collect();
+        assert_eq!((tokens.len(), ops.len()), (OPS_MAX, OPS_MAX));
+        ops.release(tokens[7]).unwrap();
+        assert_eq!(ops.reserve(doorbell()).map(Token::slot), Some(7));
+        assert!(ops.reserve(doorbell()).is_none());
+    }
 }

@@ -230,3 +230,84 @@ fn mask(set: &OwnedFd, calls: &mut u64) -> i32 {
         Ok(0) | Err(_) => libc::EPOLLOUT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What a poll of the ring says of a socket whose peer has shut down, without room.
+    const NO_ROOM: i32 = libc::EPOLLRDHUP;
+
+    struct Bench {
+        rooms: Rooms,
+        full: UnixStream,
+        _peer: UnixStream,
+        calls: u64,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (full, peer) = UnixStream::pair().unwrap();
+            Self { rooms: Rooms::default(), full, _peer: peer, calls: 0 }
+        }
+
+        /// A wait for room that goes on, armed anew. True if it has a set.
+        fn wait(&mut self, slot: usize) -> bool {
+            let token = Token::new(slot, 1);
+            self.rooms.start(token, Request::Writable { fd: self.full.as_raw_fd() });
+            assert_eq!(self.ended(slot, NO_ROOM), None);
+            self.arm();
+            matches!(self.rooms.waits[&token].stage, Stage::Set(_))
+        }
+
+        fn ended(&mut self, slot: usize, result: i32) -> Option<i32> {
+            self.rooms.ended(Token::new(slot, 1), result, &mut self.calls)
+        }
+
+        /// Arms all that are to be armed: how many.
+        fn arm(&mut self) -> usize {
+            let mut count = 0;
+            let entry_of = |_| opcode::Nop::new().build();
+            self.rooms.arm(entry_of, |_| {
+                count += 1;
+                Some(0)
+            });
+            count
+        }
+    }
+
+    #[test]
+    fn beyond_the_bound_of_sets_waits_pause() {
+        let mut bench = Bench::new();
+        assert!((0..SETS_MAX).all(|slot| bench.wait(slot)));
+        assert!(!bench.wait(SETS_MAX));
+        // Its pause is over: it asks again, and pauses again.
+        assert_eq!((bench.ended(SETS_MAX, -libc::ETIME), bench.arm()), (None, 1));
+        assert_eq!((bench.ended(SETS_MAX, NO_ROOM), bench.arm()), (None, 1));
+        assert_eq!(bench.rooms.sets, SETS_MAX);
+        // One of the others hears of room, and leaves its place.
+        let room = bench.ended(0, libc::EPOLLIN).unwrap();
+        assert!(room & libc::EPOLLOUT != 0, "{room:#x}");
+        assert_eq!((bench.ended(SETS_MAX, -libc::ETIME), bench.arm()), (None, 1));
+        assert_eq!((bench.ended(SETS_MAX, NO_ROOM), bench.arm()), (None, 1));
+        assert_eq!(bench.rooms.sets, SETS_MAX);
+        assert!(matches!(bench.rooms.waits[&Token::new(SETS_MAX, 1)].stage, Stage::Set(_)));
+    }
+
+    #[test]
+    fn a_wait_that_is_cancelled_while_it_is_to_be_armed_has_ended() {
+        let mut bench = Bench::new();
+        bench.wait(0);
+        bench.wait(1);
+        assert!(!bench.rooms.cancel(Token::new(0, 1)), "the ring has it");
+        assert_eq!(bench.ended(0, -libc::ECANCELED), Some(-libc::ECANCELED));
+        bench.rooms.start(Token::new(2, 1), Request::Writable { fd: bench.full.as_raw_fd() });
+        assert_eq!(bench.ended(2, NO_ROOM), None);
+        assert_eq!(bench.ended(2, NO_ROOM), None, "told twice");
+        assert!(bench.rooms.cancel(Token::new(2, 1)));
+        assert!(!bench.rooms.cancel(Token::new(2, 1)));
+        assert_eq!((bench.arm(), bench.rooms.sets), (0, 1));
+    }
+}
