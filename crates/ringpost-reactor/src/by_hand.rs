@@ -345,6 +345,20 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_nothing_is_lent_from_is_told_apart() {
+        let mut pool = Pool::new(4, 16 << 10, Arc::new(Inbox::for_test())).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut hands = HandReceiver::default();
+        assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (0, 0));
+        assert_eq!(hands.receive(ours.as_fd(), &mut pool).err(), Some(Errno::AGAIN));
+        assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (1, 1));
+        theirs.write_all(b"bytes").unwrap();
+        let delivery = hands.receive(ours.as_fd(), &mut pool).unwrap();
+        assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (1, 0));
+        drop(delivery);
+    }
+
+    #[test]
     fn what_is_lent_stays_as_it_was() {
         let mut pool = Pool::new(4, 16 << 10, Arc::new(Inbox::for_test())).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
