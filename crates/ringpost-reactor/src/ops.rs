@@ -221,6 +221,12 @@ impl Ops {
         self.in_flight().map(|(token, _)| (token, self.silent.contains(&token)))
     }
 
+    /// True for a silent send that may still be told short.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_silent(&self, token: Token) -> bool {
+        self.is_current(token) && self.silent.contains(&token)
+    }
+
     /// Gives up on operations whose end was not seen: their memory is leaked, because the kernel may still use it.
     /// Who owned them is given back, to be dropped where nothing is borrowed. The kernel holds the files it works on
     /// itself, until the engine is gone, so that their descriptors need not stay open.

@@ -53,7 +53,6 @@ impl Core {
     /// As [`Core::fail_all`], behind what the kernel had done by then: it may be an accepted socket.
     pub(super) fn fail_all_after_failure(&self) {
         if !self.is_in_child() {
-            self.reap();
             self.dispatch();
         }
         self.fail_all();

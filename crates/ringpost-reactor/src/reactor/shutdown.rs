@@ -75,7 +75,6 @@ impl Core {
                 if driver.engine.enter(wait, Some(deadline)).is_err() {
                     return;
                 }
-                driver.engine.reap(&mut driver.batch);
             }
             self.dispatch();
             let mut driver = self.driver.borrow_mut();

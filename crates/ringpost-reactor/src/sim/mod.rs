@@ -161,6 +161,11 @@ impl Sim {
         self.kernel.seam.shares_blocks
     }
 
+    /// What is still to be reaped.
+    pub(crate) fn completions(&self) -> &[Completion] {
+        &self.kernel.seam.completions
+    }
+
     /// Checks that the op table holds what is in flight here, and nothing else. `known` says whether it
     /// has an operation, `expected` are those it has, and whether each is a silent send.
     pub(crate) fn check(

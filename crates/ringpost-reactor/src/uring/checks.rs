@@ -1,7 +1,7 @@
 //! What must hold between the op table, the engine and a simulated ring after every turn.
 
 use super::{NOT_HELD, Uring};
-use crate::engine::Token;
+use crate::engine::{Completion, Token};
 use crate::pool::BlockId;
 use crate::sim::SimulatedRing;
 
@@ -37,6 +37,11 @@ impl Uring<SimulatedRing> {
             }
         }
         self.check_blocks();
+    }
+
+    /// What is still to be reaped.
+    pub(crate) fn completions(&self) -> &[Completion] {
+        &self.completions
     }
 
     /// Checks that engine and ring agree about each block.
