@@ -254,9 +254,13 @@ impl<R: Ring> Uring<R> {
         }
     }
 
-    /// Arms everything held in the ring, and gives the ring what is left of the block for it. False if
-    /// the ring has no room.
+    /// Gives the ring what is left of the block for held receives, and arms them there. False if it has no
+    /// room for all of them.
     fn arm_held(&mut self) -> bool {
+        // Whatever is armed first finds the block: without one a receive ends at once.
+        if let Some(own) = self.direct.block.take() {
+            self.add_to_ring(own.id(), own.written());
+        }
         while let Some((token, fd)) = self.direct.held.pop() {
             let entry = Self::entry(Request::Receive { fd }).user_data(token.0);
             // SAFETY: a receive writes to provided blocks, which outlive it (pool invariant P3).
@@ -265,9 +269,6 @@ impl<R: Ring> Uring<R> {
                 return false;
             }
             self.direct.armed.insert(token, fd);
-        }
-        if let Some(own) = self.direct.block.take() {
-            self.add_to_ring(own.id(), own.written());
         }
         true
     }
