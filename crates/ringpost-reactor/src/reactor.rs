@@ -499,6 +499,13 @@ impl Driver {
     }
 }
 
+/// A delivered block must not be lost, whatever the completion names that it came with.
+fn retire_unclaimed(pool: &mut Pool, done: &Completion) {
+    if let Some(range) = done.received.filter(|range| range.last) {
+        pool.retire(range.block);
+    }
+}
+
 /// Nothing waits twice for the same: each time round it would wait twice as often.
 #[cfg(feature = "sim")]
 pub(crate) fn assert_once<'a, T: 'a>(what: &str, waiting: impl Iterator<Item = &'a Rc<T>>) {
@@ -817,12 +824,13 @@ impl Core {
     #[inline]
     fn dispatch_one(&self, driver: &mut Driver, done: Completion) {
         let Some(slot) = driver.ops.get(done.token) else {
-            // Stale, but what it carries is not: a delivered block must not be lost.
-            if let Some(range) = done.received.filter(|range| range.last) {
-                driver.pool.retire(range.block);
-            }
+            // Stale, but what it carries is not.
+            retire_unclaimed(&mut driver.pool, &done);
             return;
         };
+        if !matches!(slot.owner, Owner::Receive(_)) {
+            retire_unclaimed(&mut driver.pool, &done);
+        }
         if done.more {
             match &slot.owner {
                 Owner::Receive(stream) => {

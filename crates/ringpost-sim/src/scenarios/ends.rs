@@ -5,6 +5,7 @@ use rustix::net::Shutdown;
 
 use crate::flow::{Flow, LARGE, SMALL, TINY};
 use crate::rig::{Rig, insist};
+use crate::run::LINGER;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -43,6 +44,10 @@ pub(crate) async fn ends(rig: Rig) {
 async fn write(rig: Rig, flow: Flow, connection: Connection, end: End) {
     let count = rig.below(12) as u64;
     let mut connection = connection;
+    if end == End::ReaderDropped {
+        // Who drops it may have bytes left for us, who do not read: its socket takes ours until it gives up.
+        rig.waits(LINGER);
+    }
     let sent = flow.send_all(connection.halves().0, count).await;
     match end {
         End::ReaderDropped => {
