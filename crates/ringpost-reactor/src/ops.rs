@@ -261,6 +261,7 @@ mod tests {
         assert!(ops.get(Token(u64::MAX)).is_none());
         assert!(ops.get(second).is_some());
     }
+
     #[test]
     fn one_more_than_the_bound_is_not_started() {
         let doorbell = || Slot { owner: Owner::Doorbell, memory: None };
