@@ -43,6 +43,8 @@ pub(crate) struct Link {
     agreement: Cell<Option<Agreement>>,
     /// FIN or REJECT has been sent.
     pub(crate) finished: Cell<bool>,
+    /// This side has asked for an end (GOAWAY).
+    pub(crate) going_away: Cell<bool>,
     /// The peer has asked for an end.
     pub(crate) peer_going_away: Cell<bool>,
     /// Whoever waits for that.
@@ -122,6 +124,7 @@ impl Link {
             closed: RefCell::new(None),
             agreement: Cell::new(None),
             finished: Cell::new(false),
+            going_away: Cell::new(false),
             peer_going_away: Cell::new(false),
             going_away_waiter: RefCell::new(None),
             pong_beyond_bound: Cell::new(false),

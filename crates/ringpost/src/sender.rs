@@ -369,7 +369,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Asks the peer to end the connection when it suits it (GOAWAY); what it still sends is taken.
+    /// Asks the peer to end the connection when it suits it (GOAWAY), once however often this is called; what
+    /// it still sends is taken.
     /// Only the native profile can say so. See [`Receiver::peer_is_going_away`](crate::Receiver::peer_is_going_away).
     ///
     /// # Errors
@@ -384,7 +385,9 @@ impl Sender {
         if self.link.finished.get() {
             return Err(SendError::Finished);
         }
-        self.link.stream.append(Prefix::NONE, ControlFrame::go_away(u64::MAX).as_bytes());
+        if !self.link.going_away.replace(true) {
+            self.link.stream.append(Prefix::NONE, ControlFrame::go_away(u64::MAX).as_bytes());
+        }
         Ok(())
     }
 

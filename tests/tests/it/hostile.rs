@@ -380,13 +380,20 @@ fn going_away(engine: EngineChoice) {
         let away = peer.read_frame().expect("GOAWAY");
         assert_eq!(away.header.kind, FrameKind::GoAway);
         assert_eq!(away.body, u64::MAX.to_le_bytes());
+        let next = peer.read_frame().expect("FIN");
+        assert_eq!(next.header.kind, FrameKind::Fin, "an end is asked for once");
     };
     against(engine, client, |mut connection| async move {
         assert!(!connection.halves().1.peer_is_going_away());
         connection.recv().await.expect("a message").expect("no end");
         assert!(connection.halves().1.peer_is_going_away());
-        connection.halves().0.go_away().expect("open");
-        connection.flush().await.expect("the peer reads");
+        let mut queued = 0;
+        for _ in 0..10_000 {
+            connection.halves().0.go_away().expect("open");
+            queued = connection.halves().0.queued_bytes();
+        }
+        assert!(queued < 100, "{queued} bytes are queued");
+        connection.shutdown().await.expect("the peer reads");
     });
 }
 
