@@ -6,7 +6,7 @@
 //!   `Region` is dropped. No reference to the whole of it is ever formed; every slice is derived
 //!   from the base pointer and covers a range whose writer has finished.
 //! * **O1 (outbound)** An [`OutboundBlock`] exclusively owns `capacity` bytes. Bytes in
-//!   `start..end` are initialised. While a send that names the block is in flight the block itself
+//!   `start..end` are initialised, and those in `end..zeroed` are zero. While a send that names the block is in flight the block itself
 //!   is owned by the operation's slot, so nothing can write to it.
 
 mod fork;
@@ -94,6 +94,7 @@ impl fmt::Debug for Region {
 /// Up to eight bytes of framing in front of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
+    /// Zero from `len` on.
     bytes: [u8; Self::BYTES_MAX],
     /// At most `BYTES_MAX`.
     len: u8,
@@ -117,6 +118,9 @@ impl Prefix {
     pub const fn new(bytes: [u8; Self::BYTES_MAX], len: usize) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "at most eight")]
         let len = if len < Self::BYTES_MAX { len as u8 } else { 8 };
+        // Blocks store all eight, and what is behind `len` becomes the beginning of a zeroed body.
+        let kept = if len == 8 { u64::MAX } else { (1 << (8 * len)) - 1 };
+        let bytes = (u64::from_le_bytes(bytes) & kept).to_le_bytes();
         Self { bytes, len }
     }
 
@@ -181,7 +185,12 @@ pub(crate) struct OutboundBlock {
     capacity: u32,
     start: u32,
     end: u32,
+    /// Not behind `end` unless something was zeroed ahead.
+    zeroed: u32,
 }
+
+/// Bytes that [`OutboundBlock::append_with`] zeroes ahead at most: what the nearest cache holds well.
+const ZEROED_AHEAD_BYTES_MAX: u32 = 4096;
 
 // SAFETY: the block exclusively owns its allocation (O1).
 unsafe impl Send for OutboundBlock {}
@@ -195,7 +204,7 @@ impl OutboundBlock {
         // SAFETY: the layout has a non-zero size (asserted above).
         let raw = unsafe { alloc(layout) };
         let Some(base) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Self { base, capacity: capacity_u32, start: 0, end: 0 }
+        Self { base, capacity: capacity_u32, start: 0, end: 0, zeroed: 0 }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -210,6 +219,7 @@ impl OutboundBlock {
         debug_assert!(offset < self.capacity);
         self.start = offset;
         self.end = offset;
+        self.zeroed = offset;
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -225,6 +235,12 @@ impl OutboundBlock {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// Where in the block the next byte goes.
+    #[inline]
+    pub(crate) fn end(&self) -> usize {
+        self.end as usize
     }
 
     /// Bytes that can still be appended.
@@ -293,25 +309,41 @@ impl OutboundBlock {
         self.end += u32::from(prefix.len) + body_bytes;
     }
 
-    /// Appends `prefix` and `len` bytes that `fill` writes in place; they are zeroed first, so that
+    /// Appends `prefix` and `len` bytes that `fill` writes in place; they are zero at first, so that
     /// nothing from an earlier message can leak when `fill` leaves some untouched.
     #[inline]
     pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         assert!(self.fits(len), "append beyond the block");
+        #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
+        let end = self.end + u32::from(prefix.len) + len as u32;
+        if end > self.zeroed {
+            self.zero(end);
+        }
         // SAFETY: `end <= capacity` (O1).
         let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
-        // SAFETY: as in `append`.
+        // SAFETY: as in `append`. What the word has behind the prefix is zero.
         unsafe { target.cast::<[u8; Prefix::BYTES_MAX]>().write(prefix.bytes) };
         // SAFETY: as in `append`.
         let target = unsafe { target.add(prefix.len as usize) };
-        // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`) and are ours.
-        unsafe { std::ptr::write_bytes(target, 0, len) };
-        // SAFETY: initialised just above, exclusively owned, alive for the call.
+        // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`), are ours, and are zero
+        // since `end <= zeroed` (O1).
         let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
         fill(slice);
-        #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
-        let len = len as u32;
-        self.end += u32::from(prefix.len) + len;
+        self.end = end;
+    }
+
+    /// Makes the bytes up to `end`, which are within the capacity, zero. In the end as many again as there are in
+    /// the block: zeroing for each of many small messages costs more than their bytes.
+    #[cold]
+    fn zero(&mut self, end: u32) {
+        let from = self.zeroed.max(self.end);
+        let ahead = (self.end - self.start).min(ZEROED_AHEAD_BYTES_MAX);
+        let until = end.saturating_add(ahead).min(self.capacity);
+        // SAFETY: `from <= until <= capacity` (O1): `zeroed` and `end` are not beyond it either.
+        let target = unsafe { self.base.add(from as usize) }.as_ptr();
+        // SAFETY: the bytes up to `until` lie inside the allocation, and are ours (O1).
+        unsafe { std::ptr::write_bytes(target, 0, (until - from) as usize) };
+        self.zeroed = until;
     }
 }
 
@@ -433,6 +465,68 @@ mod tests {
         blocks.give_back(block);
         assert!(blocks.take(10, BlockClass::default()).is_empty());
         assert_eq!(blocks.allocated, 1);
+    }
+
+    /// A block of `class` that is full of old bytes, taken anew.
+    fn used_block(blocks: &mut OutboundBlocks, bytes: usize, class: BlockClass) -> OutboundBlock {
+        let mut block = blocks.take(bytes, class);
+        let most = block.room() - Prefix::BYTES_MAX;
+        block.append_with(Prefix::word(u64::MAX), most, |bytes| bytes.fill(0xFF));
+        blocks.give_back(block);
+        let block = blocks.take(bytes, class);
+        assert_eq!(blocks.allocated, 1, "it is the same one");
+        block
+    }
+
+    #[test]
+    fn what_is_filled_in_place_is_zero_at_first() {
+        let mut lengths = [0, 1, 7, 64, 0, 300, 3, 4000, 1, 9000].into_iter().cycle();
+        for class in [BlockClass::default(), BlockClass::default().grown(), BlockClass::LARGE] {
+            let mut blocks = OutboundBlocks::new();
+            let mut block = used_block(&mut blocks, 100, class);
+            for round in 0..1000_usize {
+                let len = lengths.next().unwrap();
+                let prefix = Prefix::new([0xAA; 8], round % 9);
+                if !block.fits(len) {
+                    break;
+                }
+                if round % 4 == 3 {
+                    block.append(prefix, &vec![0xBB; len]);
+                    continue;
+                }
+                block.append_with(prefix, len, |bytes| {
+                    assert!(bytes.iter().all(|byte| *byte == 0), "{class:?} {round} {len}");
+                    bytes.fill(0xCC);
+                });
+                if round % 5 == 1 {
+                    block.advance(block.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_messages_zero_little() {
+        let mut blocks = OutboundBlocks::new();
+        let mut block = used_block(&mut blocks, 100, BlockClass::LARGE);
+        let first = block.end;
+        block.append_with(Prefix::word(7), 64, |_| {});
+        assert_eq!(block.zeroed, first + 8 + 64);
+        for _ in 0..500 {
+            block.append_with(Prefix::word(7), 64, |_| {});
+            let ahead = block.zeroed - block.end;
+            assert!(ahead <= block.end - first && ahead <= ZEROED_AHEAD_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn a_prefix_has_nothing_behind_its_end() {
+        for len in 0..=9 {
+            let prefix = Prefix::new([0xFF; 8], len);
+            assert_eq!(prefix.len(), len.min(8));
+            assert!(prefix.bytes[prefix.len()..].iter().all(|byte| *byte == 0));
+            assert!(prefix.as_slice().iter().all(|byte| *byte == 0xFF));
+        }
     }
 
     #[test]

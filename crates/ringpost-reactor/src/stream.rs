@@ -16,6 +16,7 @@
 //!           -> the receive ends -> the last reference closes the descriptor
 //! ```
 
+mod appender;
 mod descriptors;
 
 use std::cell::RefCell;
@@ -28,13 +29,14 @@ use std::time::Duration;
 
 use rustix::net::Shutdown;
 
+pub use self::appender::Appender;
 use self::descriptors::Intake;
 pub use self::descriptors::{DescriptorClaim, DescriptorSendError};
 use crate::ancillary::let_descriptors_pass;
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
 use crate::lingering::Key;
-use crate::memory::{OutboundBlock, Prefix};
+use crate::memory::Prefix;
 use crate::ops::{NotStarted, Owner};
 use crate::outbound::{Outbound, Payload, SendMemory};
 use crate::reactor::{Core, Driver};
@@ -403,8 +405,7 @@ impl Stream {
         if let Some(error) = state.send_error() {
             return Err(error);
         }
-        let room = state.prompt_room(self.core.config.outbound_bytes_max);
-        Ok(Appender { stream: self, block: None, room })
+        Ok(Appender::new(self, state.prompt_room(self.core.config.outbound_bytes_max)))
     }
 
     /// Accepts `prefix` and a payload that is sent from where it lies.
@@ -457,86 +458,6 @@ impl Stream {
             state.dirty = true;
             self.core.dirty.borrow_mut().push(Rc::clone(&self.cell));
         }
-    }
-}
-
-/// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
-///
-/// It takes a block out of the queue and puts it back when it is dropped, so that meanwhile the stream
-/// can be used. (Leaking it loses what is in that block.)
-pub struct Appender<'stream> {
-    stream: &'stream Stream,
-    /// Taken at the first payload.
-    block: Option<OutboundBlock>,
-    /// Bytes that may still be accepted; one payload may go beyond it.
-    room: usize,
-}
-
-impl Appender<'_> {
-    /// True if another payload may be accepted.
-    #[inline]
-    pub fn has_room(&self) -> bool {
-        self.room > 0
-    }
-
-    /// Accepts `prefix` and `len` bytes that `fill` writes in place. The caller has seen
-    /// [`Appender::has_room`].
-    #[inline(always)]
-    pub fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        if !self.fits(len) {
-            self.exchange(len);
-        }
-        self.room = self.room.saturating_sub(prefix.len() + len);
-        if let Some(block) = &mut self.block {
-            block.append_with(prefix, len, fill);
-        }
-    }
-
-    /// Accepts `prefix` and a copy of `body`. The caller has seen [`Appender::has_room`].
-    #[inline(always)]
-    pub fn append(&mut self, prefix: Prefix, body: &[u8]) {
-        if !self.fits(body.len()) {
-            self.exchange(body.len());
-        }
-        self.room = self.room.saturating_sub(prefix.len() + body.len());
-        if let Some(block) = &mut self.block {
-            block.append(prefix, body);
-        }
-    }
-
-    #[inline(always)]
-    fn fits(&self, len: usize) -> bool {
-        self.block.as_ref().is_some_and(|block| block.fits(len))
-    }
-
-    /// Takes a block with room for `len` bytes, and queues the one there was.
-    #[inline(never)]
-    fn exchange(&mut self, len: usize) {
-        let Stream { cell, core } = self.stream;
-        let mut state = cell.state.borrow_mut();
-        let mut blocks = core.blocks.borrow_mut();
-        let full = self.block.take();
-        self.block = Some(state.outbound.lend(full, len, &mut blocks));
-    }
-}
-
-impl Drop for Appender<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            let Stream { cell, core } = self.stream;
-            let mut state = cell.state.borrow_mut();
-            state.outbound.take_back(block, &mut core.blocks.borrow_mut());
-            if !state.outbound.is_empty() {
-                self.stream.mark_dirty(&mut state);
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Appender<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Appender").field("room", &self.room).finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use ringpost_frame::{ControlFrame, Decoder, FrameHeader, HEADER_BYTES, Profile, message_header};
-use ringpost_reactor::{Chunk, DescriptorSendError, Payload, Prefix};
+use ringpost_reactor::{Appender, Chunk, DescriptorSendError, Payload, Prefix};
 
 use crate::error::SendError;
 use crate::link::{Half, Link};
@@ -656,7 +656,7 @@ pub struct SendBatch<'sender> {
     sender: &'sender Sender,
 }
 
-impl SendBatch<'_> {
+impl<'sender> SendBatch<'sender> {
     /// True if another message fits the outbound queue; otherwise drop this batch and wait for
     /// another ([`Sender::batch`]).
     #[inline]
@@ -672,11 +672,11 @@ impl SendBatch<'_> {
     /// [`Sender::try_send`]. Nothing has been accepted then.
     #[inline(always)]
     pub fn push(&mut self, body: &[u8]) -> Result<(), SendError> {
-        if body.len() > self.message_bytes_max || !self.appender.has_room() {
-            return Err(self.refusal(body.len()));
+        if let Some((appender, prefix)) = self.at_hand(body.len()) {
+            appender.append(prefix, body);
+            return Ok(());
         }
-        self.appender.append(self.sender.prefix(body.len()), body);
-        Ok(())
+        self.push_slow(body)
     }
 
     /// Accepts a message of `len` bytes that `fill` writes in place; they are zero at first.
@@ -686,10 +686,48 @@ impl SendBatch<'_> {
     /// As [`SendBatch::push`]; `fill` has not been called then.
     #[inline(always)]
     pub fn push_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), SendError> {
+        if let Some((appender, prefix)) = self.at_hand(len) {
+            appender.append_with(prefix, len, fill);
+            return Ok(());
+        }
+        self.push_with_slow(len, fill)
+    }
+
+    /// Where a message of `len` bytes goes in the usual case: with the length of its prefix known to the compiler, and
+    /// looked at once, it costs half as many instructions.
+    #[inline(always)]
+    fn at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
+        if !self.sender.native || len > self.message_bytes_max {
+            return None;
+        }
+        let WireAppender::Stream(appender) = &mut self.appender else { return None };
+        #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
+        let prefix = Prefix::word(message_header(len as u32));
+        appender.is_open_for(len).then_some((appender, prefix))
+    }
+
+    #[inline(never)]
+    fn push_slow(&mut self, body: &[u8]) -> Result<(), SendError> {
+        self.check(body.len())?;
+        self.appender.append(self.sender.prefix(body.len()), body);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn push_with_slow(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), SendError> {
+        self.check(len)?;
+        self.appender.append_with(self.sender.prefix(len), len, fill);
+        Ok(())
+    }
+
+    fn check(&self, len: usize) -> Result<(), SendError> {
         if len > self.message_bytes_max || !self.appender.has_room() {
             return Err(self.refusal(len));
         }
-        self.appender.append_with(self.sender.prefix(len), len, fill);
         Ok(())
     }
 
