@@ -328,7 +328,10 @@ impl OutboundBlock {
         // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`), are ours, and are zero
         // since `end <= zeroed` (O1).
         let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
+        // Should `fill` panic, what it has written does not count as zero.
+        let zeroed = std::mem::replace(&mut self.zeroed, self.end);
         fill(slice);
+        self.zeroed = zeroed;
         self.end = end;
     }
 
@@ -503,6 +506,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_a_panic_leaves_does_not_count_as_zero() {
+        let mut block = OutboundBlocks::new().take(100, BlockClass::LARGE);
+        for _ in 0..3 {
+            block.append_with(Prefix::word(7), 64, |bytes| bytes.fill(1));
+        }
+        let before = block.as_slice().to_vec();
+        let panics = std::panic::AssertUnwindSafe(|| {
+            block.append_with(Prefix::word(7), 64, |bytes| {
+                bytes.fill(2);
+                panic!("half way");
+            });
+        });
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert_eq!(block.as_slice(), before, "nothing was accepted");
+        block.append_with(Prefix::word(7), 64, |bytes| assert_eq!(bytes, [0; 64]));
     }
 
     #[test]
