@@ -42,6 +42,9 @@ PING_BYTES_MAX = 64
 TIMEOUT_SECONDS = 10.0
 REJECT_SECONDS_MAX = 1.0
 """Longest attempt to tell a peer why it is refused."""
+CONNECT_PAUSE_SECONDS_MIN = 0.001
+"""Pause before a full backlog is tried again; it doubles."""
+CONNECT_PAUSE_SECONDS_MAX = 0.02
 WAITING_BYTES_MAX = 1 << 20
 """Messages that may come before the answer to a PING; one may go beyond."""
 RECEIVE_BYTES = 1 << 16
@@ -274,6 +277,22 @@ class PrefixDecoder:
 # Connections
 
 
+def _connect(sock, path, timeout):
+    sock.settimeout(timeout)
+    end = time.monotonic() + (float("inf") if timeout is None else timeout)
+    pause = CONNECT_PAUSE_SECONDS_MIN
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            # The server's backlog is full, and for a socket with a timeout the kernel doesn't wait.
+            left = end - time.monotonic()
+            if left <= 0:
+                raise socket.timeout("the server's backlog is full") from None
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, CONNECT_PAUSE_SECONDS_MAX)
+
+
 class _Stream:
     """What both kinds of connections do with their socket."""
 
@@ -289,8 +308,7 @@ class _Stream:
             path = "\0" + path[1:]
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(options.get("timeout", TIMEOUT_SECONDS))
-            sock.connect(path)
+            _connect(sock, path, options.get("timeout", TIMEOUT_SECONDS))
             return cls(sock, **options)
         except BaseException:
             sock.close()

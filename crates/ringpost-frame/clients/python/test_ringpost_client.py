@@ -7,7 +7,9 @@ import json
 import os
 import socket
 import struct
+import tempfile
 import threading
+import time
 import unittest
 
 import ringpost_client as client
@@ -155,6 +157,41 @@ class Peer:
     def close(self):
         self.socket.close()
         self.connection.close()
+
+
+class Connecting(unittest.TestCase):
+    def full(self):
+        """A server that has one connection waiting, has room for no other, and accepts nobody."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(server.close)
+        path = os.path.join(directory.name, "full.sock")
+        server.bind(path)
+        server.listen(0)
+        first = Connection.connect(path)
+        self.addCleanup(first.close)
+        return server, path
+
+    def test_waits_for_room_in_a_full_backlog(self):
+        server, path = self.full()
+        timer = threading.Timer(0.1, lambda: server.accept()[0].close())
+        timer.start()
+        self.addCleanup(timer.join)
+        with Connection.connect(path) as connection:
+            connection.send(b"late")
+            accepted, _ = server.accept()
+            with accepted:
+                self.assertEqual(accepted.recv(64), client.encode_hello(connection._local))
+
+    def test_gives_up_on_a_full_backlog_after_the_timeout(self):
+        _, path = self.full()
+        for kind in (Connection, LengthPrefixed):
+            for timeout in (0.1, 0.0):
+                start = time.monotonic()
+                with self.assertRaises(socket.timeout):
+                    kind.connect(path, timeout=timeout)
+                self.assertGreaterEqual(time.monotonic() - start, timeout)
 
 
 class Connections(unittest.TestCase):
