@@ -55,7 +55,7 @@ class Error(Exception):
 
 
 class Aborted(Error):
-    """The peer is gone without FIN; messages may be missing."""
+    """The peer is gone without a clean end; messages may be missing."""
 
 
 class Truncated(Error):
@@ -299,6 +299,7 @@ class _Stream:
     def __init__(self, sock, timeout):
         sock.settimeout(timeout)
         self.socket = sock
+        self._reset = False
 
     @classmethod
     def connect(cls, path, **options):
@@ -328,12 +329,13 @@ class _Stream:
         """All messages up to the clean end."""
         return iter(self.recv, None)
 
-    def _receive(self):
+    def _receive(self, bytes_max=RECEIVE_BYTES):
         try:
-            return self.socket.recv(RECEIVE_BYTES)
+            return self.socket.recv(bytes_max)
         except ConnectionResetError:
             # The peer closed with bytes unread that were on their way to it. What it had sent before
-            # has been received: this comes behind it.
+            # has been received: this comes behind it. The kernel says so once.
+            self._reset = True
             return b""
 
     def _send(self, header, body=b""):
@@ -497,7 +499,7 @@ class Connection(_Stream):
             while len(data) < HELLO_BYTES:
                 if end is not None:
                     self.socket.settimeout(max(end - time.monotonic(), 0.001))
-                part = self.socket.recv(HELLO_BYTES - len(data))
+                part = self._receive(HELLO_BYTES - len(data))
                 if not part:
                     raise Truncated("the stream ended before the end of HELLO")
                 data += part
@@ -534,7 +536,10 @@ class LengthPrefixed(_Stream):
         self._send(self._decoder.encode(body), body)
 
     def recv(self):
-        """The next message; None at the end of the stream. Raises `Truncated` or `Refused`."""
+        """The next message; None at the end of the stream.
+
+        Raises `Truncated` or `Refused`, and `Aborted` if the peer has closed without reading all.
+        """
         while True:
             try:
                 body = self._decoder.next()
@@ -547,6 +552,8 @@ class LengthPrefixed(_Stream):
             if not data:
                 if self._decoder.end() == "Truncated":
                     raise Truncated("the stream ended within a message")
+                if self._reset:
+                    raise Aborted("the peer closed without reading all that was sent to it")
                 return None
             self._decoder.feed(data)
 

@@ -289,6 +289,17 @@ class Connections(unittest.TestCase):
             peer.connection.recv()
         self.assertEqual(str(raised.exception), "no\\nroom \ufffd\\x1b[2J")
 
+    def test_a_reset_within_the_greeting_is_a_cut(self):
+        for start in (b"", client.MAGIC):
+            for call in (Connection.recv, Connection.agreement):
+                ours, other = socket.socketpair()
+                with Connection(ours) as connection, other:
+                    other.sendall(start)
+                    # Our HELLO is on the way and not read.
+                    other.close()
+                    with self.assertRaises(Truncated):
+                        call(connection)
+
     def test_a_refusal_is_told_even_if_the_peer_is_gone_before_a_send(self):
         for frames, error in (
             (((client.REJECT, b"no room"),), Rejected),
@@ -360,6 +371,22 @@ class Connections(unittest.TestCase):
                         left.recv()
         with self.assertRaises(ValueError):
             PrefixDecoder(width_bytes=2).encode(bytes(65_536))
+
+    def test_length_prefixed_tells_a_reset_from_the_end(self):
+        for start, received, error in (
+            (b"", [], Aborted),
+            (b"\0\0\0\1a\0\0\0\0", [b"a", b""], Aborted),
+            (b"\0\0\0\1a\0\0", [b"a"], Truncated),
+        ):
+            ours, other = socket.socketpair()
+            with LengthPrefixed(ours) as connection, other:
+                connection.send(b"a request that is not read")
+                other.sendall(start)
+                other.close()
+                self.assertEqual([connection.recv() for _ in received], received)
+                for _ in range(2):
+                    with self.assertRaises(error):
+                        connection.recv()
 
 
 if __name__ == "__main__":
