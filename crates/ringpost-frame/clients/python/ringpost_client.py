@@ -276,6 +276,9 @@ class PrefixDecoder:
 
 # Connections
 
+_GONE = (BrokenPipeError, ConnectionResetError)
+"""What a send raises if the peer has closed; the second one if it waited for room meanwhile."""
+
 
 def _connect(sock, path, timeout):
     sock.settimeout(timeout)
@@ -340,14 +343,22 @@ class _Stream:
 
     def _send(self, header, body=b""):
         try:
+            self._write(header, body)
+        except _GONE:
+            self._look_for_reason()
+            self.close()
+            raise
+
+    def _write(self, header, body=b""):
+        try:
             if len(body) < RECEIVE_BYTES:
                 self.socket.sendall(header + body)
             else:
                 self.socket.sendall(header)
                 self.socket.sendall(body)
-        except BrokenPipeError:
-            self._look_for_reason()
-            self.close()
+        except _GONE as error:
+            # What the peer had sent before it went away can still be received.
+            self._reset |= isinstance(error, ConnectionResetError)
             raise
         except BaseException:
             # Part of it may have left: what came behind it would be read as the rest.
@@ -451,7 +462,10 @@ class Connection(_Stream):
         elif frame.kind == FIN:
             self._peer_finished = True
         elif frame.kind == PING:
-            self._send(encode_header(len(frame.body), PONG), frame.body)
+            try:
+                self._write(encode_header(len(frame.body), PONG), frame.body)
+            except _GONE:
+                pass  # It has asked and closed; what it said besides counts.
         elif frame.kind == REJECT:
             self.close()
             raise Rejected(_readable(frame.body))

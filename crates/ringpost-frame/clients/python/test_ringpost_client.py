@@ -300,6 +300,14 @@ class Connections(unittest.TestCase):
                     with self.assertRaises(Truncated):
                         call(connection)
 
+    def test_a_failed_answer_to_a_ping_loses_nothing(self):
+        peer = self.peer().greet()
+        peer.connection.finish()
+        for frame in ((client.PING, b"tick"), (client.MSG, b"last"), (client.FIN, b"")):
+            peer.send(*frame)
+        peer.socket.close()
+        self.assertEqual(list(peer.connection), [b"last"])
+
     def test_a_refusal_is_told_even_if_the_peer_is_gone_before_a_send(self):
         for frames, error in (
             (((client.REJECT, b"no room"),), Rejected),
