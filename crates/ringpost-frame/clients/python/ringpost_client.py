@@ -17,8 +17,10 @@ From a shell, against `cargo run --example echo -- --path echo.sock`:
 server's side, over a socket that `accept` has returned. The bytes profile needs no help: it is the socket.
 
 Calls block, and raise `socket.timeout` after `timeout` seconds in which nothing moved; after a send that
-did not end the connection is closed. One thread uses a connection at a time. Two sides that send without
-receiving block each other once the buffers between them are full: receive now and then.
+did not end the connection is closed. After a send that finds the peer gone (`BrokenPipeError`,
+`ConnectionResetError`), `recv` gives what the peer had sent, and then its end. One thread uses a connection
+at a time. Two sides that send without receiving block each other once the buffers between them are full:
+receive now and then.
 """
 
 import collections
@@ -346,7 +348,6 @@ class _Stream:
             self._write(header, body)
         except _GONE:
             self._look_for_reason()
-            self.close()
             raise
 
     def _write(self, header, body=b""):
@@ -366,7 +367,7 @@ class _Stream:
             raise
 
     def _look_for_reason(self):
-        """Raises what the peer had said about its end before it went away."""
+        """Raises why the peer went away, if it had said so. What it had sent besides stays for `recv`."""
 
 
 class Connection(_Stream):
@@ -380,11 +381,15 @@ class Connection(_Stream):
         self._decoder = None
         self._finished = False
         self._peer_finished = False
+        self._end = None
         self._waiting = collections.deque()
         self._waiting_bytes = 0
         self.peer_takes = 2**64 - 1
         """How many messages the peer takes, counted from the first of this connection (GOAWAY)."""
-        self._send(encode_hello(self._local))
+        try:
+            self._write(encode_hello(self._local))
+        except _GONE:
+            pass  # It may have said all it had to say.
 
     def agreement(self):
         """What was agreed; waits for the peer's HELLO."""
@@ -425,8 +430,8 @@ class Connection(_Stream):
         if len(body) > PING_BYTES_MAX:
             raise ValueError(f"{len(body)} bytes, at most {PING_BYTES_MAX}")
         start = time.monotonic()
+        self._send(encode_header(len(body), PING), body)
         try:
-            self._send(encode_header(len(body), PING), body)
             while True:
                 frame = self._frame()
                 if frame.kind == PONG and frame.body == body:
@@ -466,21 +471,16 @@ class Connection(_Stream):
                 self._write(encode_header(len(frame.body), PONG), frame.body)
             except _GONE:
                 pass  # It has asked and closed; what it said besides counts.
-        elif frame.kind == REJECT:
-            self.close()
-            raise Rejected(_readable(frame.body))
         elif frame.kind == GOAWAY:
             self.peer_takes = min(self.peer_takes, int.from_bytes(frame.body, "little"))
         # A PONG that answers nothing and what a later version has besides are skipped.
 
     def _look_for_reason(self):
-        seen = 0
+        seen = self._waiting_bytes
         try:
             while seen <= WAITING_BYTES_MAX:
                 frame = self._frame()
-                if frame.kind == REJECT:
-                    self.close()
-                    raise Rejected(_readable(frame.body))
+                self._take(frame)
                 seen += 8 + len(frame.body)
         except Rejected:
             raise
@@ -488,6 +488,16 @@ class Connection(_Stream):
             pass  # It said nothing.
 
     def _frame(self):
+        """The next frame; an end that was met is met again."""
+        if self._end is not None:
+            raise self._end.with_traceback(None)
+        try:
+            return self._next_frame()
+        except Error as end:
+            self._end = end
+            raise
+
+    def _next_frame(self):
         if self._decoder is None:
             self._greet()
         while True:
@@ -497,6 +507,9 @@ class Connection(_Stream):
                 self.reject(f"{refused} (at byte {self._decoder.position} after HELLO)")
                 raise
             if frame is not None:
+                if frame.kind == REJECT:
+                    self.close()
+                    raise Rejected(_readable(frame.body))
                 return frame
             data = self._receive()
             if not data:

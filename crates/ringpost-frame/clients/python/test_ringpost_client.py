@@ -3,6 +3,7 @@
     python3 test_ringpost_client.py
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -325,6 +326,91 @@ class Connections(unittest.TestCase):
         with self.assertRaises(BrokenPipeError):
             peer.connection.send(b"question")
 
+    def test_what_came_before_a_failed_send_can_be_received(self):
+        answers = ((client.MSG, b"1"), (client.PING, b"tick"), (client.MSG, b""))
+        for timeout in (10, None):
+            for last, error in (
+                ((client.FIN, b""), None),
+                (None, Aborted),
+                ((client.REJECT, b"no room"), Rejected),
+            ):
+                for failed in (Connection.send, Connection.ping):
+                    with self.subTest(timeout=timeout, last=last, failed=failed.__name__):
+                        peer = self.peer(timeout=timeout).greet()
+                        for frame in answers + ((last,) if last else ()):
+                            peer.send(*frame)
+                        peer.socket.close()
+                        with self.assertRaises(error if error is Rejected else BrokenPipeError):
+                            failed(peer.connection, b"question")
+                        self.assertEqual([peer.connection.recv() for _ in range(2)], [b"1", b""])
+                        for _ in range(2):
+                            if error is None:
+                                self.assertIsNone(peer.connection.recv())
+                            else:
+                                with self.assertRaises(error):
+                                    peer.connection.recv()
+
+    def test_a_server_that_stops_in_order_loses_no_answers(self):
+        with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as server:
+            path = os.path.join(directory, "stops.sock")
+            server.bind(path)
+            server.listen()
+
+            def serve():
+                with Connection(server.accept()[0]) as connection:
+                    for _ in range(20):
+                        connection.send(connection.recv())
+                    connection.finish()
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            with Connection.connect(path) as connection:
+                for number in range(20):
+                    connection.send(b"%d" % number)
+                thread.join()
+                with self.assertRaises(BrokenPipeError):
+                    connection.send(b"one more")
+                self.assertEqual(list(connection), [b"%d" % number for number in range(20)])
+
+    def test_more_than_is_looked_through_can_be_received_after_a_failed_send(self):
+        peer = self.peer().greet()
+        bodies = [bytes([number]) * 2_000 for number in range(5)]
+        for body in bodies:
+            peer.send(client.MSG, body)
+        peer.send(client.FIN)
+        peer.socket.close()
+        self.addCleanup(setattr, client, "WAITING_BYTES_MAX", client.WAITING_BYTES_MAX)
+        client.WAITING_BYTES_MAX = 5_000
+        for _ in range(3):
+            with self.assertRaises(BrokenPipeError):
+                peer.connection.send(b"question")
+        self.assertLess(len(peer.connection._waiting), len(bodies))
+        self.assertEqual(list(peer.connection), bodies)
+
+    def test_a_send_that_a_reset_interrupts_loses_no_answers(self):
+        # Without a timeout it is the send that meets the reset, while it waits for room.
+        for last, error in (((client.FIN, b""), None), ((client.REJECT, b"no room"), Rejected)):
+            peer = self.peer(timeout=None).greet()
+            peer.send(client.MSG, b"answer")
+            peer.send(*last)
+            timer = threading.Timer(0.1, peer.socket.close)
+            timer.start()
+            self.addCleanup(timer.join)
+            with self.assertRaises(error or (BrokenPipeError, ConnectionResetError)):
+                while True:
+                    peer.connection.send(bytes(1000))
+            self.assertEqual(peer.connection.recv(), b"answer")
+            with self.assertRaises(error) if error else contextlib.nullcontext():
+                self.assertIsNone(peer.connection.recv())
+
+    def test_a_peer_that_is_gone_at_the_start_was_heard(self):
+        ours, other = socket.socketpair()
+        hello = client.encode_hello(client.hello())
+        other.sendall(hello + encode_header(3) + b"all" + encode_header(0, client.FIN))
+        other.close()
+        with Connection(ours) as connection:
+            self.assertEqual(list(connection), [b"all"])
+
     def test_a_peer_that_breaks_the_rules_is_told(self):
         peer = self.peer(frame_bytes_max=2000).greet()
         peer.send(client.MSG, bytes(2001))
@@ -379,6 +465,31 @@ class Connections(unittest.TestCase):
                         left.recv()
         with self.assertRaises(ValueError):
             PrefixDecoder(width_bytes=2).encode(bytes(65_536))
+
+    def test_length_prefixed_loses_no_answers_to_a_failed_send(self):
+        for request, error in ((b"", None), (b"unread", Aborted)):
+            for timeout in (10, None):
+                ours, other = socket.socketpair()
+                with LengthPrefixed(ours, timeout=timeout) as connection, other:
+                    if request:
+                        connection.send(request)
+                    other.sendall(b"\0\0\0\1a\0\0\0\0")
+                    other.close()
+                    with self.assertRaises(BrokenPipeError):
+                        connection.send(b"question")
+                    self.assertEqual([connection.recv() for _ in range(2)], [b"a", b""])
+                    with self.assertRaises(error) if error else contextlib.nullcontext():
+                        self.assertIsNone(connection.recv())
+        ours, other = socket.socketpair()
+        with LengthPrefixed(ours, timeout=None) as connection:
+            timer = threading.Timer(0.1, other.close)
+            timer.start()
+            self.addCleanup(timer.join)
+            with self.assertRaises((BrokenPipeError, ConnectionResetError)):
+                while True:
+                    connection.send(bytes(1000))
+            with self.assertRaises(Aborted):
+                connection.recv()
 
     def test_length_prefixed_tells_a_reset_from_the_end(self):
         for start, received, error in (
