@@ -48,7 +48,7 @@ CONNECT_PAUSE_SECONDS_MIN = 0.001
 """Pause before a full backlog is tried again; it doubles."""
 CONNECT_PAUSE_SECONDS_MAX = 0.02
 WAITING_BYTES_MAX = 1 << 20
-"""Messages that may come before the answer to a PING; one may go beyond."""
+"""Frames that may come before the answer to a PING, with what waits already; one may go beyond."""
 RECEIVE_BYTES = 1 << 16
 
 
@@ -419,7 +419,7 @@ class Connection(_Stream):
         if not self._waiting:
             return None
         body = self._waiting.popleft()
-        self._waiting_bytes -= len(body)
+        self._waiting_bytes -= 8 + len(body)
         return body
 
     def ping(self, body=b""):
@@ -431,14 +431,16 @@ class Connection(_Stream):
             raise ValueError(f"{len(body)} bytes, at most {PING_BYTES_MAX}")
         start = time.monotonic()
         self._send(encode_header(len(body), PING), body)
+        seen = self._waiting_bytes
         try:
             while True:
                 frame = self._frame()
                 if frame.kind == PONG and frame.body == body:
                     return time.monotonic() - start
                 self._take(frame)
-                if self._waiting_bytes > WAITING_BYTES_MAX:
-                    raise Error(f"over {WAITING_BYTES_MAX} bytes of messages and no answer to PING")
+                seen += 8 + len(frame.body)
+                if seen > WAITING_BYTES_MAX:
+                    raise Error(f"over {WAITING_BYTES_MAX} bytes of frames and no answer to PING")
         except BaseException:
             # One PING may be unanswered at a time, and nobody waits for this one any more.
             self.close()
@@ -463,7 +465,7 @@ class Connection(_Stream):
     def _take(self, frame):
         if frame.kind == MSG:
             self._waiting.append(frame.body)
-            self._waiting_bytes += len(frame.body)
+            self._waiting_bytes += 8 + len(frame.body)
         elif frame.kind == FIN:
             self._peer_finished = True
         elif frame.kind == PING:

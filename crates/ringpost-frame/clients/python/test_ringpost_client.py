@@ -252,21 +252,36 @@ class Connections(unittest.TestCase):
         self.assertEqual([peer.connection.recv() for _ in range(2)], [b"one", b"two"])
 
     def test_a_ping_keeps_no_flood(self):
-        peer = self.peer().greet()
-        flood = encode_header(60_000) + bytes(60_000)
+        for flood in (encode_header(60_000) + bytes(60_000),
+                      encode_header(0) * 7_500,
+                      (encode_header(8, 0x42) + bytes(8)) * 3_750,
+                      encode_header(0, client.PONG) * 7_500):
+            peer = self.peer().greet()
 
-        def send():
+            def send():
+                try:
+                    for _ in range(100):
+                        peer.socket.sendall(flood)
+                except OSError:
+                    pass
+
+            thread = threading.Thread(target=send)
+            thread.start()
             try:
-                for _ in range(1000):
-                    peer.socket.sendall(flood)
-            except OSError:
-                pass
+                with self.assertRaisesRegex(Error, "no answer to PING"):
+                    peer.connection.ping(b"mine")
+            finally:
+                peer.connection.close()
+                thread.join()
 
-        thread = threading.Thread(target=send)
-        thread.start()
+    def test_pings_keep_no_flood_of_messages_that_nobody_receives(self):
+        peer = self.peer().greet()
+        messages = encode_header(0) * 4_000
         with self.assertRaisesRegex(Error, "no answer to PING"):
-            peer.connection.ping()
-        thread.join()
+            for _ in range(2 * client.WAITING_BYTES_MAX // len(messages)):
+                peer.socket.sendall(messages + encode_header(0, client.PONG))
+                peer.connection.ping()
+                peer.read_frame()
 
     def test_ends(self):
         for frames, error in (((), Aborted), (((client.MSG, b"x"),), Aborted)):
