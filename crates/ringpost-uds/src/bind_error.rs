@@ -70,7 +70,10 @@ pub enum BindError {
         directory: PathBuf,
     },
     /// The lock file beside the socket is something that cannot serve as one.
-    #[error("{} is {found} and cannot serve as the lock file; remove it", .path.display())]
+    #[error(
+        "{} is {found} and cannot serve as the lock file; remove it or choose another path",
+        .path.display()
+    )]
     LockUnusable {
         /// The path of the lock file.
         path: PathBuf,
@@ -195,6 +198,10 @@ impl fmt::Display for Step {
 pub enum FileKind {
     /// A regular file.
     Regular,
+    /// A regular file with something in it that a lock file does not have.
+    Foreign,
+    /// A regular file that has other names too.
+    HardLink,
     /// A directory.
     Directory,
     /// A symbolic link, whatever it points to.
@@ -227,6 +234,8 @@ impl fmt::Display for FileKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Regular => "a regular file",
+            Self::Foreign => "a file of another program",
+            Self::HardLink => "a file with more than one name (hard links)",
             Self::Directory => "a directory",
             Self::Symlink => "a symbolic link",
             Self::Fifo => "a named pipe",

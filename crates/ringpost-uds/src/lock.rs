@@ -5,6 +5,9 @@
 //! file that nobody else will ever see, so after locking, the descriptor's identity is compared with
 //! the name's, and the attempt is repeated if they differ. Only who holds the lock removes the file,
 //! and nobody waits on it: a refused `flock` is an answer, not a queue.
+//!
+//! Others have files of such names too. Only a file that is empty or has our record in it, and that has no
+//! other name, is written to or removed.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -63,10 +66,16 @@ impl Lock {
             }
             let lock = Self { name: lock_name.clone(), file };
             match lock.is_held(directory) {
-                Ok(true) => return Ok(lock),
-                Ok(false) => {}
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(errno) => return Err(BindError::system(Step::Lock, path, errno)),
             }
+            // Now that nobody else writes to it.
+            return match lock.of_others() {
+                Ok(None) => Ok(lock),
+                Ok(Some(found)) => Err(BindError::LockUnusable { path, found }),
+                Err(errno) => Err(BindError::system(Step::OpenLock, path, errno)),
+            };
         }
         Err(BindError::Unstable { path, attempts: ATTEMPTS_MAX })
     }
@@ -97,6 +106,17 @@ impl Lock {
         Record::read(&self.file).pid.is_some()
     }
 
+    /// What the file is instead, if it is not one that we have made and may change.
+    fn of_others(&self) -> Result<Option<FileKind>, Errno> {
+        // In a sticky directory anyone can link somebody else's file to the name of the lock.
+        if rustix::fs::fstat(&self.file)?.st_nlink > 1 {
+            return Ok(Some(FileKind::HardLink));
+        }
+        let mut bytes = [0; RECORD_BYTES_MAX];
+        let length = rustix::io::pread(&self.file, &mut bytes, 0)?;
+        Ok(if Record::begins(&bytes[..length]) { None } else { Some(FileKind::Foreign) })
+    }
+
     /// Whether the locked file is still the one at the lock's name.
     pub(crate) fn is_held(&self, directory: &Directory) -> Result<bool, Errno> {
         Ok(directory.stat(&self.name)?.is_some_and(|stat| self.file.is(&stat)))
@@ -122,15 +142,21 @@ impl Record {
         Self::parse(&bytes[..length])
     }
 
+    /// Whether a file with these bytes at its beginning is one of ours; an owner that was killed early has
+    /// left it empty.
+    fn begins(bytes: &[u8]) -> bool {
+        bytes.is_empty() || bytes.starts_with(PID) || bytes.starts_with(TEMPORARY)
+    }
+
     fn parse(bytes: &[u8]) -> Self {
         let mut record = Self::default();
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
             let Some(line) = line.strip_suffix(b"\n") else {
                 continue;
             };
-            if let Some(pid) = line.strip_prefix(b"pid ") {
+            if let Some(pid) = line.strip_prefix(PID) {
                 record.pid = str::from_utf8(pid).ok().and_then(|pid| pid.parse().ok());
-            } else if let Some(name) = line.strip_prefix(b"temporary ") {
+            } else if let Some(name) = line.strip_prefix(TEMPORARY) {
                 record.temporary = Some(OsString::from_vec(name.to_vec()));
             }
         }
@@ -140,10 +166,11 @@ impl Record {
     fn write(&self, file: impl AsFd) -> io::Result<()> {
         let mut bytes = Vec::new();
         if let Some(pid) = self.pid {
-            bytes.extend_from_slice(format!("pid {pid}\n").as_bytes());
+            bytes.extend_from_slice(PID);
+            bytes.extend_from_slice(format!("{pid}\n").as_bytes());
         }
         if let Some(temporary) = &self.temporary {
-            bytes.extend_from_slice(b"temporary ");
+            bytes.extend_from_slice(TEMPORARY);
             bytes.extend_from_slice(temporary.as_bytes());
             bytes.push(b'\n');
         }
@@ -203,6 +230,10 @@ fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<Owned
         Err(errno) => Err(BindError::system(Step::OpenLock, path, errno)),
     }
 }
+
+/// How the lines of a record begin.
+const PID: &[u8] = b"pid ";
+const TEMPORARY: &[u8] = b"temporary ";
 
 /// What the lock file's name adds to the socket's.
 const SUFFIX: &str = ".lock";

@@ -151,6 +151,44 @@ fn unusable_lock_files_are_refused() {
     check("d", FileKind::Socket, &leave_stale);
 }
 
+/// Others keep files of that name too, such as PostgreSQL's `.s.PGSQL.5432.lock`, or a lock file of a build.
+#[test]
+fn lock_files_of_others_are_untouched() {
+    let directory = directory();
+    let at = |name: &str| directory.path().join(name);
+    let live = std::os::unix::net::UnixListener::bind(at("live")).expect("bind");
+    leave_stale(&at("stale"));
+    std::fs::write(at("file"), "precious").expect("write");
+    let refused = |name: &str, expected: FileKind| {
+        let error = bind(&at(name)).expect_err("refused");
+        assert!(error.to_string().contains(&format!("{name}.lock is a ")), "{error}");
+        match error {
+            BindError::LockUnusable { found, .. } => assert_eq!(found, expected),
+            other => panic!("{other}"),
+        }
+    };
+    for content in ["4711\n/var/lib/postgresql\n", "pidfile of others\n", "\0", "pid"] {
+        for name in ["live", "stale", "file", "nothing"] {
+            let lock = at(&format!("{name}.lock"));
+            std::fs::write(&lock, content).expect("write");
+            refused(name, FileKind::Foreign);
+            assert_eq!(std::fs::read_to_string(&lock).expect("still there"), content, "{name}");
+        }
+    }
+    // Whatever is in it: a link that somebody has put there leads to a file that is not a lock.
+    for content in ["", "pid 1\n", "precious"] {
+        let (lock, other) = (at("nothing.lock"), at("other"));
+        std::fs::remove_file(&lock).expect("of the round before");
+        std::fs::write(&other, content).expect("write");
+        std::fs::hard_link(&other, &lock).expect("link");
+        refused("nothing", FileKind::HardLink);
+        assert_eq!(std::fs::read_to_string(&other).expect("still there"), content);
+        assert!(lock.exists(), "the link is gone");
+    }
+    assert!(!at("nothing").exists());
+    drop(live);
+}
+
 #[test]
 fn leftover_lock_file_does_not_matter() {
     let directory = directory();
