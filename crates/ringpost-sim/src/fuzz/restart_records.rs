@@ -89,6 +89,8 @@ struct Stage {
     control: bool,
     listeners: usize,
     offered: bool,
+    /// With a descriptor by which the end of the predecessor is seen.
+    process: bool,
     state: Vec<u8>,
     connections: Vec<(Vec<u8>, usize)>,
     outcome: Option<Outcome>,
@@ -118,8 +120,9 @@ impl Told {
                 stage.state = state;
                 None
             }
-            (OFFER, _) if !stage.offered && stage.control => {
+            (OFFER, Note::Offer { process }) if !stage.offered && stage.control => {
                 stage.offered = true;
+                stage.process = process;
                 stage.state.clear();
                 None
             }
@@ -156,11 +159,12 @@ impl Told {
             }
         };
         let Some(mut stage) = self.expected else { return };
-        let expected = stage.outcome.take().unwrap_or_else(|| match stage.offered {
-            // It has ended without a word, and its process with it.
-            true => stage.took_over(true),
-            false => Outcome::Ended,
-        });
+        let expected =
+            stage.outcome.take().unwrap_or_else(|| match stage.offered && stage.process {
+                // It has ended without a word, and its process with it.
+                true => stage.took_over(true),
+                false => Outcome::Ended,
+            });
         assert_eq!(found, expected);
     }
 }
@@ -197,6 +201,7 @@ fn outcome_of(error: RestartError) -> Outcome {
 enum Note {
     Nothing,
     Listener { control: bool },
+    Offer { process: bool },
     State(Vec<u8>),
     Connection(Vec<u8>, usize),
     Outcome(Outcome),
@@ -218,9 +223,10 @@ fn record(input: &mut Input<'_>, told: &mut Told) -> Record {
         }
         4 => {
             // A process that has ended: readable at once.
-            descriptors.extend((form & 0x80 == 0).then(null));
+            let process = form & 0x80 == 0;
+            descriptors.extend(process.then(null));
             let waits = [[0; 8], input.array()].concat();
-            (OFFER, waits, Note::Nothing)
+            (OFFER, waits, Note::Offer { process })
         }
         5..=7 => connection(input, &mut descriptors),
         8 => (COMMIT, Vec::new(), Note::Nothing),

@@ -85,7 +85,8 @@ impl Successor {
     /// over. Blocks the thread, normally for a millisecond, at most for the predecessor's limit
     /// ([`commit_ms_max`](super::PredecessorBuilder::commit_ms_max)) and five seconds.
     ///
-    /// A predecessor that has died since it offered its sockets is taken over from as well.
+    /// A predecessor that has died since it offered its sockets is taken over from as well, if it could give a
+    /// descriptor for its process (pidfd_open(2)), by which its death is certain.
     ///
     /// # Errors
     ///
@@ -151,10 +152,11 @@ impl Successor {
     /// The predecessor's connection has ended without a word. If its process has ended as well, its sockets
     /// are ours; otherwise it goes on to serve.
     fn await_end(&mut self) -> Result<(), RestartError> {
-        // Without a descriptor for the process (pidfd_open refused) its silence has to do: a living
-        // predecessor says that it gives up.
-        let Some(process) = &self.process else { return Ok(()) };
-        if wait_readable(process, Instant::now() + END_WAIT_MAX)? {
+        // Without a descriptor for the process (pidfd_open refused) nobody can tell, and no server is better
+        // than two: a living predecessor's reason may have found no room in the socket.
+        if let Some(process) = &self.process
+            && wait_readable(process, Instant::now() + END_WAIT_MAX)?
+        {
             return Ok(());
         }
         self.channel.settled = true;
@@ -482,3 +484,27 @@ const _: fn() = || {
     is_send::<Successor>();
     is_send::<Inherited>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A predecessor may end the connection without a word and live on, so its silence proves nothing.
+    #[test]
+    fn who_says_nothing_and_can_not_be_seen_to_end_is_alive() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let channel = Blocking { socket: ours.into(), input: Assembler::default(), settled: false };
+        let successor = Successor {
+            channel,
+            listeners: Vec::new(),
+            descriptors: Vec::new(),
+            state: Vec::new(),
+            commit_wait: COMMIT_MARGIN,
+            process: None,
+            connections_max: 0,
+        };
+        drop(theirs);
+        let error = successor.take_over().expect_err("the sockets are the predecessor's");
+        assert!(matches!(error, RestartError::Ended { stage: Stage::Commit }), "{error}");
+    }
+}
