@@ -196,6 +196,7 @@ impl Service {
                         return Ok(End::Replaced);
                     }
                 }
+                Event::Successor(Err(error)) if error.is_final() => return Err(error.into()),
                 Event::Successor(Err(error)) => eprintln!("not replaced: {error}"),
                 Event::Stopped => return Ok(End::Stopped),
             }

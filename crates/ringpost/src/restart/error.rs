@@ -119,6 +119,12 @@ pub enum RestartError {
     /// The runtime has ended.
     #[error("the runtime has ended")]
     RuntimeEnded,
+    /// The kernel refuses to accept on the control socket, for good: no successor can come any more.
+    #[error("the kernel refuses to accept a successor: {source}")]
+    Accept {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The kernel refused a step.
     #[error("cannot {step}{}: {source}", of(.address))]
     System {
@@ -143,7 +149,7 @@ impl RestartError {
 
     /// Whether accepting successors is over, after which asking again is of no use.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::HandedOver | Self::RuntimeEnded)
+        matches!(self, Self::HandedOver | Self::RuntimeEnded | Self::Accept { .. })
     }
 }
 

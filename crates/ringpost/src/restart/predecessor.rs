@@ -182,8 +182,7 @@ async fn next_successor(control: Rc<Control>) -> Result<ReadySuccessor, RestartE
             AcceptError::HandedOver => RestartError::HandedOver,
             AcceptError::RuntimeEnded => RestartError::RuntimeEnded,
             AcceptError::Kernel { errno } => {
-                let source = std::io::Error::from_raw_os_error(errno);
-                RestartError::system("accept a successor", source)
+                RestartError::Accept { source: std::io::Error::from_raw_os_error(errno) }
             }
         })?;
     let mut attempt = pin!(serve(Rc::clone(&control), socket));
@@ -499,4 +498,35 @@ pub struct NotCommitted {
     pub error: RestartError,
     /// The connections that were to be handed over, with what was said about them.
     pub connections: Vec<(Vec<u8>, Connection)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{ConnectionOptions, EngineChoice, Runtime};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// The failure of a socket comes back each time: whoever would try again must be told that it is no use.
+    #[test]
+    fn a_socket_that_does_not_accept_is_the_end() {
+        for engine in [EngineChoice::Auto, EngineChoice::Epoll] {
+            let runtime = Runtime::builder().engine(engine).build().expect("a runtime");
+            runtime.block_on(async {
+                // The other end is closed, so that epoll sees something happen.
+                let (connected, _) = UnixStream::pair().expect("a pair");
+                let listener = Listener::from_socket(connected.into(), ConnectionOptions::new());
+                let mut predecessor = Predecessor::builder().serve(listener, Parcel::new());
+                for _ in 0..2 {
+                    let error = crate::timeout(LIMIT, predecessor.successor()).await;
+                    let error = error.expect("in time").expect_err("it does not listen");
+                    assert!(error.is_final(), "{error}");
+                    assert!(error.to_string().contains("Invalid argument"), "{error}");
+                }
+            });
+        }
+    }
 }
