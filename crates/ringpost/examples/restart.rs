@@ -105,9 +105,9 @@ fn run(arguments: &Arguments) -> Result<()> {
             service.generation,
             std::process::id()
         );
-        match service.run(stop).await? {
-            End::Replaced => service.leave(Duration::from_millis(arguments.drain_ms)).await,
-            End::Stopped => service.end(GRACE).await,
+        match service.run(stop.clone()).await? {
+            End::Replaced => service.leave(Duration::from_millis(arguments.drain_ms), stop).await,
+            End::Stopped => service.end(GRACE, stop).await,
         }
         Ok(())
     })
@@ -234,20 +234,24 @@ impl Service {
     }
 
     /// Leaves the rest to the successor.
-    async fn leave(mut self, limit: Duration) {
+    async fn leave(mut self, limit: Duration, stop: Stop) {
         // What had been accepted before is still ours.
         while let Ok(connection) = self.listener.accept().await {
             self.tasks.spawn(connection);
         }
-        self.end(limit).await;
+        self.end(limit, stop).await;
     }
 
-    /// Serves what is open to its end, at most so long.
-    async fn end(self, limit: Duration) {
+    /// Serves what is open to its end, at most so long; for the grace period once the program is to end.
+    async fn end(self, limit: Duration, stop: Stop) {
         let Self { listener, predecessor, tasks, .. } = self;
         drop((listener, predecessor));
         tasks.drain.begin();
-        if let Err(unfinished) = tasks.drain.finished(limit).await {
+        let finished = match select(pin!(tasks.drain.finished(limit)), stop).await {
+            Either::Left((finished, _)) => finished,
+            Either::Right(_) => tasks.drain.finished(GRACE).await,
+        };
+        if let Err(unfinished) = finished {
             tracing::warn!(%unfinished, "connections cut");
         }
     }

@@ -147,6 +147,27 @@ fn a_client_that_does_not_read_stays() {
     });
 }
 
+/// Its clients may take long to leave; whoever stops the program does not wait for them.
+#[test]
+fn a_replaced_instance_can_be_stopped() {
+    let place = Place::new();
+    let old = place.start(&["--drain-ms", "3600000"]);
+    ready(&old, 1);
+    block_on(async {
+        let mut client = connect(&place.path).await;
+        asks(&mut client, "before").await;
+        let next = place.start(&["--takeover"]);
+        ready(&next, 2);
+        asks(&mut client, "after").await;
+        old.signal(Signal::TERM);
+        let finished = old.finish();
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        drop(client);
+        asks(&mut connect(&place.path).await, "served").await;
+        next.finish_by(Signal::TERM, &place.path);
+    });
+}
+
 #[test]
 fn a_hangup_replaces_it_and_a_failure_does_not() {
     let place = Place::new();
