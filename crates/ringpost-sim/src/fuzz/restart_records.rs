@@ -403,9 +403,9 @@ fn naive(stream: &[u8], mut descriptors: usize) -> Records {
         let len = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
         let (kind, wanted) = (rest[4], usize::from(rest[5]));
         let most = match kind {
-            CONNECTION => (32 << 20) + 8192,
+            CONNECTION => (32 << 20) + (16 << 10),
             STATE => 1 << 20,
-            LISTENER => 8192,
+            LISTENER => 16 << 10,
             1..=COMMIT => 1024 + 64,
             _ => return (found, true),
         };

@@ -329,3 +329,43 @@ fn copy(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, RestartError> {
         .try_clone_to_owned()
         .map_err(|source| RestartError::Handover(HandoverError::Copy { source }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::{Assembler, Kind, header};
+    use super::*;
+    use crate::Runtime;
+
+    #[test]
+    fn listeners_of_the_longest_paths_and_names_arrive() {
+        let temporary = tempfile::tempdir().expect("directory");
+        let name = "n".repeat(NAME_BYTES_MAX);
+        for file in [1, Address::NAME_BYTES_MAX] {
+            // Directories of at most 200 bytes each, and a file that leads to the very limit.
+            let mut directory = temporary.path().to_path_buf();
+            let left = |directory: &PathBuf| {
+                Address::PATH_BYTES_MAX - directory.as_os_str().len() - 1 - file
+            };
+            while left(&directory) > 0 {
+                directory.push("d".repeat((left(&directory) - 1).min(200)));
+            }
+            std::fs::create_dir_all(&directory).expect("make directories");
+            let path = directory.join("f".repeat(file));
+            assert_eq!(path.as_os_str().len(), Address::PATH_BYTES_MAX);
+            Runtime::new().expect("a runtime").block_on(async {
+                let listener = Listener::bind(&path).expect("free");
+                let parts = ListenerParts::of(&name, listener.shared()).expect("descriptors");
+                let (body, descriptors) = parts.encode();
+                let mut assembler = Assembler::default();
+                for descriptor in &descriptors {
+                    assembler.descriptors.push_back(copy(*descriptor).expect("one more"));
+                }
+                assembler.push(&header(Kind::Listener, body.len(), descriptors.len()));
+                assembler.push(&body);
+                let record = assembler.next().expect("not too long").expect("all of it");
+                let arrived = ListenerParts::decode(record).expect("as it was sent");
+                assert_eq!(arrived.address, Some(Address::Path(path)));
+            });
+        }
+    }
+}

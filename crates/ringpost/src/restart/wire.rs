@@ -47,8 +47,9 @@ pub const CONNECTION_BYTES_MAX: usize = 32 << 20;
 pub const CONNECTIONS_BYTES_MAX: usize = 256 << 20;
 /// Length of a reason, bytes.
 pub(super) const REASON_BYTES_MAX: usize = 1024;
-/// Room for the fields around the longest variable part of a record.
-const FIELDS_BYTES_MAX: usize = 8192;
+/// Room for the fields around the longest variable part of a record; those of a listener are two paths and two
+/// names.
+const FIELDS_BYTES_MAX: usize = 16 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
