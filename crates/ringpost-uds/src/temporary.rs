@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
@@ -42,7 +43,13 @@ impl<'a> Temporary<'a> {
             }
             match rustix::net::bind(socket, &address) {
                 Ok(()) => {
-                    return Self { directory, name: temporary, pin: None, armed: true }.pinned();
+                    let path = directory.join(&temporary);
+                    let bound =
+                        Self { directory, name: temporary, pin: None, armed: true }.pinned();
+                    if matches!(bound, Err(BindError::Unstable { .. })) {
+                        remove_elsewhere(&path);
+                    }
+                    return bound;
                 }
                 Err(Errno::ADDRINUSE) => {}
                 Err(errno) => {
@@ -126,6 +133,16 @@ impl Drop for Temporary<'_> {
     }
 }
 
+/// Removes a socket that is not in the directory it was meant for: a link in the path may lead elsewhere since
+/// that was opened, and bind(2) has followed it. Nobody else has a random name.
+fn remove_elsewhere(path: &Path) {
+    let is_socket =
+        rustix::fs::lstat(path).is_ok_and(|stat| FileKind::of(&stat) == FileKind::Socket);
+    if is_socket && let Err(errno) = rustix::fs::unlink(path) {
+        tracing::warn!(path = %path.display(), %errno, "cannot remove a temporary socket");
+    }
+}
+
 /// Removes the temporary socket that a killed owner left behind, if its lock file names one.
 ///
 /// The lock file is data from outside: only a name of the form that [`choose`] makes, and only a
@@ -186,6 +203,29 @@ const ATTEMPTS_MAX: u32 = 8;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_that_leads_elsewhere_in_the_middle_leaves_nothing_there() {
+        use std::os::unix::fs::symlink;
+        let temporary = tempfile::tempdir().expect("directory");
+        let at = |name: &str| temporary.path().join(name);
+        for name in ["first", "second"] {
+            std::fs::create_dir(at(name)).expect("make");
+        }
+        symlink("first", at("link")).expect("link");
+        let path = at("link/app.sock");
+        let (directory, name) = Directory::of(&path).expect("open");
+        let lock = Lock::acquire(&directory, name).expect("free");
+        std::fs::remove_file(at("link")).expect("remove");
+        symlink("second", at("link")).expect("link");
+
+        let family = rustix::net::AddressFamily::UNIX;
+        let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None);
+        let bound = Temporary::bind(&socket.expect("a socket"), &directory, name, &lock);
+        let error = bound.expect_err("bound somewhere else");
+        assert!(matches!(error, BindError::Unstable { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(at("second")).expect("read").count(), 0, "a socket is left");
+    }
 
     #[test]
     fn recognises_its_own_names_only() {
