@@ -157,6 +157,7 @@ impl Packets {
             disconnected: false,
             send_bytes_max: send_bytes_max(&socket),
             dirty: false,
+            beyond: false,
             closing: false,
             closed: false,
             linger: None,
@@ -444,6 +445,21 @@ impl Packets {
             state.queue.append(&SocketName::UNNAMED, prefix, body, blocks);
             self.mark_dirty(&mut state);
         }
+    }
+
+    /// Accepts a packet of `body` for the connected peer also where there is no room: once, and again when there
+    /// has been room in between. False if it was not accepted.
+    pub fn append_beyond(&self, body: &[u8]) -> bool {
+        {
+            let mut state = self.cell.state.borrow_mut();
+            let full = state.is_full(&self.cell.options);
+            if state.send_error().is_some() || (full && state.beyond) {
+                return false;
+            }
+            state.beyond = full;
+        }
+        self.append(Prefix::NONE, body);
+        true
     }
 
     /// As [`Packets::append`], for `len` bytes that `fill` writes in place; they are zero at first.

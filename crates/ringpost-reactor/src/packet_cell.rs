@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) disconnected: bool,
     pub(crate) send_bytes_max: usize,
     pub(crate) dirty: bool,
+    /// A packet was accepted although there was no room, and there has been none since.
+    pub(crate) beyond: bool,
     pub(crate) closing: bool,
     pub(crate) closed: bool,
     /// Where it lingers, once dropped with something left to send.
@@ -248,10 +250,7 @@ impl State {
             return Err(failure.error);
         }
         let packets = self.queue.packets();
-        if packets >= options.outbound_packets_max
-            || self.queue.bytes() >= options.outbound_bytes_max
-            || !self.queue.takes(to)
-        {
+        if self.is_full(options) || !self.queue.takes(to) {
             return Ok(Accepted::Full { queued: packets });
         }
         // Of a connection the bounds alone count. Elsewhere a receiver that is full must not fill the queue
@@ -263,6 +262,13 @@ impl State {
             return Ok(Accepted::Full { queued });
         }
         Ok(Accepted::Yes)
+    }
+
+    /// True if no more may be accepted for any destination.
+    #[inline]
+    pub(crate) fn is_full(&self, options: &PacketOptions) -> bool {
+        self.queue.packets() >= options.outbound_packets_max
+            || self.queue.bytes() >= options.outbound_bytes_max
     }
 
     /// True if more packets had better be gathered before the reactor turns.
@@ -540,6 +546,7 @@ impl PacketCell {
                     let bytes = state.queue.sent(count, &mut core.blocks.borrow_mut());
                     add(&core.counters.bytes_sent, bytes as u64);
                     add(&core.counters.packets_sent, count as u64);
+                    state.beyond &= state.is_full(&self.options);
                 }
                 Err(errno) => self.refused(core, driver, state, errno),
             }

@@ -125,6 +125,8 @@ struct State {
     send_failure: Option<StreamError>,
     writer: Option<Waker>,
     dirty: bool,
+    /// Something was accepted although there was no room, and there has been none since.
+    beyond: bool,
     closing: bool,
     /// Once drained, the peer is told that nothing more follows.
     finishing: bool,
@@ -181,6 +183,7 @@ impl Stream {
             send_failure: None,
             writer: None,
             dirty: false,
+            beyond: false,
             closing: false,
             finishing: false,
             shut_down: false,
@@ -383,6 +386,21 @@ impl Stream {
         self.mark_dirty(&mut state);
     }
 
+    /// Accepts a copy of `body` also where there is no room: once, and again when there has been room in
+    /// between. False if it was not accepted.
+    pub fn append_beyond(&self, body: &[u8]) -> bool {
+        {
+            let mut state = self.cell.state.borrow_mut();
+            let full = state.unsent_bytes() >= self.core.config.outbound_bytes_max;
+            if state.send_error().is_some() || (full && state.beyond) {
+                return false;
+            }
+            state.beyond = full;
+        }
+        self.append(Prefix::NONE, body);
+        true
+    }
+
     /// Accepts `prefix` and `len` bytes that `fill` writes in place.
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
@@ -492,6 +510,12 @@ impl State {
     fn prompt_room(&self, max: usize) -> usize {
         let max = if self.sending { max } else { max.min(BATCH_BYTES) };
         max.saturating_sub(self.unsent_bytes())
+    }
+
+    /// Something has left: there may be room again, within the bound of `max`.
+    #[inline]
+    fn left(&mut self, max: usize) {
+        self.beyond &= self.unsent_bytes() >= max;
     }
 
     /// Why nothing more is accepted for sending.
@@ -733,6 +757,7 @@ impl StreamCell {
     ) {
         state.sending = false;
         state.sending_bytes = 0;
+        state.left(core.config.outbound_bytes_max);
         state.outbound.finish(memory, &mut core.blocks.borrow_mut());
         if let Some(waker) = state.writer.take() {
             wakers.push(waker);
@@ -772,6 +797,7 @@ impl StreamCell {
                     self.finish_send(core, &mut state, &mut driver.wakers, memory);
                     return;
                 }
+                state.left(core.config.outbound_bytes_max);
             }
             errno
                 if matches!(-errno, libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {}

@@ -49,8 +49,6 @@ pub(crate) struct Link {
     pub(crate) peer_going_away: Cell<bool>,
     /// Whoever waits for that.
     going_away_waiter: RefCell<Option<Waker>>,
-    /// The last PONG was queued although the queue was full.
-    pub(crate) pong_beyond_bound: Cell<bool>,
 }
 
 enum Phase {
@@ -127,7 +125,6 @@ impl Link {
             going_away: Cell::new(false),
             peer_going_away: Cell::new(false),
             going_away_waiter: RefCell::new(None),
-            pong_beyond_bound: Cell::new(false),
         }
     }
 

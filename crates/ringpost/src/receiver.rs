@@ -392,16 +392,13 @@ impl Receiver {
     fn control(&mut self, kind: FrameKind, body: &[u8]) -> Result<(), RecvError> {
         match kind {
             FrameKind::Ping => {
-                // A peer has at most one PING unanswered (SPEC.md, section 4), so one answer may go
-                // beyond the bound of the queue; one that breaks the rule gets no more than that.
-                let room = self.link.stream.has_room().unwrap_or(false);
-                let answer = room || !self.link.pong_beyond_bound.get();
-                if answer
-                    && !self.link.finished.get()
+                // A peer has at most one PING unanswered (SPEC.md, section 4), so one answer at a time may
+                // go beyond the bound of the queue; one that breaks the rule gets no more than that. Once
+                // an answer has left there has been room, and the next may go beyond.
+                if !self.link.finished.get()
                     && let Ok(pong) = control_frame(FrameKind::Pong, body)
                 {
-                    self.link.pong_beyond_bound.set(!room);
-                    self.link.stream.append(Prefix::NONE, pong.as_bytes());
+                    self.link.stream.append_beyond(pong.as_bytes());
                 }
             }
             FrameKind::GoAway => self.link.set_peer_going_away(),

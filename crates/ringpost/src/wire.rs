@@ -168,6 +168,14 @@ impl Wire {
         }
     }
 
+    /// See [`Stream::append_beyond`].
+    pub(crate) fn append_beyond(&self, frame: &[u8]) -> bool {
+        match self {
+            Self::Stream(stream) => stream.append_beyond(frame),
+            Self::Packets(wire) => wire.packets.append_beyond(frame),
+        }
+    }
+
     /// See [`Stream::append_with`]. Prefix and bytes are one frame.
     #[inline]
     pub(crate) fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringpost::{
     Closed, Connection, ConnectionOptions, EngineChoice, HelloError, ProtocolError, RecvError,
-    SendError, spawn, timeout, yield_now,
+    SendError, sleep, spawn, timeout, yield_now,
 };
 use ringpost_frame::{Features, FrameFlags, FrameHeader, FrameKind, Hello};
 use ringpost_testkit::peer::{self, RawPeer, flagged, frame, greeting, message};
@@ -26,6 +26,7 @@ on_both_engines!(
     a_refusal_with_control_characters,
     ping_gets_its_pong,
     ping_of_a_peer_that_lags,
+    pings_to_a_queue_that_is_always_full,
     a_flood_of_pings,
     going_away,
     byte_by_byte_to_who_reads,
@@ -339,6 +340,42 @@ fn ping_of_a_peer_that_lags(engine: EngineChoice) {
             assert_eq!((pong.header.kind, &pong.body[..]), (FrameKind::Pong, &b"there?"[..]));
         });
         connection.flush().await.expect("the peer reads");
+        join(client).await;
+    });
+}
+
+/// A peer that asks again once it has its answer gets another, although the queue is full each time.
+fn pings_to_a_queue_that_is_always_full(engine: EngineChoice) {
+    /// More than the queue and the sockets hold.
+    const FRAMES_MAX: usize = 20_000;
+    let runtime = builder(engine).outbound_bytes_max(64 << 10).build().expect("a runtime");
+    run(&runtime, async {
+        let (connection, mut peer) = raw();
+        let client = thread::spawn(move || {
+            peer.greet();
+            for round in 0..4 {
+                // The queue fills, and is full when it is asked.
+                thread::sleep(Duration::from_millis(30));
+                peer.send(&frame(FrameKind::Ping, &[round]));
+                thread::sleep(Duration::from_millis(30));
+                let mut frames = (0..FRAMES_MAX).map(|_| peer.read_frame().expect("a frame"));
+                let pong = frames.find(|frame| frame.header.kind == FrameKind::Pong);
+                assert_eq!(pong.map(|pong| pong.body), Some(vec![round]), "PING {round}");
+            }
+        });
+        let (mut sender, mut receiver) = connection.split();
+        let sending = spawn(async move {
+            loop {
+                match sender.try_send(&[7; 1000]) {
+                    Ok(()) => {}
+                    Err(SendError::Full { .. }) => sleep(Duration::from_millis(1)).await,
+                    Err(_) => return,
+                }
+            }
+        });
+        let end = receiver.recv().await.map(|_| ()).expect_err("the peer closes");
+        assert!(matches!(end, RecvError::Closed(_)), "{end}");
+        sending.await.expect("no panic");
         join(client).await;
     });
 }

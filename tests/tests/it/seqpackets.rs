@@ -30,6 +30,7 @@ on_both_engines!(
     packets_that_are_not_one_frame,
     a_packet_over_the_limit,
     ping_gets_its_pong,
+    pings_to_a_full_queue,
     one_frame_in_each_packet,
     a_reader_that_lags,
     batches_to_a_reader_that_lags,
@@ -405,6 +406,27 @@ fn ping_gets_its_pong(engine: EngineChoice) {
         connection.flush().await.expect("open");
         assert_eq!(peer.read().await, frame(FrameKind::Pong, b"ping"));
         assert_eq!(peer.read().await, frame(FrameKind::GoAway, &[0xFF; 8]));
+    });
+}
+
+/// One that asks again once it has its answer gets another; one that only asks gets no more than that.
+fn pings_to_a_full_queue(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options());
+        peer.greet().await;
+        let body = pattern::payload(1, 3000);
+        for round in 0..4 {
+            let full = async { while connection.send(&body).await.is_ok() {} };
+            assert!(poll_at_most(100, full).await.is_none(), "the queue is full");
+            let queued = connection.halves().0.queued_bytes();
+            for again in 0..3 {
+                peer.send(&frame(FrameKind::Ping, &[round, again]));
+            }
+            assert!(poll_at_most(20, connection.recv()).await.is_none(), "no message");
+            let pong = frame(FrameKind::Pong, &[round, 0]);
+            assert_eq!(connection.halves().0.queued_bytes(), queued + pong.len(), "one answer");
+            while peer.read().await != pong {}
+        }
     });
 }
 
