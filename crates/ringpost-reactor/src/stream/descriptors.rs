@@ -138,12 +138,13 @@ impl Stream {
     /// front of a frame: the number of descriptors that came with earlier bytes or later ones of
     /// these, and so belong to no frame. Zero if all is well.
     pub fn undeclared_descriptors(&self, kept: usize) -> usize {
-        let state = self.cell.state.borrow();
-        let Some(intake) = &state.intake else { return 0 };
+        let mut state = self.cell.state.borrow_mut();
+        let inbound_bytes = state.inbound_bytes as u64;
+        let Some(intake) = &mut state.intake else { return 0 };
         if intake.arrived.is_empty() {
             return 0;
         }
-        let taken = intake.received_bytes - state.inbound_bytes as u64;
+        let taken = intake.received_bytes - inbound_bytes;
         intake.undeclared(taken, kept as u64)
     }
 
@@ -241,8 +242,14 @@ impl Intake {
         Ok(DescriptorClaim::Missing)
     }
 
-    fn undeclared(&self, taken: u64, kept: u64) -> usize {
+    fn undeclared(&mut self, taken: u64, kept: u64) -> usize {
         let header = taken - kept;
+        // What was lost and not announced no later frame can claim: passed over here as well, so that it does
+        // not gather while no frame claims anything.
+        let passed = |arrived: &Arrived| arrived.end <= header && arrived.descriptors.is_none();
+        while self.arrived.front().is_some_and(passed) {
+            self.arrived.pop_front();
+        }
         let stray = |arrived: &&Arrived| {
             arrived.end <= header || (arrived.start > header && arrived.start < taken)
         };
@@ -494,5 +501,28 @@ mod tests {
         assert_eq!(intake.undeclared(10, 3), 0);
         assert_eq!(whole(intake.claim(9)), 4);
         assert_eq!(intake.undeclared(10, 0), 0);
+    }
+
+    #[test]
+    fn what_was_lost_and_not_announced_does_not_gather() {
+        const FRAME_BYTES: usize = 10;
+        let mut intake = intake();
+        let mut taken = 0;
+        for _ in 0..100 {
+            intake.keep(FRAME_BYTES, Descriptors::Lost);
+            // While the reader has only the front of a frame, that frame may still announce them.
+            assert_eq!(intake.undeclared(taken + 3, 3), 0);
+            assert_eq!(intake.arrived.len(), 1);
+            taken += FRAME_BYTES as u64;
+            assert_eq!(intake.undeclared(taken, 0), 0);
+            assert_eq!(intake.arrived.len(), 0);
+        }
+        intake.keep(FRAME_BYTES, Descriptors::Lost);
+        intake.keep(FRAME_BYTES, files(2));
+        intake.keep(FRAME_BYTES, Descriptors::Lost);
+        assert_eq!(intake.undeclared(taken, 0), 0, "nothing of it is taken");
+        assert!(matches!(intake.claim(taken), Ok(DescriptorClaim::Lost)));
+        assert_eq!(whole(intake.claim(taken + 10)), 2);
+        assert!(matches!(intake.claim(taken + 20), Ok(DescriptorClaim::Lost)));
     }
 }
