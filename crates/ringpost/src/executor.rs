@@ -143,7 +143,11 @@ impl Inner {
         // One capacity's worth, so that a flood of work can't keep the reactor from its turn.
         for _ in 0..mailbox.capacity() {
             let Some(work) = mailbox.pop() else { return };
-            work();
+            // As of tasks, one's panic is not another's end: what waits behind it would stay.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+                let message = Panic::new(payload).text;
+                tracing::error!(message, "work that another thread had submitted panicked");
+            }
         }
         mailbox.notify();
     }

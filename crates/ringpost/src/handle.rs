@@ -22,7 +22,8 @@ impl Handle {
 
     /// Runs `work` on the runtime's thread, within the runtime. Never waits.
     ///
-    /// `Ok` means that the work is queued. If the runtime ends first, it is dropped without being run.
+    /// `Ok` means that the work is queued. If the runtime ends first, it is dropped without being run. If it
+    /// panics, that is logged, and the runtime goes on.
     ///
     /// # Errors
     ///

@@ -22,6 +22,7 @@ on_both_engines!(
     woken_from_elsewhere,
     cancelled_tasks,
     a_panic_stays_in_its_task,
+    a_panic_stays_in_its_work,
     messages_dropped_elsewhere
 );
 
@@ -52,7 +53,9 @@ fn submit_all(handle: &Handle, counts: &Arc<[AtomicU64; 4]>, thread: usize, each
         loop {
             let counts = Arc::clone(counts);
             let work = move || {
-                assert_eq!(counts[thread].fetch_add(1, Ordering::Relaxed), sequence);
+                // Out of order, it never counts to the end.
+                let (next, order) = (sequence + 1, Ordering::Relaxed);
+                let _ = counts[thread].compare_exchange(sequence, next, order, order);
             };
             match handle.submit(work) {
                 Ok(()) => break,
@@ -235,6 +238,20 @@ fn a_panic_stays_in_its_task(engine: EngineChoice) {
         // Detached.
         drop(spawn(async { panic!("deliberate, and nobody looks") }));
         ask(&mut client, 1, 1000).await;
+    });
+}
+
+/// Neither the runtime nor the work behind it ends with it.
+fn a_panic_stays_in_its_work(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let handle = runtime.handle();
+    let (sender, answer) = oneshot();
+    handle.submit(|| panic!("on purpose")).expect("room");
+    let made = handle.spawn(|| -> std::future::Ready<u32> { panic!("on purpose") }).expect("room");
+    handle.submit(move || sender.send(7).expect("it is waited for")).expect("room");
+    run(&runtime, async {
+        assert_eq!(answer.await, Ok(7));
+        assert!(made.await.is_err(), "there is no future");
     });
 }
 
