@@ -18,6 +18,7 @@ use crate::connection::Connection;
 use crate::error::AcceptError;
 use crate::executor::Inner;
 use crate::options::ConnectionOptions;
+use crate::runtime::yield_now;
 
 /// Accepts connections on a Unix-domain socket. Belongs to the runtime in whose scope it was made.
 ///
@@ -27,7 +28,12 @@ pub struct Listener {
     shared: Rc<Shared>,
     policy: AccessPolicy,
     options: ConnectionOptions,
+    /// Peers that the policy has refused.
+    refused: Cell<u64>,
 }
+
+/// Refusals in a row before other tasks have their turn.
+const REFUSALS_MAX: u32 = 16;
 
 /// What a [`restart::Parcel`](crate::restart::Parcel) knows of a listener.
 pub(crate) struct Shared {
@@ -147,8 +153,8 @@ impl Listener {
     /// Waits for the next connection that the policy lets in. Its greeting goes on in the background:
     /// a silent peer holds up nobody else.
     ///
-    /// A peer that the policy refuses is told so and logged, and accepting goes on. While the process
-    /// is out of descriptors accepting rests and goes on by itself.
+    /// A peer that the policy refuses is told so, and accepting goes on. The log has the first, second, fourth,
+    /// eighth and so on of them. While the process is out of descriptors accepting rests and goes on by itself.
     ///
     /// # Cancel safety
     ///
@@ -174,11 +180,11 @@ impl Listener {
     ///
     /// As [`Listener::accept`].
     pub async fn accept_socket(&mut self) -> Result<OwnedFd, AcceptError> {
-        loop {
-            let socket = poll_fn(|context| self.shared.poll_accept(context)).await?;
-            let Some(reason) = self.denial(&socket) else { return Ok(socket) };
-            Connection::from_socket(socket, self.options).refuse(&reason);
-        }
+        let options = self.options;
+        self.accept_allowed(|socket, reason| {
+            Connection::from_socket(socket, options).refuse(reason);
+        })
+        .await
     }
 
     /// As [`Listener::accept`], for peers that speak a protocol of their own: no greeting, no framing,
@@ -193,15 +199,23 @@ impl Listener {
     ///
     /// As [`Listener::accept`].
     pub async fn accept_stream(&mut self) -> Result<ByteStream, AcceptError> {
+        let socket = self.accept_allowed(|socket, _| drop(socket)).await?;
+        Ok(ByteStream::from_socket(socket))
+    }
+
+    /// Waits for the next connection that the policy lets in; `refuse` gets the others, with the reason.
+    async fn accept_allowed(&self, refuse: impl Fn(OwnedFd, &str)) -> Result<OwnedFd, AcceptError> {
         loop {
-            let socket = poll_fn(|context| self.shared.poll_accept(context)).await?;
-            if self.denial(&socket).is_none() {
-                return Ok(ByteStream::from_socket(socket));
+            for _ in 0..REFUSALS_MAX {
+                let socket = poll_fn(|context| self.shared.poll_accept(context)).await?;
+                let Some(reason) = self.denial(&socket) else { return Ok(socket) };
+                refuse(socket, &reason);
             }
+            yield_now().await;
         }
     }
 
-    /// Why the policy refuses this peer, which is logged.
+    /// Why the policy refuses this peer.
     fn denial(&self, socket: &OwnedFd) -> Option<String> {
         if self.policy.is_anyone() {
             return None;
@@ -213,7 +227,12 @@ impl Listener {
             }
             Err(error) => format!("the peer's credentials can't be read: {error}"),
         };
-        tracing::warn!(%reason, "connection refused by the access policy");
+        let refused = self.refused.get().wrapping_add(1);
+        self.refused.set(refused);
+        // Anyone can come many times: the log grows with the logarithm.
+        if refused.is_power_of_two() {
+            tracing::warn!(%reason, refused, "connection refused by the access policy");
+        }
         Some(reason)
     }
 
@@ -370,6 +389,7 @@ impl ListenerBuilder {
             shared: Shared::new(socket, guard, address),
             policy: self.policy,
             options: self.options,
+            refused: Cell::new(0),
         }
     }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use ringpost::{
     AccessPolicy, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener,
-    PeerProcessError, spawn, timeout,
+    PeerProcessError, spawn, timeout, yield_now,
 };
 use ringpost_tests::on_both_engines;
 use ringpost_tests::privileges::root_or_skip;
 use ringpost_tests::rig::{block_on, blocking, echo, place};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -23,6 +24,7 @@ on_both_engines!(
     the_policy_decides,
     supplementary_groups_decide,
     a_refusal_is_logged_and_told,
+    many_refusals_hold_up_nobody,
     a_refusal_without_words_is_a_clean_end,
     credentials_are_the_peers,
     processes_are_the_peers,
@@ -135,6 +137,45 @@ fn a_refusal_is_logged_and_told(engine: EngineChoice) {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("access policy")).collect();
     assert_eq!(lines.len(), 1, "{log}");
     assert!(lines[0].contains("WARN") && lines[0].contains(&reason), "{log}");
+}
+
+/// Other tasks run between refusals, and the log does not grow with them.
+fn many_refusals_hold_up_nobody(engine: EngineChoice) {
+    const CLIENTS: usize = 200;
+    const IN_A_ROW_MAX: usize = 32;
+    let (_directory, path) = place();
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
+    let guard = subscriber.set_default();
+    block_on(engine, async {
+        let builder = Listener::builder().policy(nobody_here());
+        let mut listener = builder.bind(&path).expect("bind");
+        let clients = blocking(move || {
+            let connect = |_| UnixStream::connect(&path).expect("it listens");
+            (0..CLIENTS).map(connect).collect::<Vec<_>>()
+        });
+        let clients = clients.await;
+        for _ in 0..CLIENTS {
+            // All are accepted, and wait in the listener's queue.
+            yield_now().await;
+        }
+        spawn(async move { drop(listener.accept_stream().await) });
+        let has_ended = |client: &&UnixStream| {
+            let mut set = [PollFd::new(client, PollFlags::RDHUP)];
+            rustix::event::poll(&mut set, Some(&Timespec::default())) == Ok(1)
+        };
+        let mut before = 0;
+        while before < CLIENTS {
+            yield_now().await;
+            let ended = clients.iter().filter(has_ended).count();
+            assert!(ended - before <= IN_A_ROW_MAX, "{} in a row", ended - before);
+            before = ended;
+        }
+    });
+    drop(guard);
+    let log = log.text();
+    let lines = log.lines().filter(|line| line.contains("access policy")).count();
+    assert_eq!(lines, 8, "1, 2, 4 and so on to 128: {log}");
 }
 
 /// Plain profiles have no words for a refusal: the peer sees an end of file and no reset, also if it has
