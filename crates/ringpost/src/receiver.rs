@@ -116,6 +116,7 @@ impl Receiver {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Message>, RecvError>> {
+        self.tell_lost()?;
         loop {
             match self.next() {
                 Ok(Next::Whole(range)) => {
@@ -173,6 +174,7 @@ impl Receiver {
     }
 
     fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Run>, RecvError>> {
+        self.tell_lost()?;
         loop {
             if let Some(run) = self.whole_run() {
                 return Poll::Ready(Ok(Some(run)));
@@ -494,12 +496,18 @@ impl Receiver {
         }
     }
 
+    /// The loss that a batch met.
+    fn tell_lost(&mut self) -> Result<(), RecvError> {
+        match self.lost.take() {
+            Some(declared) => Err(RecvError::DescriptorsLost { declared }),
+            None => Ok(()),
+        }
+    }
+
     /// Waits until there is undecoded input. False at the clean end.
     fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
         self.let_go();
-        if let Some(declared) = self.lost.take() {
-            return Poll::Ready(Err(RecvError::DescriptorsLost { declared }));
-        }
+        self.tell_lost()?;
         if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
             return Poll::Ready(Ok(true));
         }

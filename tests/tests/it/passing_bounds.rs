@@ -26,6 +26,7 @@ on_both_engines_alone!(
     sockets_in_their_own_messages,
     too_many_in_flight,
     none_left_to_receive_with,
+    a_loss_in_a_batch_is_told_to_who_receives_next,
 );
 
 /// Waits until as many descriptors are open as before.
@@ -344,6 +345,38 @@ fn none_left_to_receive_with(engine: EngineChoice) {
         assert_eq!(message.descriptors().len(), 8);
         expect_nothing_else(&mut left, &mut right).await;
         bystander.check().await;
+    });
+}
+
+/// Whichever way the messages behind it are received.
+fn a_loss_in_a_batch_is_told_to_who_receives_next(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        left.ready().await.expect("they agree");
+        right.ready().await.expect("they agree");
+        let files = files_of(8);
+        for in_runs in [false, true] {
+            left.send(b"first").await.expect("open");
+            left.send_with_descriptors(b"lost", &files).await.expect("open");
+            left.send(b"second").await.expect("open");
+            limit_descriptors(process::descriptors() as u64 + 4);
+            for _ in 0..20 {
+                yield_now().await;
+            }
+            let receiver = &mut right;
+            let mut batch = receiver.recv_batch().await.expect("open").expect("no end");
+            assert_eq!(batch.next().expect("a message").to_vec(), b"first");
+            assert!(batch.next().is_none(), "the next one is lost");
+            let told = if in_runs {
+                right.halves().1.recv_run().await.map(|_| ())
+            } else {
+                right.recv().await.map(|_| ())
+            };
+            assert_eq!(told, Err(RecvError::DescriptorsLost { declared: 8 }));
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"second");
+            limit_descriptors(1000);
+        }
     });
 }
 
