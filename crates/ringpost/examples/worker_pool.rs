@@ -12,8 +12,8 @@
 //!
 //! **Back-pressure.** A connection has at most `IN_FLIGHT_MAX` messages in the pool and stops
 //! receiving until one is answered: its peer feels a busy pool, and nobody else's share shrinks. As
-//! the connections are bounded too, the queue of the pool has a place for all that can be in flight.
-//! The runtime's thread never waits for it.
+//! the connections are bounded too, and one counts until the pool has done its messages, the queue of
+//! the pool has a place for all that can be in flight. The runtime's thread never waits for it.
 //!
 //! **The end.** On SIGTERM or SIGINT the server stops accepting and receiving, answers what the pool
 //! has, and ends each connection cleanly. The workers end once nobody can give them work.
@@ -93,8 +93,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 /// Accepts until the stop.
 async fn serve(mut listener: Listener, pool: Pool, stop: Stop) -> Result<()> {
-    // Each connection holds a clone of `open`: once the last has gone, `closed` is ready.
-    let (open, closed) = ringpost::oneshot::<Infallible>();
+    // Each place holds a clone of `open`: once the last has gone, `closed` is ready.
+    let (open, closed) = ringpost::oneshot();
     let open = Arc::new(open);
     let mut stopped = stop.clone();
     while let Either::Left((connection, _)) = select(pin!(listener.accept()), &mut stopped).await {
@@ -107,12 +107,11 @@ async fn serve(mut listener: Listener, pool: Pool, stop: Stop) -> Result<()> {
         }
         let pool = pool.clone();
         let stop = stop.clone();
-        let open = Arc::clone(&open);
+        let place = Arc::new(Arc::clone(&open));
         ringpost::spawn(async move {
-            if let Err(error) = answer(connection, &pool, stop).await {
+            if let Err(error) = answer(connection, &pool, &place, stop).await {
                 tracing::debug!(%error, "connection ended");
             }
-            drop(open);
         });
     }
     drop(listener);
@@ -124,11 +123,11 @@ async fn serve(mut listener: Listener, pool: Pool, stop: Stop) -> Result<()> {
 }
 
 /// Serves one connection to its end.
-async fn answer(connection: Connection, pool: &Pool, stop: Stop) -> Result<()> {
+async fn answer(connection: Connection, pool: &Pool, place: &Place, stop: Stop) -> Result<()> {
     let (mut sender, mut receiver) = connection.split();
     let answers = stream::poll_fn(|context| receiver.poll_recv(context).map(Result::transpose))
         .take_until(stop)
-        .map(|message| async move { anyhow::Ok(pool.submit(message?)?.await?) })
+        .map(|message| async move { anyhow::Ok(pool.submit(message?, place)?.await?) })
         // Many at a time, and their results in order. Waits for results while it is full, and
         // receives nothing meanwhile.
         .buffered(IN_FLIGHT_MAX);
@@ -139,6 +138,10 @@ async fn answer(connection: Connection, pool: &Pool, stop: Stop) -> Result<()> {
     Ok(sender.shutdown().await?)
 }
 
+/// A connection's place among [`CONNECTIONS_MAX`]. Its jobs hold it as well: those of a client that has
+/// gone are still in the queue.
+type Place = Arc<Arc<OneshotSender<Infallible>>>;
+
 /// The way to the workers.
 #[derive(Debug, Clone)]
 struct Pool {
@@ -147,11 +150,12 @@ struct Pool {
 
 impl Pool {
     /// Queues a message; never waits.
-    fn submit(&self, message: Message) -> Result<OneshotReceiver<u64>> {
+    fn submit(&self, message: Message, place: &Place) -> Result<OneshotReceiver<u64>> {
         let (answer, answered) = ringpost::oneshot();
+        let place = Arc::clone(place);
         // Full can't happen: there is a place for all that may be in flight.
         self.jobs
-            .try_send(Job { message, answer })
+            .try_send(Job { message, place, answer })
             .ok()
             .context("the worker pool takes no work")?;
         Ok(answered)
@@ -162,6 +166,7 @@ impl Pool {
 #[derive(Debug)]
 struct Job {
     message: Message,
+    place: Place,
     answer: OneshotSender<u64>,
 }
 
@@ -170,10 +175,11 @@ fn work(queue: &Mutex<Queue<Job>>) {
     loop {
         // One worker waits for the queue, the others for the lock; it is free again before the work.
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { message, answer }) = next else { return };
+        let Ok(Job { message, place, answer }) = next else { return };
         let checksum = checksum(message.chunks());
         // Before the answer: once the peer has it, the memory is on its way back.
         drop(message);
+        drop(place);
         // Fails if the connection has ended meanwhile.
         let _ = answer.send(checksum);
     }
