@@ -39,7 +39,7 @@
 //! told, if it is told at all.
 
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::pool::BlockId;
 
@@ -188,6 +188,15 @@ pub enum EngineError {
 /// The staging queue has no room until the next `enter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QueueFull;
+
+/// Longest single wait in the kernel: whoever waits longer waits again. What does not fit the milliseconds of
+/// epoll_wait(2) takes a call that older kernels and filters refuse, and a sum of times in the kernel must not overflow.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long to wait in the kernel for `deadline`.
+pub(crate) fn wait_for(deadline: Instant, now: Instant) -> Duration {
+    deadline.saturating_duration_since(now).min(WAIT_MAX)
+}
 
 /// Performs operations. See the module documentation for the contract.
 pub(crate) trait Engine {
@@ -393,6 +402,25 @@ pub(crate) mod kept {
             if !self.memory.is_empty() {
                 shadow::leak(Box::leak(Box::new(std::mem::take(&mut self.memory))));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_fits_what_kernels_count_in() {
+        let now = Instant::now();
+        let wait = |left| wait_for(now + left, now);
+        assert_eq!(wait(Duration::from_millis(7)), Duration::from_millis(7));
+        assert_eq!(wait_for(now, now + Duration::from_secs(1)), Duration::ZERO);
+        for days in [1, 25, 1 << 20, 1 << 40] {
+            let wait = wait(Duration::from_secs(days * 24 * 60 * 60));
+            // Milliseconds of epoll_wait(2).
+            assert!(i32::try_from(wait.as_millis()).is_ok(), "{days} days");
+            assert!(wait >= Duration::from_secs(60), "{days} days");
         }
     }
 }

@@ -23,7 +23,9 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::by_hand::{Attempt, OwnBlock, Pending, borrow, count_of};
-use crate::engine::{Completion, Engine, EngineError, QueueFull, Request, Token, hand_over};
+use crate::engine::{
+    Completion, Engine, EngineError, QueueFull, Request, Token, hand_over, wait_for,
+};
 use crate::pool::{BlockId, PoolShared};
 
 /// Requests staged at most between two `enter`s, as a submission queue would have.
@@ -447,7 +449,7 @@ impl Engine for Epoll {
             return self.poll(Some(&zero));
         }
         let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = wait_for(deadline, Instant::now());
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),

@@ -42,7 +42,7 @@ use self::room::Rooms;
 pub(crate) use self::setup::Setup;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
 use crate::engine::{
-    Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over,
+    Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over, wait_for,
 };
 use crate::pool::{BlockId, PoolShared};
 
@@ -424,7 +424,7 @@ impl<R: Ring> Engine for Uring<R> {
                 if self.no_iowait {
                     flags |= sys::ENTER_NO_IOWAIT;
                 }
-                deadline.map(|deadline| deadline.saturating_duration_since(self.ring.now()))
+                deadline.map(|deadline| wait_for(deadline, self.ring.now()))
             } else {
                 None
             };

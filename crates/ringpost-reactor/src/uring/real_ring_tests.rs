@@ -4,9 +4,12 @@ use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{Refusal, Setup, Uring, preflight};
+use crate::engine::kept::{Kept, Plan};
 use crate::engine::{Engine, Request, Token};
 use crate::pool::Pool;
 use crate::wake::Inbox;
@@ -83,4 +86,24 @@ fn a_child_has_none_of_its_memory() {
     for flags in of_ring.into_iter().chain(flags_of(&format!("{start:08x}-"))) {
         assert!(flags.split(' ').any(|flag| flag == "dc"), "inherited by a child: {flags}");
     }
+}
+
+#[test]
+fn a_far_deadline_is_waited_for() {
+    /// Of the wait itself, and of waits that end for nothing.
+    const SYSTEM_CALLS_MAX: u64 = 10;
+    let test = concat!(module_path!(), "::a_far_deadline_is_waited_for");
+    let Some((ring, _pool)) = ring(test) else { return };
+    let mut kept = Kept::new(ring);
+    let (near, far) = UnixStream::pair().unwrap();
+    kept.push(Token::new(0, 0), &Rc::new(near.into()), &Plan::Readable).unwrap();
+    let closer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(far);
+    });
+    let deadline = Instant::now() + Duration::from_millis(u64::MAX);
+    while kept.enter(true, Some(deadline)).unwrap().is_empty() {}
+    closer.join().unwrap();
+    let calls = kept.engine.system_calls();
+    assert!(calls <= SYSTEM_CALLS_MAX, "{calls} system calls for one wait");
 }
