@@ -106,6 +106,12 @@ impl Watch {
     }
 }
 
+/// The result of an operation that goes on no longer: the bytes that it had `sent`, so that they are not sent
+/// again, or why.
+fn ended_early(sent: u32, errno: Errno) -> i32 {
+    if sent > 0 { count_of(sent) } else { -errno.raw_os_error() }
+}
+
 /// The epoll engine. See the module documentation.
 pub(crate) struct Epoll {
     set: OwnedFd,
@@ -193,8 +199,8 @@ impl Epoll {
     fn want(&mut self, fd: RawFd, token: Token, set: impl FnOnce(&mut Watch)) {
         set(self.watch(fd));
         if let Err(errno) = self.update(fd) {
-            self.forget(fd, token);
-            self.complete(token, -errno.raw_os_error());
+            let sent = self.forget(fd, token).unwrap_or(0);
+            self.complete(token, ended_early(sent, errno));
         }
     }
 
@@ -270,10 +276,9 @@ impl Epoll {
             self.complete(token, -libc::ENOENT);
             return;
         };
-        let result = if sent > 0 { count_of(sent) } else { -libc::ECANCELED };
         // Interest that can't be narrowed only causes events that nobody takes.
         let _ = self.update(fd);
-        self.complete(target, result);
+        self.complete(target, ended_early(sent, Errno::CANCELED));
         self.complete(token, 0);
     }
 
@@ -507,5 +512,38 @@ impl Engine for Epoll {
 impl fmt::Debug for Epoll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Epoll").field("set", &self.set.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::engine::kept::{Kept, Plan};
+    use crate::pool::Pool;
+    use crate::wake::Inbox;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_send_that_cannot_wait_for_room_says_what_it_has_sent() {
+        const LEN: usize = 16 << 20;
+        let pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
+        let mut kept = Kept::new(Epoll::new(Arc::clone(pool.shared())).unwrap());
+        let (near, far) = UnixStream::pair().unwrap();
+        let near = Rc::new(OwnedFd::from(near));
+        // What is in the set already is refused, as everything is when memory is short.
+        let nothing = epoll::EventFlags::empty();
+        epoll::add(&kept.engine.set, &near, epoll::EventData::new_u64(u64::MAX), nothing).unwrap();
+        let send = Plan::Send { bytes: vec![7; LEN], silent: false };
+        kept.push(Token::new(0, 0), &near, &send).unwrap();
+        let batch = kept.enter(false, None).unwrap();
+        assert_eq!(batch.len(), 1);
+        let mut received = Vec::new();
+        drop(near);
+        (&far).read_to_end(&mut received).unwrap();
+        assert_eq!(batch[0].result, i32::try_from(received.len()).unwrap());
     }
 }
