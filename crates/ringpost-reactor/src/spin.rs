@@ -84,7 +84,7 @@ impl Spinner {
         if let Spin::Adaptive { max } = self.policy {
             let spent = start.elapsed();
             // Room for twice what it took, with a floor that keeps jitter from ending the streak.
-            self.budget = (spent * 2).max(max / 4).max(self.budget).min(max);
+            self.budget = spent.saturating_mul(2).max(max / 4).max(self.budget).min(max);
         }
     }
 
@@ -105,7 +105,7 @@ impl Spinner {
         if let Spin::Adaptive { max } = self.policy
             && parked < max
         {
-            self.budget = (self.budget + max / 4).min(max);
+            self.budget = self.budget.saturating_add(max / 4).min(max);
         }
     }
 }
@@ -172,6 +172,18 @@ mod tests {
             spinner.wasted();
         }
         assert_eq!(spinner.budget(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_bound_of_any_length_is_taken() {
+        let mut spinner = Spinner::new(Spin::Adaptive { max: Duration::MAX });
+        spinner.load.file = None;
+        for _ in 0..8 {
+            spinner.parked(Duration::from_millis(1));
+            spinner.found(Instant::now());
+        }
+        assert_eq!(spinner.budget(), Some(Duration::MAX));
+        spinner.wasted();
     }
 
     #[test]
