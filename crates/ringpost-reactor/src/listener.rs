@@ -156,10 +156,14 @@ impl Drop for Listener {
             std::mem::take(&mut state.queue)
         };
         drop(queue);
-        let armed = self.cell.state.borrow().armed;
-        if let Some(token) = armed
+        let Ok(mut driver) = self.core.driver.try_borrow_mut() else { return };
+        let mut state = self.cell.state.borrow_mut();
+        if std::mem::take(&mut state.resting) {
+            // It would listen until its rest is over.
+            driver.resting.retain(|(_, listener)| !Rc::ptr_eq(listener, &self.cell));
+        }
+        if let Some(token) = state.armed
             && !self.core.is_closed()
-            && let Ok(mut driver) = self.core.driver.try_borrow_mut()
         {
             driver.cancel(token, self.cell.raw_fd());
         }
@@ -259,5 +263,38 @@ impl ListenerCell {
         state.failure.get_or_insert(error);
         wakers.extend(state.waiter.take());
         wakers.extend(state.pauser.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::reactor::{Reactor, Wait};
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn dropped_while_it_rests_it_is_gone_at_once() {
+        let reactor = Reactor::new(Config::default()).unwrap();
+        let name = format!("ringpost-resting-listener-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixListener::bind_addr(&address).unwrap();
+        let listener = reactor.adopt_listener(socket.into());
+        let mut context = Context::from_waker(Waker::noop());
+        while listener.poll_paused(&mut context).is_pending() {
+            reactor.turn(Wait::No).unwrap();
+        }
+        let cell = Rc::downgrade(&listener.cell);
+        {
+            let mut driver = reactor.core.driver.borrow_mut();
+            let mut state = listener.cell.state.borrow_mut();
+            state.paused = false;
+            listener.cell.rest(&mut state, &mut driver);
+        }
+        drop(listener);
+        assert_eq!(cell.strong_count(), 0, "something keeps it listening");
     }
 }
