@@ -39,7 +39,7 @@ use crate::pool::Pool;
 use crate::retries::Retries;
 use crate::spin::{Spin, Spinner};
 use crate::stats::{Counters, Stats, add};
-use crate::stream::{Stream, StreamCell, StreamError};
+use crate::stream::{Rests, Stream, StreamCell, StreamError};
 use crate::timers::Timers;
 
 pub use self::sleep::Sleep;
@@ -67,6 +67,8 @@ pub(crate) struct Driver {
     pub(crate) starved: VecDeque<Rc<StreamCell>>,
     /// Connections that need something which found no room; retried every turn.
     pub(crate) retry: Retries<StreamCell>,
+    /// Connections that the kernel had no memory for.
+    pub(crate) rests: Rests,
     /// Listeners whose accept ended, and when to arm it again.
     pub(crate) resting: Vec<(Instant, Rc<ListenerCell>)>,
     /// Dropped connections with bytes still to send.
@@ -202,6 +204,7 @@ impl Reactor {
             wakers: Vec::with_capacity(256),
             starved: VecDeque::new(),
             retry: Retries::default(),
+            rests: Rests::default(),
             resting: Vec::new(),
             lingering: Lingering::default(),
             cancels: Vec::new(),
@@ -440,6 +443,7 @@ impl Driver {
     fn check(&mut self) {
         assert_once("to try again", self.retry.iter());
         assert_once("starved", self.starved.iter());
+        assert_once("resting", self.rests.iter());
         self.packets.check();
         let Self { engine, ops, pool, .. } = self;
         match engine {
@@ -631,9 +635,11 @@ impl Core {
             Wait::Forever | Wait::No => None,
         };
         let resting = driver.resting.iter().map(|(at, _)| *at).min();
+        let rests = driver.rests.next_due();
         let lingering = driver.lingering.next_due();
         let packets = driver.packets.next_due();
-        [until, driver.timers.next_due(), resting, lingering, packets].into_iter().flatten().min()
+        let timers = driver.timers.next_due();
+        [until, timers, resting, rests, lingering, packets].into_iter().flatten().min()
     }
 
     fn wait(&self, wait: Wait) -> Result<(), EngineError> {
@@ -876,11 +882,12 @@ impl Core {
         }
     }
 
-    /// Timers, listeners that rest, and dropped connections that have lingered long enough.
+    /// Timers, listeners and connections that rest, and dropped connections that have lingered long enough.
     fn run_clocks(&self, driver: &mut Driver) {
         let packets = driver.packets.next_due().is_some();
         if driver.timers.is_empty()
             && driver.resting.is_empty()
+            && driver.rests.is_empty()
             && driver.lingering.is_empty()
             && !packets
         {
@@ -900,6 +907,9 @@ impl Core {
             for (_, listener) in due {
                 listener.arm(self, driver);
             }
+        }
+        while let Some(stream) = driver.rests.pop_due(now) {
+            stream.rest_is_over(driver);
         }
         for stream in self.drained.take() {
             stream.give_up(self, driver);

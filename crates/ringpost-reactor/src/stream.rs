@@ -10,7 +10,8 @@
 //!           Starved  nothing armed until a block is free
 //!           Ended    end of file or an error was seen
 //!           (Armed is a poll where descriptors may come along, see `descriptors`)
-//! send:     at most one in flight, silent first; short or refused -> tracked until it is whole
+//! send:     at most one in flight, silent first; short or refused -> tracked until it is whole;
+//!           refused for want of memory -> a rest, then anew
 //! stop:     Armed -> Pausing -> Idle, and stays there: the socket can be handed over
 //! close:    the handle is gone -> what was accepted is sent (bounded in time) -> shutdown(2)
 //!           -> the receive ends -> the last reference closes the descriptor
@@ -32,6 +33,7 @@ use rustix::net::Shutdown;
 pub use self::appender::Appender;
 use self::descriptors::Intake;
 pub use self::descriptors::{DescriptorClaim, DescriptorSendError};
+pub(crate) use self::rest::Rests;
 use crate::ancillary::let_descriptors_pass;
 use crate::chunk::Chunk;
 use crate::engine::{Completion, Request, Token};
@@ -44,6 +46,7 @@ use crate::retries::Listed;
 use crate::stats::add;
 
 mod inbound;
+mod rest;
 mod retry;
 mod stop;
 
@@ -120,8 +123,10 @@ struct State {
     /// Bytes of the send in flight.
     sending_bytes: usize,
     sending: bool,
-    /// Memory of a send that could not be started.
+    /// Memory of a send that could not be started, or that the kernel had no memory for.
     unsent: Option<Box<SendMemory>>,
+    /// Nothing is tried again until its rest is over.
+    resting: bool,
     send_failure: Option<StreamError>,
     writer: Option<Waker>,
     dirty: bool,
@@ -180,6 +185,7 @@ impl Stream {
             sending_bytes: 0,
             sending: false,
             unsent: None,
+            resting: false,
             send_failure: None,
             writer: None,
             dirty: false,
@@ -799,8 +805,12 @@ impl StreamCell {
                 }
                 state.left(core.config.outbound_bytes_max);
             }
-            errno
-                if matches!(-errno, libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {}
+            errno if matches!(-errno, libc::EAGAIN | libc::EINTR) => {}
+            errno if matches!(-errno, libc::ENOBUFS | libc::ENOMEM) => {
+                state.unsent = Some(Box::new(memory));
+                self.rest(&mut state, driver);
+                return;
+            }
             errno => {
                 state.sending_bytes = 0;
                 state.outbound.finish(memory, &mut core.blocks.borrow_mut());
@@ -901,6 +911,7 @@ impl StreamCell {
             state.outbound.clear(&mut core.blocks.borrow_mut());
             state.unsent = None;
         }
+        self.end_rest(&mut state, driver);
         // A send in flight ends with EPIPE.
         self.shut_down_in(&mut state);
         drop(state);

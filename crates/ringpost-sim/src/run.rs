@@ -45,6 +45,8 @@ const SETTLE_TURNS_MAX: u32 = 5000;
 pub(crate) const STUCK: Duration = Duration::from_secs(30);
 /// What was accepted for a peer may wait so long once its connection was dropped.
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
+/// How long a send rests that the kernel had no memory for.
+const REST: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// Panics of this thread's run, and where they were.
@@ -191,10 +193,17 @@ impl Stage {
 }
 
 /// Without faults, everything comes to an end: of what the program had, nothing is left. No time passes, but for
-/// both ends of a connection that were dropped with bytes for each other: neither reads, until they give up.
+/// what rests because the kernel had no memory, and for both ends of a connection that were dropped with bytes for
+/// each other: neither reads, until they give up.
 pub(crate) fn settle(runtime: &Runtime) {
     if settles(runtime) {
         return;
+    }
+    if runtime.stats().connections_lingering > 0 {
+        runtime.turn(Some(REST)).expect("the engine goes on");
+        if settles(runtime) {
+            return;
+        }
     }
     if runtime.stats().connections_lingering >= 2 {
         runtime.turn(Some(LINGER)).expect("the engine goes on");

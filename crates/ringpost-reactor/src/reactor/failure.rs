@@ -33,6 +33,9 @@ impl Core {
         for stream in driver.starved.drain(..).chain(driver.retry.take()) {
             stream.fail(errno, wakers);
         }
+        while let Some(stream) = driver.rests.pop() {
+            stream.fail(errno, wakers);
+        }
         for (_, listener) in driver.resting.drain(..) {
             listener.fail(errno, wakers);
         }

@@ -18,7 +18,8 @@ impl Core {
         }
         self.inbox.mailbox().close();
         if self.driver.borrow().failed.is_none() {
-            // What has been accepted and fits the sockets still leaves.
+            // What has been accepted and fits the sockets still leaves, also what rests.
+            self.end_rests();
             self.stage();
             let deadline = self.clock.now() + SHUTDOWN_WAIT_MAX;
             self.drain(deadline);
@@ -28,6 +29,13 @@ impl Core {
             waker.wake();
         }
         drop(owners);
+    }
+
+    fn end_rests(&self) {
+        let mut driver = self.driver.borrow_mut();
+        while let Some(stream) = driver.rests.pop() {
+            stream.rest_is_over(&mut driver);
+        }
     }
 
     /// The end of a shutdown: everything is let go, or leaked if the kernel may still use it. Whom to wake, and what

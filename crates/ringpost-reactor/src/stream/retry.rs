@@ -17,10 +17,18 @@ impl StreamCell {
     pub(crate) fn retry(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         {
             let mut state = self.state.borrow_mut();
+            if state.resting {
+                // It is tried again when its rest is over.
+                return;
+            }
             if !state.sending
                 && let Some(memory) = state.unsent.take()
             {
                 state.announce(core);
+                if state.writer.is_some() {
+                    // Whoever waits may have been looked for while there was nothing to be told.
+                    core.writers_wait.set(true);
+                }
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             match state.receive {

@@ -1,0 +1,205 @@
+//! Streams that the kernel had no memory for: they try again after a rest.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{State, StreamCell};
+use crate::reactor::Driver;
+
+/// How long a stream rests: whoever asks again at once only makes the kernel look for memory again.
+const REST: Duration = Duration::from_millis(10);
+
+/// Streams that rest, each once, and when their rests are over. All rest equally long, so the first is due first.
+#[derive(Debug, Default)]
+pub(crate) struct Rests(VecDeque<(Instant, Rc<StreamCell>)>);
+
+impl Rests {
+    /// When the first rest is over.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.0.front().map(|(at, _)| *at)
+    }
+
+    /// Takes the first, if its rest is over.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Rc<StreamCell>> {
+        if self.next_due()? <= now { self.pop() } else { None }
+    }
+
+    /// Takes the first.
+    pub(crate) fn pop(&mut self) -> Option<Rc<StreamCell>> {
+        self.0.pop_front().map(|(_, stream)| stream)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rc<StreamCell>> {
+        self.0.iter().map(|(_, stream)| stream)
+    }
+}
+
+impl StreamCell {
+    /// Tries nothing again for a while.
+    pub(super) fn rest(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
+        if !std::mem::replace(&mut state.resting, true) {
+            driver.rests.0.push_back((driver.clock.now() + REST, Rc::clone(self)));
+        }
+    }
+
+    /// The rest is over: the next turn tries again.
+    pub(crate) fn rest_is_over(self: Rc<Self>, driver: &mut Driver) {
+        self.state.borrow_mut().resting = false;
+        driver.retry.push(self);
+    }
+
+    /// There is nothing left to try again.
+    pub(super) fn end_rest(self: &Rc<Self>, state: &mut State, driver: &mut Driver) {
+        if std::mem::take(&mut state.resting) {
+            driver.rests.0.retain(|(_, stream)| !Rc::ptr_eq(stream, self));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::os::unix::net::UnixStream;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::capabilities::EngineChoice;
+    use crate::config::Config;
+    use crate::memory::Prefix;
+    use crate::reactor::{Reactor, Wait};
+    use crate::stream::Stream;
+
+    /// Every wait ends after this.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    /// Of a rest, and of waits that end for nothing.
+    const SYSTEM_CALLS_MAX: u64 = 30;
+    const BYTES: &[u8] = b"kept while it rests";
+
+    /// A stream whose send of [`BYTES`] has just been refused for want of memory.
+    struct Rig {
+        reactor: Reactor,
+        stream: Stream,
+        far: UnixStream,
+        start: Instant,
+    }
+
+    impl Rig {
+        fn new(engine: EngineChoice) -> Self {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            far.set_nonblocking(true).unwrap();
+            let stream = reactor.adopt_stream(near.into());
+            reactor.turn(Wait::No).unwrap();
+            stream.append(Prefix::NONE, BYTES);
+            let memory = {
+                let mut state = stream.cell.state.borrow_mut();
+                let memory = state.outbound.take(&mut reactor.core.blocks.borrow_mut()).unwrap();
+                state.sending_bytes = memory.len();
+                state.sending = true;
+                memory
+            };
+            let start = Instant::now();
+            {
+                let mut driver = reactor.core.driver.borrow_mut();
+                stream.cell.sent(&reactor.core, &mut driver, memory, -libc::ENOMEM);
+            }
+            Self { reactor, stream, far, start }
+        }
+
+        fn arrived(&self) -> Option<Vec<u8>> {
+            let mut bytes = vec![0; 100];
+            match (&self.far).read(&mut bytes) {
+                Ok(count) => Some(bytes[..count].to_vec()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        /// Turns until something has arrived: what it is, and the system calls that it took.
+        fn arrives(&self) -> (Vec<u8>, u64) {
+            let before = self.reactor.stats().system_calls;
+            loop {
+                if let Some(bytes) = self.arrived() {
+                    return (bytes, self.reactor.stats().system_calls - before);
+                }
+                assert!(self.start.elapsed() < PATIENCE, "nothing arrived in time");
+                self.reactor.turn(Wait::Until(self.start + PATIENCE)).unwrap();
+            }
+        }
+    }
+
+    fn each_engine(test: impl Fn(Rig)) {
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            eprintln!("engine {engine:?}");
+            test(Rig::new(engine));
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_send_without_memory_rests_and_is_repeated() {
+        each_engine(|rig| {
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(rig.stream.poll_flushed(&mut context).is_pending());
+            for _ in 0..3 {
+                rig.reactor.turn(Wait::No).unwrap();
+                rig.reactor.core.driver.borrow_mut().retry.push(Rc::clone(&rig.stream.cell));
+                assert!(rig.arrived().is_none() || rig.start.elapsed() >= REST, "no rest");
+            }
+            let (bytes, calls) = rig.arrives();
+            assert_eq!(bytes, BYTES);
+            assert!(rig.start.elapsed() >= REST);
+            assert!(calls <= SYSTEM_CALLS_MAX, "{calls} system calls while it rested");
+            for _ in 0..3 {
+                rig.reactor.turn(Wait::No).unwrap();
+            }
+            assert!(rig.stream.poll_flushed(&mut context).is_ready());
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_dropped_stream_sends_what_rested() {
+        each_engine(|rig| {
+            let Rig { reactor, stream, far, start } = rig;
+            let weak = Rc::downgrade(&stream.cell);
+            drop(stream);
+            let mut received = Vec::new();
+            while (&far).read_to_end(&mut received).is_err() {
+                assert!(start.elapsed() < PATIENCE, "no end in time");
+                reactor.turn(Wait::Until(start + PATIENCE)).unwrap();
+            }
+            assert_eq!(received, BYTES);
+            for _ in 0..10 {
+                reactor.turn(Wait::No).unwrap();
+            }
+            assert_eq!((weak.strong_count(), reactor.stats().connections_lingering), (0, 0));
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_stream_that_is_given_up_rests_no_more() {
+        each_engine(|rig| {
+            let mut driver = rig.reactor.core.driver.borrow_mut();
+            assert!(!driver.rests.is_empty());
+            rig.stream.cell.give_up(&rig.reactor.core, &mut driver);
+            assert!(driver.rests.is_empty());
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn what_rests_is_still_sent_when_the_reactor_ends() {
+        each_engine(|rig| {
+            rig.reactor.shutdown();
+            assert_eq!(rig.arrived().as_deref(), Some(BYTES));
+        });
+    }
+}
