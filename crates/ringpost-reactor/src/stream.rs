@@ -908,9 +908,12 @@ impl StreamCell {
                 bytes = state.unsent_bytes(),
                 "a closed connection's bytes are dropped"
             );
-            state.outbound.clear(&mut core.blocks.borrow_mut());
-            state.unsent = None;
         }
+        // Payloads go where nothing is borrowed, also those of a stream that has failed.
+        if let Some(memory) = state.unsent.take() {
+            state.outbound.finish(*memory, &mut core.blocks.borrow_mut());
+        }
+        state.outbound.clear(&mut core.blocks.borrow_mut());
         self.end_rest(&mut state, driver);
         // A send in flight ends with EPIPE.
         self.shut_down_in(&mut state);

@@ -205,7 +205,7 @@ impl Stream {
                 replace_waker(&mut state.writer, context);
                 if !self.cell.arm_writable(&mut state, &mut driver) {
                     // No room for the poll now: try again next turn.
-                    context.waker().wake_by_ref();
+                    driver.wakers.push(context.waker().clone());
                 }
                 Poll::Pending
             }

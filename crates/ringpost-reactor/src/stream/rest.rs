@@ -64,14 +64,18 @@ impl StreamCell {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::io::{ErrorKind, Read};
     use std::os::unix::net::UnixStream;
     use std::task::{Context, Waker};
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::capabilities::EngineChoice;
     use crate::config::Config;
     use crate::memory::Prefix;
+    use crate::outbound::Payload;
     use crate::reactor::{Reactor, Wait};
     use crate::stream::Stream;
 
@@ -91,12 +95,17 @@ mod tests {
 
     impl Rig {
         fn new(engine: EngineChoice) -> Self {
-            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let config = Config { engine, ..Config::default() };
+            Self::of(config, |stream| stream.append(Prefix::NONE, BYTES))
+        }
+
+        fn of(config: Config, append: impl FnOnce(&Stream)) -> Self {
+            let reactor = Reactor::new(config).unwrap();
             let (near, far) = UnixStream::pair().unwrap();
             far.set_nonblocking(true).unwrap();
             let stream = reactor.adopt_stream(near.into());
             reactor.turn(Wait::No).unwrap();
-            stream.append(Prefix::NONE, BYTES);
+            append(&stream);
             let memory = {
                 let mut state = stream.cell.state.borrow_mut();
                 let memory = state.outbound.take(&mut reactor.core.blocks.borrow_mut()).unwrap();
@@ -192,6 +201,45 @@ mod tests {
             rig.stream.cell.give_up(&rig.reactor.core, &mut driver);
             assert!(driver.rests.is_empty());
         });
+    }
+
+    thread_local! {
+        /// For a payload, which must be `Send` as a whole.
+        static REACTOR: RefCell<Option<Reactor>> = const { RefCell::new(None) };
+        static DROPPED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    struct Owner;
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            BYTES
+        }
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            REACTOR.with_borrow(|reactor| reactor.as_ref().map(Reactor::stats));
+            DROPPED.set(true);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn payloads_that_are_given_up_may_use_the_reactor_as_they_go() {
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let config = Config { engine, linger_ms_max: 0, ..Config::default() };
+            let payload = Payload::Bytes(Bytes::from_owner(Owner));
+            let rig = Rig::of(config, |stream| stream.append_shared(Prefix::NONE, payload));
+            REACTOR.set(Some(rig.reactor.clone()));
+            DROPPED.set(false);
+            drop(rig.stream);
+            for _ in 0..3 {
+                rig.reactor.turn(Wait::No).unwrap();
+            }
+            assert!(DROPPED.get());
+            REACTOR.set(None);
+        }
     }
 
     #[test]
