@@ -33,6 +33,7 @@ use rustix::net::Shutdown;
 pub use self::appender::Appender;
 use self::descriptors::Intake;
 pub use self::descriptors::{DescriptorClaim, DescriptorSendError};
+use self::rest::RECEIVES_CANCELLED_MAX;
 pub(crate) use self::rest::Rests;
 use crate::ancillary::let_descriptors_pass;
 use crate::chunk::Chunk;
@@ -127,6 +128,8 @@ struct State {
     unsent: Option<Box<SendMemory>>,
     /// Nothing is tried again until its rest is over.
     resting: bool,
+    /// In a row, see [`RECEIVES_CANCELLED_MAX`].
+    receives_cancelled: u8,
     send_failure: Option<StreamError>,
     writer: Option<Waker>,
     dirty: bool,
@@ -186,6 +189,7 @@ impl Stream {
             sending: false,
             unsent: None,
             resting: false,
+            receives_cancelled: 0,
             send_failure: None,
             writer: None,
             dirty: false,
@@ -607,6 +611,7 @@ impl StreamCell {
             if range.len > 0 {
                 let bytes = range.len as usize;
                 add(&core.counters.bytes_received, range.len.into());
+                state.receives_cancelled = 0;
                 if !state.closing {
                     state.inbound_bytes += bytes;
                     let Driver { pool, hands, packets, .. } = &mut *driver;
@@ -660,13 +665,22 @@ impl StreamCell {
                 drop(state);
                 self.resume(core, driver);
             }
-            libc::ECANCELED if paused => {
+            libc::ECANCELED if paused || state.closing || state.end.is_some() => {
                 drop(state);
                 self.resume(core, driver);
             }
+            // The kernel had no memory to wait with: nobody has cancelled this.
+            libc::ECANCELED if state.receives_cancelled < RECEIVES_CANCELLED_MAX => {
+                state.receives_cancelled += 1;
+                self.rest(&mut state, driver);
+            }
             errno => {
                 state.receive = Receive::Ended;
-                state.end.get_or_insert_with(|| Err(StreamError::from_errno(errno)));
+                let error = match errno {
+                    libc::ECANCELED => StreamError::Kernel { errno },
+                    errno => StreamError::from_errno(errno),
+                };
+                state.end.get_or_insert(Err(error));
             }
         }
     }

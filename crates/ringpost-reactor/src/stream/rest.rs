@@ -10,6 +10,9 @@ use crate::reactor::Driver;
 /// How long a stream rests: whoever asks again at once only makes the kernel look for memory again.
 const REST: Duration = Duration::from_millis(10);
 
+/// Receives in a row, without a byte in between, that the kernel may have ended of itself.
+pub(super) const RECEIVES_CANCELLED_MAX: u8 = 16;
+
 /// Streams that rest, each once, and when their rests are over. All rest equally long, so the first is due first.
 #[derive(Debug, Default)]
 pub(crate) struct Rests(VecDeque<(Instant, Rc<StreamCell>)>);
@@ -65,9 +68,9 @@ impl StreamCell {
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
-    use std::io::{ErrorKind, Read};
+    use std::io::{ErrorKind, Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::task::{Context, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use bytes::Bytes;
 
@@ -77,7 +80,7 @@ mod tests {
     use crate::memory::Prefix;
     use crate::outbound::Payload;
     use crate::reactor::{Reactor, Wait};
-    use crate::stream::Stream;
+    use crate::stream::{Receive, Stream, StreamError};
 
     /// Every wait ends after this.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -201,6 +204,53 @@ mod tests {
             rig.stream.cell.give_up(&rig.reactor.core, &mut driver);
             assert!(driver.rests.is_empty());
         });
+    }
+
+    /// Ends the receive as the kernel does that has no memory to wait with, and waits until it is armed anew. False
+    /// if that was the end of the stream.
+    fn receives_again(reactor: &Reactor, stream: &Stream) -> bool {
+        let start = Instant::now();
+        let armed = || match stream.cell.state.borrow().receive {
+            Receive::Armed(token) => Some(token),
+            _ => None,
+        };
+        let token = armed().unwrap();
+        reactor.core.driver.borrow_mut().cancel(token, stream.cell.raw_fd());
+        while armed().is_none_or(|now| now == token) {
+            assert!(start.elapsed() < PATIENCE, "nothing happened in time");
+            reactor.turn(Wait::Until(Instant::now() + REST)).unwrap();
+            if stream.cell.state.borrow().end.is_some() {
+                return false;
+            }
+        }
+        assert!(start.elapsed() >= REST);
+        true
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_receive_that_nobody_has_cancelled_goes_on() {
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            let stream = reactor.adopt_stream(near.into());
+            reactor.turn(Wait::No).unwrap();
+            let times = usize::from(RECEIVES_CANCELLED_MAX);
+            for _ in 0..2 {
+                assert!((0..times).all(|_| receives_again(&reactor, &stream)));
+                (&far).write_all(BYTES).unwrap();
+                while stream.try_receive().is_none() {
+                    reactor.turn(Wait::Until(Instant::now() + PATIENCE)).unwrap();
+                }
+            }
+            let lasts = (0..=times).take_while(|_| receives_again(&reactor, &stream)).count();
+            assert_eq!(lasts, times);
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(Err(error)) = stream.poll_receive(&mut context) else {
+                panic!("the stream goes on")
+            };
+            assert_eq!(error, StreamError::Kernel { errno: libc::ECANCELED });
+        }
     }
 
     thread_local! {
