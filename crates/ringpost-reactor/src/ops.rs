@@ -48,8 +48,46 @@ pub(crate) struct NotStarted {
     pub(crate) memory: Option<SendMemory>,
 }
 
-/// Operations in flight at once: two for each of half a million connections.
+/// Operations in flight at once: about two for each of half a million connections.
 const OPS_MAX: usize = 1 << 20;
+
+/// Places that what waits for peers leaves for sends, and sends for cancels: otherwise a table that is full of receives
+/// could neither be drained nor have any of them ended.
+const SPARE: usize = 1 << 14;
+
+/// Which part of the table an operation may fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// Receives and whatever else may wait for ever, for what others do.
+    Waits,
+    /// Sends, and waits for their room.
+    Sends,
+    /// Cancels, which end soon and make room, and the doorbell, of which there is one.
+    Ends,
+}
+
+impl Share {
+    fn of(request: &Request) -> Self {
+        match request {
+            Request::Receive { .. }
+            | Request::Accept { .. }
+            | Request::Hangup { .. }
+            | Request::Readable { .. } => Self::Waits,
+            Request::Send { .. } | Request::SendMessage { .. } | Request::Writable { .. } => {
+                Self::Sends
+            }
+            Request::Cancel { .. } | Request::Doorbell { .. } => Self::Ends,
+        }
+    }
+
+    fn max(self) -> usize {
+        match self {
+            Self::Waits => OPS_MAX - 2 * SPARE,
+            Self::Sends => OPS_MAX - SPARE,
+            Self::Ends => OPS_MAX,
+        }
+    }
+}
 
 /// Operations that there is address space for from the start, 3 MiB of it: tables that grow leave holes
 /// behind them in the heap, while pages that nobody touches cost nothing.
@@ -95,7 +133,7 @@ impl Ops {
         request: Request,
     ) -> Option<Token> {
         debug_assert!(!matches!(request, Request::Send { .. } | Request::SendMessage { .. }));
-        let token = self.reserve(Slot { owner, memory: None })?;
+        let token = self.reserve(Slot { owner, memory: None }, Share::of(&request))?;
         // SAFETY: the request points to no memory; receives go to pool blocks, which stay mapped as
         // long as the engine holds them (pool invariant P3), and the owner in the slot keeps the
         // descriptor open (T1).
@@ -145,14 +183,14 @@ impl Ops {
     }
 
     fn reserve_or_give_back(&mut self, slot: Slot) -> Result<Option<Token>, NotStarted> {
-        if self.slots.len() >= OPS_MAX {
+        if self.slots.len() >= Share::Sends.max() {
             return Err(NotStarted { memory: slot.memory });
         }
-        Ok(self.reserve(slot))
+        Ok(self.reserve(slot, Share::Sends))
     }
 
-    fn reserve(&mut self, slot: Slot) -> Option<Token> {
-        if self.slots.len() >= OPS_MAX {
+    fn reserve(&mut self, slot: Slot, share: Share) -> Option<Token> {
+        if self.slots.len() >= share.max() {
             return None;
         }
         let key = self.slots.insert(slot);
@@ -250,10 +288,11 @@ mod tests {
     #[test]
     fn a_stale_token_reaches_nothing() {
         let mut ops = Ops::default();
-        let first = ops.reserve(Slot { owner: Owner::Doorbell, memory: None }).unwrap();
+        let first =
+            ops.reserve(Slot { owner: Owner::Doorbell, memory: None }, Share::Ends).unwrap();
         assert!(ops.get(first).is_some());
         ops.release(first).unwrap();
-        let second = ops.reserve(Slot { owner: Owner::Cancel, memory: None }).unwrap();
+        let second = ops.reserve(Slot { owner: Owner::Cancel, memory: None }, Share::Ends).unwrap();
         assert_eq!(first.slot(), second.slot());
         assert!(ops.get(first).is_none());
         assert!(ops.release(first).is_none());
@@ -264,12 +303,28 @@ mod tests {
 
     #[test]
     fn one_more_than_the_bound_is_not_started() {
-        let doorbell = || Slot { owner: Owner::Doorbell, memory: None };
+        let cancel = || Slot { owner: Owner::Cancel, memory: None };
         let mut ops = Ops::default();
-        let tokens: Vec<Token> = std::iter::from_fn(|| ops.reserve(doorbell())).collect();
+        let fill = |ops: &mut Ops, share| -> Vec<Token> {
+            std::iter::from_fn(|| ops.reserve(cancel(), share)).collect()
+        };
+        let target = Token::new(0, 0);
+        assert_eq!(Share::of(&Request::Receive { fd: 0 }), Share::Waits);
+        assert_eq!(Share::of(&Request::Writable { fd: 0 }), Share::Sends);
+        assert_eq!(Share::of(&Request::Cancel { target, fd: 0 }), Share::Ends);
+        // What waits for peers leaves room for sends, and sends leave room for cancels.
+        let mut tokens = fill(&mut ops, Share::Waits);
+        assert_eq!((tokens.len(), ops.len()), (OPS_MAX - 2 * SPARE, OPS_MAX - 2 * SPARE));
+        tokens.extend(fill(&mut ops, Share::Sends));
+        assert_eq!(ops.len(), OPS_MAX - SPARE);
+        tokens.extend(fill(&mut ops, Share::Ends));
         assert_eq!((tokens.len(), ops.len()), (OPS_MAX, OPS_MAX));
         ops.release(tokens[7]).unwrap();
-        assert_eq!(ops.reserve(doorbell()).map(Token::slot), Some(7));
-        assert!(ops.reserve(doorbell()).is_none());
+        for share in [Share::Waits, Share::Sends] {
+            assert!(fill(&mut ops, share).is_empty());
+        }
+        let token = ops.reserve(cancel(), Share::Ends);
+        assert_eq!(token.map(Token::slot), Some(7));
+        assert!(fill(&mut ops, Share::Ends).is_empty());
     }
 }
