@@ -14,6 +14,10 @@
 //!   Set     -> (told)   room, a failure, cancelled
 //!           -> Asked    the same, of a send
 //!   Pausing -> Asked    the pause is over
+//!           -> Polled   the same, of a send: to try it so often in vain each time would cost a core
+//!           -> (told)   cancelled
+//!   Polled  -> Asked    room, a failure
+//!           -> Set, Pausing as from Asked
 //!           -> (told)   cancelled
 //! ```
 //!
@@ -66,6 +70,26 @@ enum Stage {
     Asked,
     Set(OwnedFd),
     Pausing,
+    /// A poll for the room that a send needs.
+    Polled,
+}
+
+impl Wait {
+    fn is_send(&self) -> bool {
+        !matches!(self.request, Request::Writable { .. })
+    }
+
+    /// Whether the ring has ended this although it would have to wait.
+    fn found_no_room(&self, result: i32) -> bool {
+        const TOLD: i32 = libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP;
+        match self.stage {
+            Stage::Asked if self.is_send() => result == -libc::EAGAIN,
+            Stage::Asked | Stage::Polled => {
+                result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
+            }
+            Stage::Set(_) | Stage::Pausing => false,
+        }
+    }
 }
 
 impl Rooms {
@@ -99,7 +123,7 @@ impl Rooms {
             return None;
         }
         let next = match &wait.stage {
-            Stage::Asked if found_no_room(&wait.request, result) => {
+            _ if wait.found_no_room(result) => {
                 if wait.cancelled {
                     self.remove(token);
                     return Some(-libc::ECANCELED);
@@ -109,22 +133,28 @@ impl Rooms {
                 self.sets += usize::from(set.is_some());
                 set.map_or(Stage::Pausing, Stage::Set)
             }
-            Stage::Pausing if result == -libc::ETIME && !wait.cancelled => Stage::Asked,
+            Stage::Pausing if result == -libc::ETIME && !wait.cancelled => {
+                if wait.is_send() {
+                    Stage::Polled
+                } else {
+                    Stage::Asked
+                }
+            }
             Stage::Pausing => {
                 self.remove(token);
                 return Some(-libc::ECANCELED);
             }
-            Stage::Asked => {
-                self.remove(token);
-                return Some(result);
-            }
-            Stage::Set(_) if result > 0 && !matches!(wait.request, Request::Writable { .. }) => {
+            Stage::Set(_) | Stage::Polled if result > 0 && wait.is_send() => {
                 if wait.cancelled {
                     self.remove(token);
                     return Some(-libc::ECANCELED);
                 }
-                self.sets -= 1;
+                self.sets -= usize::from(matches!(wait.stage, Stage::Set(_)));
                 Stage::Asked
+            }
+            Stage::Asked | Stage::Polled => {
+                self.remove(token);
+                return Some(result);
             }
             Stage::Set(set) => {
                 let result = if result > 0 { mask(set, calls) } else { result };
@@ -174,6 +204,7 @@ impl Rooms {
                         opcode::PollAdd::new(types::Fd(set.as_raw_fd()), events).build()
                     }
                     Stage::Pausing => opcode::Timeout::new(&PAUSE).build(),
+                    Stage::Polled => entry_of(Request::Writable { fd: wait.request.descriptor() }),
                 };
                 let Some(place) = push(&entry.user_data(token.0)) else { return };
                 self.staged.push(place);
@@ -192,17 +223,6 @@ impl Rooms {
         if let Some(Wait { stage: Stage::Set(_), .. }) = self.waits.remove(&token) {
             self.sets -= 1;
         }
-    }
-}
-
-/// Whether the ring has ended this although it would have to wait.
-fn found_no_room(request: &Request, result: i32) -> bool {
-    const TOLD: i32 = libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP;
-    match request {
-        Request::Writable { .. } => {
-            result > 0 && result & TOLD == 0 && result & libc::EPOLLRDHUP != 0
-        }
-        _ => result == -libc::EAGAIN,
     }
 }
 
@@ -233,6 +253,7 @@ fn mask(set: &OwnedFd, calls: &mut u64) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -245,12 +266,14 @@ mod tests {
         full: UnixStream,
         _peer: UnixStream,
         calls: u64,
+        /// That the ring was told of anew.
+        sends: i32,
     }
 
     impl Bench {
         fn new() -> Self {
             let (full, peer) = UnixStream::pair().unwrap();
-            Self { rooms: Rooms::default(), full, _peer: peer, calls: 0 }
+            Self { rooms: Rooms::default(), full, _peer: peer, calls: 0, sends: 0 }
         }
 
         /// A wait for room that goes on, armed anew. True if it has a set.
@@ -269,11 +292,16 @@ mod tests {
         /// Arms all that are to be armed: how many.
         fn arm(&mut self) -> usize {
             let mut count = 0;
-            let entry_of = |_| opcode::Nop::new().build();
+            let sends = Cell::new(0);
+            let entry_of = |request| {
+                sends.update(|sends| sends + i32::from(matches!(request, Request::Send { .. })));
+                opcode::Nop::new().build()
+            };
             self.rooms.arm(entry_of, |_| {
                 count += 1;
                 Some(0)
             });
+            self.sends += sends.get();
             count
         }
     }
@@ -294,6 +322,32 @@ mod tests {
         assert_eq!((bench.ended(SETS_MAX, NO_ROOM), bench.arm()), (None, 1));
         assert_eq!(bench.rooms.sets, SETS_MAX);
         assert!(matches!(bench.rooms.waits[&Token::new(SETS_MAX, 1)].stage, Stage::Set(_)));
+    }
+
+    #[test]
+    fn beyond_the_bound_of_sets_a_send_is_not_tried_in_vain() {
+        let mut bench = Bench::new();
+        assert!((0..SETS_MAX).all(|slot| bench.wait(slot)));
+        let (fd, slot) = (bench.full.as_raw_fd(), SETS_MAX);
+        let send = Request::Send { fd, data: std::ptr::null(), len: 100, silent: false };
+        bench.rooms.start(Token::new(slot, 1), send);
+        assert_eq!((bench.ended(slot, -libc::EAGAIN), bench.arm()), (None, 1));
+        for _ in 0..3 {
+            assert_eq!((bench.ended(slot, -libc::ETIME), bench.arm()), (None, 1));
+            assert_eq!((bench.ended(slot, NO_ROOM), bench.arm()), (None, 1));
+        }
+        assert_eq!(bench.sends, 0);
+        assert_eq!((bench.ended(slot, -libc::ETIME), bench.arm()), (None, 1));
+        assert_eq!((bench.ended(slot, NO_ROOM | libc::EPOLLOUT), bench.arm()), (None, 1));
+        assert_eq!((bench.sends, bench.rooms.sets), (1, SETS_MAX));
+        assert_eq!(bench.ended(slot, 100), Some(100));
+        // Cancelled while it is polled for.
+        bench.rooms.start(Token::new(slot, 1), send);
+        assert_eq!((bench.ended(slot, -libc::EAGAIN), bench.arm()), (None, 1));
+        assert_eq!((bench.ended(slot, -libc::ETIME), bench.arm()), (None, 1));
+        assert!(!bench.rooms.cancel(Token::new(slot, 1)), "the ring has it");
+        assert_eq!(bench.ended(slot, NO_ROOM), Some(-libc::ECANCELED));
+        assert_eq!((bench.arm(), bench.rooms.sets), (0, SETS_MAX));
     }
 
     #[test]
