@@ -10,6 +10,7 @@
 //! * **S2** The pointers in a [`Gather`]'s vector are derived from its own segments, which are heap
 //!   memory that does not move with the `Gather`.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use bytes::Bytes;
@@ -19,6 +20,10 @@ use crate::pool::Lease;
 
 /// Segments that one gathered send carries; well below IOV_MAX (1024, sendmsg(2)) halves.
 const GATHER_SEGMENTS_MAX: usize = 128;
+/// Segments that an empty queue keeps the place of, so that steady traffic allocates nothing. A long message in
+/// pieces may have needed more.
+const SEGMENTS_KEPT_MAX: usize = 4 * GATHER_SEGMENTS_MAX;
+
 /// A payload that is sent from where it lies.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -229,7 +234,7 @@ impl SendMemory {
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
     /// Full or gathered segments before `tail`, in order.
-    before: Vec<Segment>,
+    before: VecDeque<Segment>,
     /// The block that small messages go to.
     tail: Option<OutboundBlock>,
     /// Bytes in `before`.
@@ -298,9 +303,13 @@ impl Outbound {
 
     /// Appends a payload that is sent from where it lies.
     pub(crate) fn append_shared(&mut self, prefix: Prefix, payload: Payload) {
+        if let Some(tail) = self.tail.as_ref().filter(|tail| !tail.is_empty()) {
+            // It is queued with what it has; large blocks with little in them would add up over many payloads.
+            self.class = self.class.after(tail.len());
+        }
         self.close();
         self.before_bytes += prefix.len() + payload.as_slice().len();
-        self.before.push(Segment::Shared { prefix, sent: 0, payload });
+        self.before.push_back(Segment::Shared { prefix, sent: 0, payload });
     }
 
     /// Makes a fresh block with room for `bytes` the tail.
@@ -348,7 +357,7 @@ impl Outbound {
     fn close(&mut self) {
         if let Some(tail) = self.tail.take_if(|tail| !tail.is_empty()) {
             self.before_bytes += tail.len();
-            self.before.push(Segment::Block(tail));
+            self.before.push_back(Segment::Block(tail));
         }
     }
 
@@ -367,7 +376,10 @@ impl Outbound {
         let mut gather = self.spare.take().unwrap_or_else(|| Box::new(Gather::new()));
         let count = self.before.len().min(GATHER_SEGMENTS_MAX);
         gather.segments.extend(self.before.drain(..count));
-        self.before_bytes = self.before.iter().map(Segment::len).sum();
+        self.before_bytes -= gather.segments.iter().map(Segment::len).sum::<usize>();
+        if self.before.is_empty() && self.before.capacity() > SEGMENTS_KEPT_MAX {
+            self.before = VecDeque::new();
+        }
         Some(SendMemory::Gather(gather))
     }
 
@@ -385,7 +397,7 @@ impl Outbound {
         if let Some(tail) = self.tail.take() {
             blocks.give_back(tail);
         }
-        for segment in self.before.drain(..) {
+        for segment in std::mem::take(&mut self.before) {
             segment.let_go(blocks);
         }
     }
@@ -393,6 +405,8 @@ impl Outbound {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// Everything a send memory names, read the way a kernel would.
@@ -471,5 +485,68 @@ mod tests {
             outbound.finish(memory, &mut blocks);
         }
         assert_eq!(blocks.allocated, 1);
+    }
+
+    #[test]
+    fn a_message_in_very_many_pieces_leaves_in_linear_time() {
+        const PIECES: usize = if cfg!(miri) { 2000 } else { 300_000 };
+        /// Enough for a busy machine; moving the rest for each send takes many times as long.
+        const LIMIT: Duration = Duration::from_secs(5);
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound::default();
+        for piece in 0..PIECES {
+            let byte = [u8::try_from(piece % 251).unwrap()];
+            outbound.append_shared(Prefix::NONE, Payload::Bytes(Bytes::copy_from_slice(&byte)));
+        }
+        let start = Instant::now();
+        let mut sent = 0;
+        while let Some(memory) = outbound.take(&mut blocks) {
+            assert_eq!(outbound.len(), PIECES - sent - memory.len());
+            for byte in contents(&memory) {
+                assert_eq!(usize::from(byte), sent % 251);
+                sent += 1;
+            }
+            outbound.finish(memory, &mut blocks);
+            drop(blocks.take_released());
+            assert!(cfg!(miri) || start.elapsed() < LIMIT, "{sent} of {PIECES} pieces");
+        }
+        assert_eq!(sent, PIECES);
+        assert!(outbound.before.capacity() <= SEGMENTS_KEPT_MAX, "the list is given back");
+    }
+
+    #[test]
+    fn what_steady_gathered_traffic_needs_is_kept() {
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound::default();
+        let mut capacity = 0;
+        for round in 0..10 {
+            for _ in 0..GATHER_SEGMENTS_MAX {
+                outbound.append(Prefix::word(7), &[0; 64], &mut blocks);
+                outbound.append_shared(Prefix::word(7), Payload::Bytes(Bytes::from_static(b"x")));
+            }
+            while let Some(memory) = outbound.take(&mut blocks) {
+                outbound.finish(memory, &mut blocks);
+            }
+            assert!(round == 0 || outbound.before.capacity() == capacity);
+            capacity = outbound.before.capacity();
+        }
+        assert!(capacity >= 2 * GATHER_SEGMENTS_MAX);
+    }
+
+    #[test]
+    fn little_between_gathered_payloads_waits_in_small_blocks() {
+        const PAYLOADS: usize = 100;
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound { class: BlockClass::LARGE, ..Outbound::default() };
+        for _ in 0..PAYLOADS {
+            outbound.append(Prefix::NONE, b"x", &mut blocks);
+            outbound.append_shared(Prefix::NONE, Payload::Bytes(Bytes::from_static(b"y")));
+        }
+        let held = outbound.before.iter().map(|segment| match segment {
+            Segment::Block(block) => block.capacity(),
+            Segment::Shared { .. } => 0,
+        });
+        let held: usize = held.sum();
+        assert!(held < 2 * OUTBOUND_LARGE_BYTES, "{held} bytes for {PAYLOADS}");
     }
 }

@@ -225,11 +225,7 @@ impl Stream {
     #[inline]
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Inbound, StreamError>> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(chunk) = state.first.take() {
-            if let Some(inbound) = &mut state.inbound {
-                state.first = inbound.pop_front();
-            }
-            state.inbound_bytes -= chunk.len();
+        if let Some(chunk) = state.pop_inbound() {
             let resume = state.can_resume(self.core.config.inbound_bytes_max);
             drop(state);
             if resume {

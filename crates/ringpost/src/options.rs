@@ -77,7 +77,8 @@ impl ConnectionOptions {
 
     /// Payloads given as [`Bytes`](bytes::Bytes) or [`Message`](crate::Message) are sent from where
     /// they lie from this length on, 2048 bytes by default; shorter ones are copied into the batch,
-    /// because the kernel takes longer to gather them than to read a copy.
+    /// because the kernel takes longer to gather them than to read a copy. Of a message in pieces that is
+    /// decided for each piece.
     pub fn gather_bytes_min(mut self, bytes: usize) -> Self {
         self.gather_bytes_min = bytes;
         self

@@ -276,9 +276,9 @@ impl Sender {
         }
     }
 
-    /// Passes a received message on, waiting for room; copies nothing from
-    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on. File descriptors that
-    /// came with it go on with it; if they can't, they are closed, and nothing is sent.
+    /// Passes a received message on, waiting for room. Its pieces are not copied from
+    /// [`gather_bytes_min`](crate::ConnectionOptions::gather_bytes_min) bytes on; seldom is there more than one.
+    /// File descriptors that came with it go on with it; if they can't, they are closed, and nothing is sent.
     ///
     /// # Cancel safety
     ///
@@ -316,14 +316,7 @@ impl Sender {
         self.room(run.longest).await?;
         match run.kind {
             RunKind::Framed(chunk) if self.link.stream.is_packets() => self.append_frames(&chunk),
-            RunKind::Framed(chunk) => {
-                if chunk.len() < self.link.options.gather_bytes_min {
-                    self.link.stream.append(Prefix::NONE, chunk.as_slice());
-                    chunk.count_copied(chunk.len());
-                } else {
-                    self.link.stream.append_shared(Prefix::NONE, payload(chunk));
-                }
-            }
+            RunKind::Framed(chunk) => self.append_chunk(Prefix::NONE, chunk),
             RunKind::Single(message) if message.descriptors().is_empty() => {
                 let prefix = self.prefix(message.len());
                 self.append_message(prefix, message);
@@ -449,7 +442,6 @@ impl Sender {
             .await?
         };
         let sent = self.append_rest_of_header(taken, len, message.descriptors().len());
-        let gather = len >= self.link.options.gather_bytes_min;
         let mut skipped = 0;
         for mut chunk in message.into_chunks() {
             let done = (sent - skipped).min(chunk.len());
@@ -458,12 +450,7 @@ impl Sender {
             if chunk.is_empty() {
                 continue;
             }
-            if gather {
-                self.link.stream.append_shared(Prefix::NONE, payload(chunk));
-            } else {
-                chunk.count_copied(chunk.len());
-                self.link.stream.append(Prefix::NONE, chunk.as_slice());
-            }
+            self.append_chunk(Prefix::NONE, chunk);
         }
         Ok(())
     }
@@ -535,13 +522,7 @@ impl Sender {
         let profile = self.link.options.profile;
         let mut start = 0;
         while let Some(len) = frame_bytes(profile, frames.as_slice().get(start..)) {
-            let frame = frames.slice(start..start + len);
-            if len < self.link.options.gather_bytes_min {
-                self.link.stream.append(Prefix::NONE, frame.as_slice());
-                frame.count_copied(len);
-            } else {
-                self.link.stream.append_shared(Prefix::NONE, payload(frame));
-            }
+            self.append_chunk(Prefix::NONE, frames.slice(start..start + len));
             start += len;
         }
     }
@@ -552,16 +533,20 @@ impl Sender {
             self.link.stream.append_with(prefix, message.len(), |bytes| message.copy_to(bytes));
             return;
         }
-        let gather = message.len() >= self.link.options.gather_bytes_min;
         let mut prefix = prefix;
         for chunk in message.into_chunks() {
-            if gather {
-                self.link.stream.append_shared(prefix, payload(chunk));
-            } else {
-                chunk.count_copied(chunk.len());
-                self.link.stream.append(prefix, chunk.as_slice());
-            }
+            self.append_chunk(prefix, chunk);
             prefix = Prefix::NONE;
+        }
+    }
+
+    /// Queues a piece of a message. The peer it came from has chosen how long each is, so that is decided for each.
+    fn append_chunk(&self, prefix: Prefix, chunk: Chunk) {
+        if chunk.len() >= self.link.options.gather_bytes_min {
+            self.link.stream.append_shared(prefix, payload(chunk));
+        } else {
+            chunk.count_copied(chunk.len());
+            self.link.stream.append(prefix, chunk.as_slice());
         }
     }
 

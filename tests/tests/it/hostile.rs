@@ -13,7 +13,9 @@ use ringpost::{
 use ringpost_frame::{Features, FrameFlags, FrameHeader, FrameKind, Hello};
 use ringpost_testkit::peer::{self, RawPeer, flagged, frame, greeting, message};
 use ringpost_testkit::{pattern, process};
-use ringpost_tests::rig::{Bystander, adopt, block_on, blocking, builder, join, raw, run, sockets};
+use ringpost_tests::rig::{
+    Bystander, adopt, block_on, blocking, builder, join, pair, raw, run, sockets,
+};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
 on_both_engines!(
@@ -30,7 +32,8 @@ on_both_engines!(
     a_flood_of_pings,
     going_away,
     byte_by_byte_to_who_reads,
-    byte_by_byte_to_who_does_not_read
+    byte_by_byte_to_who_does_not_read,
+    passed_on_in_very_many_pieces
 );
 on_both_engines_alone!(an_oversize_length_costs_nothing, descriptors_that_come_along);
 
@@ -511,17 +514,21 @@ fn can_refuse_descriptors(socket: &UnixStream) -> bool {
 /// Sends a byte to each of two connections in turn, so that no two of one lie side by side in memory, and waits
 /// until they have been received, if they are.
 async fn byte_by_byte(bytes: &[u8], peers: &mut [RawPeer; 2]) {
-    const TURNS_MAX: usize = 50;
     for byte in bytes {
-        for peer in &mut *peers {
-            let before = ringpost::stats().bytes_received;
-            peer.send(std::slice::from_ref(byte));
-            for _ in 0..TURNS_MAX {
-                if ringpost::stats().bytes_received > before {
-                    break;
-                }
-                yield_now().await;
+        in_turn(std::slice::from_ref(byte), peers).await;
+    }
+}
+
+async fn in_turn(piece: &[u8], peers: &mut [RawPeer; 2]) {
+    const TURNS_MAX: usize = 50;
+    for peer in peers {
+        let before = ringpost::stats().bytes_received;
+        peer.send(piece);
+        for _ in 0..TURNS_MAX {
+            if ringpost::stats().bytes_received > before {
+                break;
             }
+            yield_now().await;
         }
     }
 }
@@ -564,6 +571,39 @@ fn byte_by_byte_to_who_does_not_read(engine: EngineChoice) {
         // All of it is there nevertheless.
         for mut connection in connections {
             let message = connection.recv().await.expect("a message").expect("no end");
+            pattern::check(1, LEN, &message);
+        }
+    });
+}
+
+/// A message that has come in thousands of short pieces is passed on as a copy, not as a list of all of them.
+fn passed_on_in_very_many_pieces(engine: EngineChoice) {
+    const PIECE: usize = 256;
+    const PIECES: usize = 2000;
+    const LEN: usize = PIECE * PIECES;
+    block_on(engine, async {
+        let (connections, mut peers): (Vec<_>, Vec<_>) = (0..2).map(|_| raw()).unzip();
+        let readers = connections.into_iter().map(|mut connection| {
+            spawn(async move { connection.recv().await.expect("a message").expect("no end") })
+        });
+        let readers: Vec<_> = readers.collect();
+        peers.iter_mut().for_each(|peer| peer.send(&greeting()));
+        let mut peers = <[RawPeer; 2]>::try_from(peers).expect("two");
+        let bytes = message(&pattern::payload(1, LEN));
+        for piece in bytes.chunks(PIECE) {
+            in_turn(piece, &mut peers).await;
+        }
+        for reader in readers {
+            let received = reader.await.expect("no panic");
+            assert!(received.chunks().count() > PIECES / 2, "it is in pieces");
+            let (mut left, mut right) = pair(ConnectionOptions::new());
+            left.ready().await.expect("a greeting");
+            let before = ringpost::stats().bytes_copied;
+            left.send_message(received).await.expect("room");
+            // But for a few, which may have been copied before.
+            let copied = ringpost::stats().bytes_copied - before;
+            assert!(copied > (LEN - LEN / 10) as u64, "{copied} bytes");
+            let message = right.recv().await.expect("a message").expect("no end");
             pattern::check(1, LEN, &message);
         }
     });
