@@ -1,7 +1,8 @@
 //! What a connection has accepted and not yet handed to the kernel.
 //!
 //! Messages are appended to a block; payloads large enough are gathered where they lie. Everything
-//! queued leaves as one send: a plain one for a single block, a gathered one otherwise.
+//! queued leaves as one send: a plain one for a single block, a gathered one otherwise. Who fills payloads in place is
+//! lent a block, because code of the user's may run meanwhile and come back to the queue.
 //!
 //! # Invariants
 //!
@@ -12,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 
@@ -230,6 +232,24 @@ impl SendMemory {
     }
 }
 
+/// A block that somebody appends to outside the queue.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) block: OutboundBlock,
+    /// Bytes that were in it when it was lent. If there are any, the queue keeps its place.
+    queued: usize,
+}
+
+/// The place of a lent block that has accepted bytes, the end of a long message perhaps: what is appended meanwhile
+/// goes behind it, and waits for it.
+#[derive(Debug)]
+struct Gap {
+    /// Segments in `before` that come before it.
+    ahead: usize,
+    /// Bytes that were in it when it was lent.
+    bytes: NonZeroUsize,
+}
+
 /// Accepted and not yet in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
@@ -239,6 +259,8 @@ pub(crate) struct Outbound {
     tail: Option<OutboundBlock>,
     /// Bytes in `before`.
     before_bytes: usize,
+    /// Where a lent block belongs.
+    gap: Option<Gap>,
     /// What to take next.
     class: BlockClass,
     /// A gather kept for reuse.
@@ -249,12 +271,18 @@ impl Outbound {
     /// Bytes queued.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.before_bytes + self.tail.as_ref().map_or(0, OutboundBlock::len)
+        let lent = self.gap.as_ref().map_or(0, |gap| gap.bytes.get());
+        self.before_bytes + self.tail.as_ref().map_or(0, OutboundBlock::len) + lent
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.tail.as_ref().is_none_or(OutboundBlock::is_empty)
+        self.before.is_empty() && self.tail_is_empty() && self.gap.is_none()
+    }
+
+    #[inline]
+    fn tail_is_empty(&self) -> bool {
+        self.tail.as_ref().is_none_or(OutboundBlock::is_empty)
     }
 
     /// The fast path: appends to the open block if it has room.
@@ -287,20 +315,6 @@ impl Outbound {
         }
     }
 
-    /// True if the open block has room for `len` bytes behind a prefix.
-    #[inline]
-    pub(crate) fn fits(&self, len: usize) -> bool {
-        self.tail.as_ref().is_some_and(|tail| tail.fits(len))
-    }
-
-    /// Appends `prefix` and `len` bytes that `fill` writes in place, contiguous. The caller has seen
-    /// that they fit, or opened a block.
-    #[inline]
-    pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        let Some(tail) = &mut self.tail else { return };
-        tail.append_with(prefix, len, fill);
-    }
-
     /// Appends a payload that is sent from where it lies.
     pub(crate) fn append_shared(&mut self, prefix: Prefix, payload: Payload) {
         if let Some(tail) = self.tail.as_ref().filter(|tail| !tail.is_empty()) {
@@ -314,7 +328,7 @@ impl Outbound {
 
     /// Makes a fresh block with room for `bytes` the tail.
     #[cold]
-    pub(crate) fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
+    fn open(&mut self, bytes: usize, blocks: &mut OutboundBlocks) {
         let outgrown = self.tail.is_some();
         self.close();
         if outgrown {
@@ -323,26 +337,45 @@ impl Outbound {
         self.tail = Some(blocks.take(bytes, self.class));
     }
 
-    /// A block with room for `len` bytes for somebody who appends many payloads: the open one if it
+    /// A block with room for `len` bytes for somebody who appends outside the queue: the open one if it
     /// has room. The `full` one that was lent before is queued first.
     pub(crate) fn lend(
         &mut self,
-        full: Option<OutboundBlock>,
+        full: Option<Lent>,
         len: usize,
         blocks: &mut OutboundBlocks,
-    ) -> OutboundBlock {
+    ) -> Lent {
         if let Some(full) = full {
-            self.class = self.class.grown();
             self.take_back(full, blocks);
         }
-        match self.tail.take_if(|tail| tail.fits(len)) {
-            Some(block) => block,
-            None => blocks.take(len, self.class),
+        let fits = self.tail.as_ref().map(|tail| tail.fits(len));
+        // One lent block at a time has a place.
+        if fits == Some(true)
+            && self.gap.is_none()
+            && let Some(block) = self.tail.take()
+        {
+            let queued = block.len();
+            let ahead = self.before.len();
+            self.gap = NonZeroUsize::new(queued).map(|bytes| Gap { ahead, bytes });
+            return Lent { block, queued };
         }
+        if fits == Some(false) {
+            self.class = self.class.grown();
+        }
+        Lent { block: blocks.take(len, self.class), queued: 0 }
     }
 
-    /// Queues a lent block behind everything else.
-    pub(crate) fn take_back(&mut self, block: OutboundBlock, blocks: &mut OutboundBlocks) {
+    /// Queues a lent block: where it was if it was in the queue, else behind everything.
+    pub(crate) fn take_back(&mut self, lent: Lent, blocks: &mut OutboundBlocks) {
+        let Lent { block, queued } = lent;
+        if queued > 0
+            && let Some(gap) = self.gap.take()
+            && (gap.ahead < self.before.len() || !self.tail_is_empty())
+        {
+            self.before_bytes += block.len();
+            self.before.insert(gap.ahead, Segment::Block(block));
+            return;
+        }
         if block.is_empty() {
             blocks.give_back(block);
             return;
@@ -361,9 +394,9 @@ impl Outbound {
         }
     }
 
-    /// Takes everything queued, up to the segment limit, as the memory of one send.
+    /// Takes everything queued, up to a lent block and the segment limit, as the memory of one send.
     pub(crate) fn take(&mut self, blocks: &mut OutboundBlocks) -> Option<SendMemory> {
-        if self.before.is_empty() {
+        if self.before.is_empty() && self.gap.is_none() {
             let tail = self.tail.take()?;
             if tail.is_empty() {
                 blocks.give_back(tail);
@@ -372,9 +405,21 @@ impl Outbound {
             self.class = self.class.after(tail.len());
             return Some(SendMemory::Block(tail));
         }
-        self.close();
+        let ready = match &self.gap {
+            Some(gap) => gap.ahead,
+            None => {
+                self.close();
+                self.before.len()
+            }
+        };
+        if ready == 0 {
+            return None;
+        }
         let mut gather = self.spare.take().unwrap_or_else(|| Box::new(Gather::new()));
-        let count = self.before.len().min(GATHER_SEGMENTS_MAX);
+        let count = ready.min(GATHER_SEGMENTS_MAX);
+        if let Some(gap) = &mut self.gap {
+            gap.ahead -= count;
+        }
         gather.segments.extend(self.before.drain(..count));
         self.before_bytes -= gather.segments.iter().map(Segment::len).sum::<usize>();
         if self.before.is_empty() && self.before.capacity() > SEGMENTS_KEPT_MAX {
@@ -393,6 +438,7 @@ impl Outbound {
     /// Drops everything queued.
     pub(crate) fn clear(&mut self, blocks: &mut OutboundBlocks) {
         self.before_bytes = 0;
+        self.gap = None;
         self.spare = None;
         if let Some(tail) = self.tail.take() {
             blocks.give_back(tail);
@@ -448,10 +494,9 @@ mod tests {
                 0 => outbound.append(prefix, &body, &mut blocks),
                 1 => outbound.append_shared(prefix, Payload::Bytes(body.clone().into())),
                 _ => {
-                    if !outbound.fits(len) {
-                        outbound.open(len, &mut blocks);
-                    }
-                    outbound.append_with(prefix, len, |target| target.copy_from_slice(&body));
+                    let mut lent = outbound.lend(None, len, &mut blocks);
+                    lent.block.append_with(prefix, len, |target| target.copy_from_slice(&body));
+                    outbound.take_back(lent, &mut blocks);
                 }
             }
             expected.extend_from_slice(prefix.as_slice());
@@ -485,6 +530,75 @@ mod tests {
             outbound.finish(memory, &mut blocks);
         }
         assert_eq!(blocks.allocated, 1);
+    }
+
+    /// Sends everything that may leave.
+    fn send_all(outbound: &mut Outbound, blocks: &mut OutboundBlocks) -> Vec<u8> {
+        let mut sent = Vec::new();
+        while let Some(memory) = outbound.take(blocks) {
+            sent.extend(contents(&memory));
+            outbound.finish(memory, blocks);
+        }
+        sent
+    }
+
+    /// The end of a long message is in the block that is lent: nothing may come between it and its beginning.
+    #[test]
+    fn what_is_appended_while_a_block_is_lent_goes_behind_what_was_in_it() {
+        let long = pattern(OUTBOUND_LARGE_BYTES + 100);
+        for sent_meanwhile in [false, true] {
+            for others in 0..8 {
+                let mut blocks = OutboundBlocks::new();
+                let mut outbound = Outbound::default();
+                outbound.append(Prefix::NONE, &long, &mut blocks);
+                let mut lent = outbound.lend(None, 10, &mut blocks);
+                lent.block.append(Prefix::NONE, b"lent");
+                let mut sent = Vec::new();
+                let mut expected = [&long[..], b"lent"].concat();
+                if others & 1 > 0 {
+                    outbound.append(Prefix::NONE, b"appended", &mut blocks);
+                    expected.extend(b"appended");
+                }
+                if sent_meanwhile {
+                    sent = send_all(&mut outbound, &mut blocks);
+                    assert!(!outbound.is_empty());
+                    assert_eq!(sent, long[..sent.len()]);
+                }
+                if others & 2 > 0 {
+                    let shared = Payload::Bytes(Bytes::from_static(b"shared"));
+                    outbound.append_shared(Prefix::NONE, shared);
+                    expected.extend(b"shared");
+                }
+                if others & 4 > 0 {
+                    let mut second = outbound.lend(None, 10, &mut blocks);
+                    second.block.append(Prefix::NONE, b"second");
+                    outbound.take_back(second, &mut blocks);
+                    expected.extend(b"second");
+                }
+                // What was lent and is not back is not counted.
+                assert_eq!(outbound.len() + sent.len() + 4, expected.len());
+                outbound.take_back(lent, &mut blocks);
+                assert_eq!(outbound.len() + sent.len(), expected.len());
+                outbound.append(Prefix::NONE, b"last", &mut blocks);
+                expected.extend(b"last");
+                sent.extend(send_all(&mut outbound, &mut blocks));
+                assert!(sent == expected, "{sent_meanwhile} {others}");
+                assert!(outbound.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_grow_with_what_is_filled_in_place() {
+        let mut blocks = OutboundBlocks::new();
+        let mut outbound = Outbound::default();
+        for _ in 0..1000 {
+            let mut lent = outbound.lend(None, 100, &mut blocks);
+            lent.block.append_with(Prefix::word(7), 100, |_| {});
+            outbound.take_back(lent, &mut blocks);
+        }
+        assert_eq!(outbound.class, BlockClass::LARGE);
+        assert!(blocks.allocated < 6, "{} blocks", blocks.allocated);
     }
 
     #[test]

@@ -407,15 +407,11 @@ impl Stream {
         true
     }
 
-    /// Accepts `prefix` and `len` bytes that `fill` writes in place.
+    /// Accepts `prefix` and `len` bytes that `fill` writes in place. `fill` may use this stream: what it
+    /// appends goes before or behind. Nothing is accepted if it panics.
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        let mut state = self.cell.state.borrow_mut();
-        if !state.outbound.fits(len) {
-            state.outbound.open(len, &mut self.core.blocks.borrow_mut());
-        }
-        state.outbound.append_with(prefix, len, fill);
-        self.mark_dirty(&mut state);
+        Appender::new(self, 0).append_with(prefix, len, fill);
     }
 
     /// Accepts many payloads in a row without looking at the queue anew for each.

@@ -136,7 +136,8 @@ impl Sender {
 
     /// Waits for room, and then takes many messages in a row: for producers that have more than one
     /// at hand, this is the fastest way. What was pushed is queued as the batch goes, the last of it when
-    /// it is dropped.
+    /// it is dropped; until then what was accepted just before may wait with it, and answers to a peer's PING
+    /// behind it.
     ///
     /// ```
     /// # async fn example(sender: &mut ringpost::Sender, rows: &[[u8; 16]]) -> Result<(), ringpost::SendError> {

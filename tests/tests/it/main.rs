@@ -13,6 +13,7 @@ mod datagrams;
 mod descriptors;
 mod dropped_futures;
 mod ends;
+mod filling;
 mod half_closed;
 mod hostile;
 mod killed_peers;

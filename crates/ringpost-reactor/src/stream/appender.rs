@@ -3,16 +3,18 @@
 use std::fmt;
 
 use super::Stream;
-use crate::memory::{OutboundBlock, Prefix};
+use crate::memory::Prefix;
+use crate::outbound::Lent;
 
 /// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
 ///
 /// It takes a block out of the queue and puts it back when it is dropped, so that meanwhile the stream
-/// can be used. (Leaking it loses what is in that block.)
+/// can be used, also by code that fills payloads in place. What is in that block, and what others append behind it,
+/// is not sent before; so drop it soon. (Leaking it loses what is in that block.)
 pub struct Appender<'stream> {
     stream: &'stream Stream,
     /// Taken at the first payload.
-    block: Option<OutboundBlock>,
+    lent: Option<Lent>,
     /// Where in the block the bytes end that may be accepted; one payload may go beyond it, and into another
     /// block.
     room_end: usize,
@@ -21,7 +23,7 @@ pub struct Appender<'stream> {
 impl<'stream> Appender<'stream> {
     /// One that accepts `room` bytes.
     pub(super) fn new(stream: &'stream Stream, room: usize) -> Self {
-        Self { stream, block: None, room_end: room }
+        Self { stream, lent: None, room_end: room }
     }
 
     /// True if another payload may be accepted.
@@ -43,7 +45,7 @@ impl<'stream> Appender<'stream> {
         if !self.fits(len) {
             self.exchange(len);
         }
-        if let Some(block) = &mut self.block {
+        if let Some(Lent { block, .. }) = &mut self.lent {
             block.append_with(prefix, len, fill);
         }
     }
@@ -54,19 +56,19 @@ impl<'stream> Appender<'stream> {
         if !self.fits(body.len()) {
             self.exchange(body.len());
         }
-        if let Some(block) = &mut self.block {
+        if let Some(Lent { block, .. }) = &mut self.lent {
             block.append(prefix, body);
         }
     }
 
     #[inline(always)]
     fn end(&self) -> usize {
-        self.block.as_ref().map_or(0, OutboundBlock::end)
+        self.lent.as_ref().map_or(0, |lent| lent.block.end())
     }
 
     #[inline(always)]
     fn fits(&self, len: usize) -> bool {
-        self.block.as_ref().is_some_and(|block| block.fits(len))
+        self.lent.as_ref().is_some_and(|lent| lent.block.fits(len))
     }
 
     /// Takes a block with room for `len` bytes, and queues the one there was.
@@ -76,20 +78,23 @@ impl<'stream> Appender<'stream> {
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
-        let full = self.block.take();
-        let block = state.outbound.lend(full, len, &mut blocks);
-        self.room_end = block.end() + room;
-        self.block = Some(block);
+        let full = self.lent.take();
+        let lent = state.outbound.lend(full, len, &mut blocks);
+        self.room_end = lent.block.end() + room;
+        self.lent = Some(lent);
+        if !state.outbound.is_empty() {
+            self.stream.mark_dirty(&mut state);
+        }
     }
 }
 
 impl Drop for Appender<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
+        if let Some(lent) = self.lent.take() {
             let Stream { cell, core } = self.stream;
             let mut state = cell.state.borrow_mut();
-            state.outbound.take_back(block, &mut core.blocks.borrow_mut());
+            state.outbound.take_back(lent, &mut core.blocks.borrow_mut());
             if !state.outbound.is_empty() {
                 self.stream.mark_dirty(&mut state);
             }
