@@ -196,9 +196,18 @@ const ZEROED_AHEAD_BYTES_MAX: u32 = 4096;
 unsafe impl Send for OutboundBlock {}
 
 impl OutboundBlock {
+    /// The longest body that a block holds behind a prefix, bytes.
+    const BODY_BYTES_MAX: usize = u32::MAX as usize - Prefix::BYTES_MAX;
+
+    /// True if there are blocks that hold a body of `len` bytes behind a prefix.
+    #[inline]
+    pub(crate) fn can_hold(len: usize) -> bool {
+        len <= Self::BODY_BYTES_MAX
+    }
+
     /// Allocates a block of `capacity` bytes: page-aligned if it is large, else cache-line aligned.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        let capacity_u32 = u32::try_from(capacity).expect("outbound blocks are far below 4 GiB");
+        let capacity_u32 = u32::try_from(capacity).expect("what no block holds is queued apart");
         assert!(capacity > 0, "an outbound block holds at least one byte");
         let layout = Self::layout(capacity);
         // SAFETY: the layout has a non-zero size (asserted above).
@@ -586,6 +595,16 @@ mod tests {
             block.append(Prefix::word(7), &[]);
         }
         assert!(block.room() < Prefix::BYTES_MAX);
+    }
+
+    #[test]
+    fn no_block_is_asked_to_hold_more_than_it_can_count() {
+        let most = OutboundBlock::BODY_BYTES_MAX;
+        for (len, held) in [(0, true), (1 << 30, true), (most, true), (most + 1, false)] {
+            assert_eq!(OutboundBlock::can_hold(len), held, "{len}");
+            assert_eq!(u32::try_from(len + Prefix::BYTES_MAX).is_ok(), held, "{len}");
+        }
+        assert!(!OutboundBlock::can_hold(usize::MAX));
     }
 
     #[test]

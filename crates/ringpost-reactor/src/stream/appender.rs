@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::Stream;
-use crate::memory::Prefix;
-use crate::outbound::Lent;
+use crate::memory::{OutboundBlock, Prefix};
+use crate::outbound::{Lent, Payload};
 
 /// Appends many payloads to a stream's outbound queue. See [`Stream::appender`].
 ///
@@ -43,6 +43,10 @@ impl<'stream> Appender<'stream> {
     #[inline(always)]
     pub fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         if !self.fits(len) {
+            if !OutboundBlock::can_hold(len) {
+                self.append_apart(prefix, len, fill);
+                return;
+            }
             self.exchange(len);
         }
         if let Some(Lent { block, .. }) = &mut self.lent {
@@ -54,6 +58,10 @@ impl<'stream> Appender<'stream> {
     #[inline(always)]
     pub fn append(&mut self, prefix: Prefix, body: &[u8]) {
         if !self.fits(body.len()) {
+            if !OutboundBlock::can_hold(body.len()) {
+                self.append_apart(prefix, body.len(), |target| target.copy_from_slice(body));
+                return;
+            }
             self.exchange(body.len());
         }
         if let Some(Lent { block, .. }) = &mut self.lent {
@@ -69,6 +77,23 @@ impl<'stream> Appender<'stream> {
     #[inline(always)]
     fn fits(&self, len: usize) -> bool {
         self.lent.as_ref().is_some_and(|lent| lent.block.fits(len))
+    }
+
+    /// Accepts what no block holds: it gets memory of its own.
+    #[cold]
+    #[inline(never)]
+    fn append_apart(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
+        let mut bytes = vec![0; len];
+        fill(&mut bytes);
+        let room = self.room_end.saturating_sub(self.end());
+        let Stream { cell, core } = self.stream;
+        let mut state = cell.state.borrow_mut();
+        if let Some(lent) = self.lent.take() {
+            state.outbound.take_back(lent, &mut core.blocks.borrow_mut());
+        }
+        state.outbound.append_shared(prefix, Payload::Bytes(bytes.into()));
+        self.room_end = room.saturating_sub(prefix.len() + len);
+        self.stream.mark_dirty(&mut state);
     }
 
     /// Takes a block with room for `len` bytes, and queues the one there was.
@@ -105,5 +130,76 @@ impl Drop for Appender<'_> {
 impl fmt::Debug for Appender<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Appender").field("has_room", &self.has_room()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::capabilities::EngineChoice;
+    use crate::config::Config;
+    use crate::reactor::{Reactor, Wait};
+
+    /// What the peer receives once everything accepted has left.
+    fn received(use_it: impl FnOnce(&Stream)) -> Vec<u8> {
+        let config = Config { engine: EngineChoice::Epoll, ..Config::default() };
+        let reactor = Reactor::new(config).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let stream = reactor.adopt_stream(near.into());
+        use_it(&stream);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while stream.outbound_bytes() > 0 {
+            assert!(Instant::now() < deadline, "it does not leave");
+            reactor.turn(Wait::No).unwrap();
+        }
+        stream.shutdown_write();
+        let mut bytes = Vec::new();
+        far.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn what_no_block_holds_keeps_its_place() {
+        let bytes = received(|stream| {
+            stream.append(Prefix::NONE, b"first ");
+            let mut appender = Appender::new(stream, 30);
+            appender.append(Prefix::NONE, b"second ");
+            appender.append_apart(Prefix::new(*b"third, l", 7), 5, |bytes| {
+                assert_eq!(bytes, [0; 5]);
+                bytes.copy_from_slice(b"long ");
+            });
+            assert!(appender.has_room());
+            appender.append_with(Prefix::NONE, 11, |bytes| bytes.copy_from_slice(b"and fourth "));
+            assert!(!appender.has_room());
+            drop(appender);
+            stream.append(Prefix::NONE, b"last");
+        });
+        assert_eq!(bytes, b"first second third, long and fourth last");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_fill_may_append_to_its_stream() {
+        let bytes = received(|stream| {
+            stream.append(Prefix::NONE, b"first ");
+            stream.append_with(Prefix::NONE, 6, |bytes| {
+                stream.append(Prefix::NONE, b"inner ");
+                stream.append_with(Prefix::NONE, 9, |bytes| bytes.copy_from_slice(b"innermost"));
+                bytes.copy_from_slice(b"outer ");
+            });
+            let panics = AssertUnwindSafe(|| {
+                stream.append_with(Prefix::NONE, 1, |_| panic!("a fill that panics"));
+            });
+            assert!(catch_unwind(panics).is_err());
+            stream.append(Prefix::NONE, b" last");
+        });
+        assert_eq!(bytes, b"first outer inner innermost last");
     }
 }
