@@ -240,6 +240,13 @@ pub(crate) struct Lent {
     queued: usize,
 }
 
+impl Lent {
+    /// Bytes that have been appended since.
+    pub(crate) fn new_bytes(&self) -> usize {
+        self.block.len() - self.queued
+    }
+}
+
 /// The place of a lent block that has accepted bytes, the end of a long message perhaps: what is appended meanwhile
 /// goes behind it, and waits for it.
 #[derive(Debug)]

@@ -710,20 +710,27 @@ impl<'sender> SendBatch<'sender> {
         Ok(())
     }
 
-    fn check(&self, len: usize) -> Result<(), SendError> {
-        if len > self.message_bytes_max || !self.appender.has_room() {
-            return Err(self.refusal(len));
+    fn check(&mut self, len: usize) -> Result<(), SendError> {
+        if len > self.message_bytes_max {
+            // Since the batch was made the peer's greeting may have come, and another task may have taken it.
+            let limit = &self.sender.link.message_bytes_max;
+            if len > limit.get() {
+                self.sender.look_for_greeting(len)?;
+            }
+            self.message_bytes_max = limit.get();
         }
-        Ok(())
+        if self.appender.has_room() { Ok(()) } else { Err(self.full()) }
     }
 
     #[cold]
-    fn refusal(&self, len: usize) -> SendError {
-        if len > self.message_bytes_max {
-            return self.sender.refusal(len);
-        }
-        let limit = self.sender.link.outbound_bytes_max();
-        SendError::Full { queued: limit, limit }
+    fn full(&self) -> SendError {
+        let held = match &self.appender {
+            WireAppender::Stream(appender) => appender.held_bytes(),
+            WireAppender::Packets { .. } => 0,
+        };
+        let link = &self.sender.link;
+        let queued = link.stream.outbound_bytes() + held;
+        SendError::Full { queued, limit: link.outbound_bytes_max() }
     }
 }
 

@@ -17,7 +17,8 @@ on_both_engines!(
     a_reader_that_rests,
     a_reader_that_never_reads,
     a_slow_reader,
-    large_messages_wait_too
+    large_messages_wait_too,
+    a_full_batch
 );
 
 const BOUND: usize = 64 << 10;
@@ -207,5 +208,29 @@ fn large_messages_wait_too(engine: EngineChoice) {
         connection.send(&payload).await.expect("the peer reads");
         connection.flush().await.expect("the peer reads");
         join(reader).await;
+    });
+}
+
+/// A batch that is full says how many bytes wait, its own included.
+fn a_full_batch(engine: EngineChoice) {
+    let runtime = builder(engine).outbound_bytes_max(BOUND).build().expect("a runtime");
+    run(&runtime, async {
+        let (mut left, _right) = pair(ConnectionOptions::new());
+        left.ready().await.expect("a greeting");
+        let (sender, _) = left.halves();
+        sender.flush().await.expect("it goes");
+        sender.try_send(&[0; LEN]).expect("room");
+        let mut batch = sender.try_batch().expect("open");
+        let mut queued = FRAME;
+        while batch.has_room() {
+            batch.push(&[0; LEN]).expect("room");
+            queued += FRAME;
+        }
+        let full = Err(SendError::Full { queued, limit: BOUND });
+        assert_eq!(batch.push(b"one more"), full);
+        assert_eq!(batch.push_with(1, |_| panic!("must not be called")), full);
+        drop(batch);
+        assert_eq!(sender.queued_bytes(), queued);
+        assert_eq!(sender.try_send(b"one more"), full);
     });
 }

@@ -12,6 +12,7 @@ on_both_engines!(
     every_way,
     every_relay,
     before_the_greeting,
+    a_batch_from_before_the_greeting,
     too_large,
     random_mixes,
     gather_threshold
@@ -195,6 +196,39 @@ fn before_the_greeting(engine: EngineChoice) {
         for len in [0, 1023, 1024, 1025] {
             let message = right.recv().await.expect("a message").expect("no end");
             pattern::check(len as u64, len, &message);
+        }
+    });
+}
+
+/// A batch learns of the peer's greeting, whoever takes it.
+fn a_batch_from_before_the_greeting(engine: EngineChoice) {
+    block_on(engine, async {
+        for taken_by_another in [true, false] {
+            let (left, mut right) = pair(options());
+            let (mut sender, mut receiver) = left.split();
+            let mut batch = sender.try_batch().expect("open");
+            batch.push(b"short").expect("allowed at once");
+            assert_eq!(batch.push(&[0; 2000]), Err(SendError::NotReady));
+            let reader = taken_by_another.then(|| spawn(async move { receiver.recv().await }));
+            for _ in 0..5 {
+                yield_now().await;
+            }
+            let limit = LIMIT as usize;
+            let too_large = SendError::TooLarge { len: limit + 1, limit };
+            batch.push(&pattern::payload(2000, 2000)).expect("the greeting is there");
+            batch.push_with(2001, |bytes| pattern::fill(2001, bytes)).expect("the same");
+            assert_eq!(batch.push(&vec![0; limit + 1]), Err(too_large));
+            drop(batch);
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"short");
+            for len in [2000, 2001] {
+                let message = right.recv().await.expect("a message").expect("no end");
+                pattern::check(len as u64, len, &message);
+            }
+            right.send(b"end").await.expect("it reads");
+            if let Some(reader) = reader {
+                reader.await.expect("no panic").expect("a message").expect("no end");
+            }
         }
     });
 }

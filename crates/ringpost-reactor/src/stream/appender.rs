@@ -69,6 +69,11 @@ impl<'stream> Appender<'stream> {
         }
     }
 
+    /// Bytes that it has accepted and that are not in the queue yet.
+    pub fn held_bytes(&self) -> usize {
+        self.lent.as_ref().map_or(0, Lent::new_bytes)
+    }
+
     #[inline(always)]
     fn end(&self) -> usize {
         self.lent.as_ref().map_or(0, |lent| lent.block.end())
