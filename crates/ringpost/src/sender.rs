@@ -300,11 +300,13 @@ impl Sender {
     }
 
     /// Passes received frames on as they are, waiting for room: however many messages the run holds,
-    /// none is copied or looked at. Both connections must use the same profile.
+    /// none is copied or looked at. Both connections must use the same profile. Over packets each message is a packet
+    /// of its own, and waits for room by itself.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is ready, nothing has been accepted.
+    /// If the future is dropped before it is ready, nothing has been accepted; over packets, none or some of the
+    /// first messages of the run.
     ///
     /// # Errors
     ///
@@ -316,7 +318,9 @@ impl Sender {
         }
         self.room(run.longest).await?;
         match run.kind {
-            RunKind::Framed(chunk) if self.link.stream.is_packets() => self.append_frames(&chunk),
+            RunKind::Framed(chunk) if self.link.stream.is_packets() => {
+                self.send_frames(&chunk).await?;
+            }
             RunKind::Framed(chunk) => self.append_chunk(Prefix::NONE, chunk),
             RunKind::Single(message) if message.descriptors().is_empty() => {
                 let prefix = self.prefix(message.len());
@@ -518,14 +522,19 @@ impl Sender {
         taken.saturating_sub(header.len())
     }
 
-    /// Passes whole frames on to packets, one in each.
-    fn append_frames(&self, frames: &Chunk) {
+    /// Passes whole frames on to packets, one in each. How many there are the peer they came from has chosen, so the
+    /// bound holds for each.
+    async fn send_frames(&self, frames: &Chunk) -> Result<(), SendError> {
         let profile = self.link.options.profile;
         let mut start = 0;
         while let Some(len) = frame_bytes(profile, frames.as_slice().get(start..)) {
+            if !self.has_room(0) {
+                self.room(0).await?;
+            }
             self.append_chunk(Prefix::NONE, frames.slice(start..start + len));
             start += len;
         }
+        Ok(())
     }
 
     fn append_message(&self, prefix: Prefix, message: Message) {

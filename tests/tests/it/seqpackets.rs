@@ -34,6 +34,7 @@ on_both_engines!(
     one_frame_in_each_packet,
     a_reader_that_lags,
     batches_to_a_reader_that_lags,
+    a_run_to_a_reader_that_lags,
     messages_that_no_packet_holds,
     futures_dropped_at_every_poll,
     a_stream_client,
@@ -469,6 +470,48 @@ fn a_reader_that_lags(engine: EngineChoice) {
         }
         left.send(&pattern::payload(sent, 3000)).await.expect("room again");
         expect_message(&mut right, sent, 3000).await;
+    });
+}
+
+/// A run has as many messages as its sender likes: the bound on packets holds for each.
+fn a_run_to_a_reader_that_lags(engine: EngineChoice) {
+    const MESSAGES: u64 = 4000;
+    const LEN: usize = 20;
+    const PACKETS_MAX: usize = 1024;
+    block_on(engine, async {
+        let (mut source, mut from) = ringpost_tests::rig::pair(options());
+        let (mut to, peer) = raw(options());
+        peer.greet().await;
+        to.ready().await.expect("a greeting");
+        from.ready().await.expect("a greeting");
+        source.ready().await.expect("a greeting");
+        let (sender, _) = source.halves();
+        for sequence in 0..MESSAGES {
+            sender.try_send(&pattern::payload(sequence, LEN)).expect("room");
+        }
+        let bytes = MESSAGES * (LEN as u64 + 8);
+        until("all of it is there", || ringpost::stats().bytes_received >= bytes).await;
+        let run = from.recv_run().await.expect("open").expect("no end");
+        let messages = run.messages();
+        assert!(messages > MESSAGES / 2, "{messages} in a run");
+        let (sender, _) = to.halves();
+        let sent = poll_at_most(500, sender.send_run(run)).await;
+        assert!(sent.is_none(), "nobody reads");
+        let queued = sender.queued_bytes() / (LEN + 8);
+        assert!((1..=PACKETS_MAX).contains(&queued), "{queued} packets are queued");
+        // The first messages were accepted, and no part of one.
+        let next = spawn(async move { to.send(b"next").await.expect("open") });
+        let mut received = 0;
+        loop {
+            let packet = peer.read().await;
+            if packet == message(b"next") {
+                break;
+            }
+            assert_eq!(packet, message(&pattern::payload(received, LEN)));
+            received += 1;
+        }
+        assert!(received >= queued as u64 && received < messages);
+        next.await.expect("no panic");
     });
 }
 
