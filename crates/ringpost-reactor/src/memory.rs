@@ -158,7 +158,7 @@ pub(crate) const OUTBOUND_LARGE_BYTES: usize = CLASS_BYTES[2];
 
 /// How large the blocks are that an outbound queue takes. Follows the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct BlockClass(usize);
+pub(crate) struct BlockClass(u8);
 
 impl BlockClass {
     /// The largest class.
@@ -173,7 +173,7 @@ impl BlockClass {
     /// four times as many.
     pub(crate) fn after(self, bytes: usize) -> Self {
         match self.0.checked_sub(1) {
-            Some(smaller) if bytes * 4 <= CLASS_BYTES[smaller] => Self(smaller),
+            Some(smaller) if bytes * 4 <= CLASS_BYTES[usize::from(smaller)] => Self(smaller),
             _ => self,
         }
     }
@@ -404,7 +404,7 @@ impl OutboundBlocks {
             let colours = if *class == PAGE { COLOURS * STEP } else { 0 };
             bytes + Prefix::BYTES_MAX + colours <= CLASS_BYTES[*class]
         };
-        let Some(class) = (class.0..CLASS_BYTES.len()).find(fits) else {
+        let Some(class) = (class.0.into()..CLASS_BYTES.len()).find(fits) else {
             self.allocated += 1;
             return OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX);
         };

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 
@@ -21,10 +21,10 @@ use crate::memory::{BlockClass, OUTBOUND_LARGE_BYTES, OutboundBlock, OutboundBlo
 use crate::pool::Lease;
 
 /// Segments that one gathered send carries; well below IOV_MAX (1024, sendmsg(2)) halves.
-const GATHER_SEGMENTS_MAX: usize = 128;
+const GATHER_SEGMENTS_MAX: u32 = 128;
 /// Segments that an empty queue keeps the place of, so that steady traffic allocates nothing. A long message in
 /// pieces may have needed more.
-const SEGMENTS_KEPT_MAX: usize = 4 * GATHER_SEGMENTS_MAX;
+const SEGMENTS_KEPT_MAX: usize = 4 * GATHER_SEGMENTS_MAX as usize;
 
 /// A payload that is sent from where it lies.
 #[derive(Debug)]
@@ -237,13 +237,13 @@ impl SendMemory {
 pub(crate) struct Lent {
     pub(crate) block: OutboundBlock,
     /// Bytes that were in it when it was lent. If there are any, the queue keeps its place.
-    queued: usize,
+    queued: u32,
 }
 
 impl Lent {
     /// Bytes that have been appended since.
     pub(crate) fn new_bytes(&self) -> usize {
-        self.block.len() - self.queued
+        self.block.len() - self.queued as usize
     }
 }
 
@@ -252,9 +252,9 @@ impl Lent {
 #[derive(Debug)]
 struct Gap {
     /// Segments in `before` that come before it.
-    ahead: usize,
+    ahead: u32,
     /// Bytes that were in it when it was lent.
-    bytes: NonZeroUsize,
+    bytes: NonZeroU32,
 }
 
 /// Accepted and not yet in flight.
@@ -278,7 +278,7 @@ impl Outbound {
     /// Bytes queued.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        let lent = self.gap.as_ref().map_or(0, |gap| gap.bytes.get());
+        let lent = self.gap.as_ref().map_or(0, |gap| gap.bytes.get() as usize);
         self.before_bytes + self.tail.as_ref().map_or(0, OutboundBlock::len) + lent
     }
 
@@ -359,11 +359,11 @@ impl Outbound {
         // One lent block at a time has a place.
         if fits == Some(true)
             && self.gap.is_none()
+            && let Ok(ahead) = u32::try_from(self.before.len())
             && let Some(block) = self.tail.take()
         {
-            let queued = block.len();
-            let ahead = self.before.len();
-            self.gap = NonZeroUsize::new(queued).map(|bytes| Gap { ahead, bytes });
+            let (_, queued) = block.pending();
+            self.gap = NonZeroU32::new(queued).map(|bytes| Gap { ahead, bytes });
             return Lent { block, queued };
         }
         if fits == Some(false) {
@@ -377,10 +377,10 @@ impl Outbound {
         let Lent { block, queued } = lent;
         if queued > 0
             && let Some(gap) = self.gap.take()
-            && (gap.ahead < self.before.len() || !self.tail_is_empty())
+            && ((gap.ahead as usize) < self.before.len() || !self.tail_is_empty())
         {
             self.before_bytes += block.len();
-            self.before.insert(gap.ahead, Segment::Block(block));
+            self.before.insert(gap.ahead as usize, Segment::Block(block));
             return;
         }
         if block.is_empty() {
@@ -413,7 +413,7 @@ impl Outbound {
             return Some(SendMemory::Block(tail));
         }
         let ready = match &self.gap {
-            Some(gap) => gap.ahead,
+            Some(gap) => gap.ahead as usize,
             None => {
                 self.close();
                 self.before.len()
@@ -423,9 +423,9 @@ impl Outbound {
             return None;
         }
         let mut gather = self.spare.take().unwrap_or_else(|| Box::new(Gather::new()));
-        let count = ready.min(GATHER_SEGMENTS_MAX);
+        let count = ready.min(GATHER_SEGMENTS_MAX as usize);
         if let Some(gap) = &mut self.gap {
-            gap.ahead -= count;
+            gap.ahead = gap.ahead.saturating_sub(GATHER_SEGMENTS_MAX);
         }
         gather.segments.extend(self.before.drain(..count));
         self.before_bytes -= gather.segments.iter().map(Segment::len).sum::<usize>();
@@ -651,7 +651,7 @@ mod tests {
             assert!(round == 0 || outbound.before.capacity() == capacity);
             capacity = outbound.before.capacity();
         }
-        assert!(capacity >= 2 * GATHER_SEGMENTS_MAX);
+        assert!(capacity >= 2 * GATHER_SEGMENTS_MAX as usize);
     }
 
     #[test]
