@@ -145,6 +145,7 @@ impl Packets {
         let state = State {
             receive: Receive::Idle,
             end: None,
+            reset: false,
             arrived: Arrived::default(),
             shape: Shape::new(),
             reader: None,

@@ -71,6 +71,8 @@ pub(crate) enum Receive {
 pub(crate) struct State {
     pub(crate) receive: Receive,
     pub(crate) end: Option<Result<(), StreamError>>,
+    /// The peer of a connection has closed without having read everything.
+    pub(crate) reset: bool,
     pub(crate) arrived: Arrived,
     pub(crate) shape: Shape,
     pub(crate) reader: Option<Waker>,
@@ -290,6 +292,11 @@ impl State {
         room.min(BATCH_PACKETS.saturating_sub(self.queue.ready_packets()))
     }
 
+    /// What an end is that the kernel reports without an error.
+    fn seen_end(&self) -> Result<(), StreamError> {
+        if self.reset { Err(StreamError::PeerGone) } else { Ok(()) }
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
         self.queue.packets() == 0 || self.send_failure.is_some()
     }
@@ -380,10 +387,14 @@ impl PacketCell {
                 }
                 // Told of something and nothing there: the socket may have been shut down on this side.
                 Err(Errno::AGAIN) if round == 0 && self.is_hung_up() => {
-                    self.end(state, driver, Ok(()));
+                    self.end(state, driver, state.seen_end());
                     return false;
                 }
                 Err(Errno::AGAIN) => return true,
+                // Told once, before what has arrived.
+                Err(Errno::CONNRESET) if self.options.connection && !state.reset => {
+                    state.reset = true;
+                }
                 // The peer of a connected datagram socket has gone (unix(7)); others may still send.
                 Err(Errno::CONNRESET | Errno::CONNREFUSED) if !self.options.connection => {}
                 Err(Errno::NOBUFS | Errno::NOMEM) => {
@@ -486,7 +497,8 @@ impl PacketCell {
         if self.options.connection && empty > 0 && self.is_hung_up() {
             state.arrived.forget_last(empty);
             state.receive = Receive::Ended;
-            state.end.get_or_insert(Ok(()));
+            let end = state.seen_end();
+            state.end.get_or_insert(end);
         } else {
             empty = 0;
         }
@@ -604,6 +616,8 @@ impl PacketCell {
                 (PacketError::TooLarge { len, limit: state.send_bytes_max }, false)
             }
             _ if connection => {
+                // Told once: the receive finds only what has arrived and then the end.
+                state.reset |= errno == Errno::CONNRESET;
                 let error = StreamError::from_errno(raw);
                 state.send_failure = Some(error);
                 let dropped = state.queue.clear(blocks);

@@ -25,6 +25,7 @@ on_both_engines!(
     every_way_to_send,
     from_streams_and_to_streams,
     clean_ends_and_aborts,
+    what_came_before_a_reset,
     other_profiles,
     bad_greetings,
     packets_that_are_not_one_frame,
@@ -272,6 +273,53 @@ fn clean_ends_and_aborts(engine: EngineChoice) {
         left.refuse("not today");
         let rejected = Closed::Rejected { reason: "not today".into() };
         assert_eq!(right.recv().await.map(|_| ()), Err(RecvError::Closed(rejected)));
+    });
+}
+
+/// A peer that closes with something unread resets the connection. What it had sent still arrives, and the end is none
+/// that was said.
+fn what_came_before_a_reset(engine: EngineChoice) {
+    const UNREAD: &[u8] = b"nobody reads it";
+    block_on(engine, async {
+        // The reset is met by a receive, or by a send before it.
+        for sends in [false, true] {
+            for reject in [false, true] {
+                let (mut connection, peer) = raw(options());
+                peer.greet().await;
+                connection.send(UNREAD).await.expect("open");
+                connection.flush().await.expect("open");
+                for sequence in 0..100 {
+                    peer.send(&message(&pattern::payload(sequence, 500)));
+                }
+                if reject {
+                    peer.send(&frame(FrameKind::Reject, b"not today"));
+                }
+                drop(peer);
+                if sends {
+                    connection.halves().0.try_send(UNREAD).expect("not seen yet");
+                }
+                for sequence in 0..100 {
+                    expect_message(&mut connection, sequence, 500).await;
+                }
+                let closed = match reject {
+                    true => Closed::Rejected { reason: "not today".into() },
+                    false => Closed::Aborted,
+                };
+                assert_eq!(connection.recv().await.map(|_| ()), Err(RecvError::Closed(closed)));
+            }
+            // Without frames a close is a clean end; a reset is none.
+            let (mut connection, peer) = raw(options().bytes());
+            connection.send(UNREAD).await.expect("open");
+            connection.flush().await.expect("open");
+            peer.send(b"last");
+            drop(peer);
+            if sends {
+                connection.halves().0.try_send(UNREAD).expect("not seen yet");
+            }
+            assert_eq!(*connection.recv().await.expect("open").expect("no end"), *b"last");
+            let aborted = RecvError::Closed(Closed::Aborted);
+            assert_eq!(connection.recv().await.map(|_| ()), Err(aborted));
+        }
     });
 }
 
