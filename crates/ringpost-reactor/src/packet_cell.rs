@@ -54,7 +54,7 @@ const BATCH_PACKETS: usize = crate::packet_io::SEND_PACKETS_MAX;
 const BATCH_BYTES: usize = 128 << 10;
 /// Refusals in a row, each after the engine had told of room, before it is no longer asked.
 const POLLED_REFUSALS_MAX: u32 = 3;
-/// Refusals for lack of memory before a packet is given up.
+/// Refusals for lack of memory before a packet is given up, and a connection with it.
 const MEMORY_REFUSALS_MAX: u32 = 100;
 /// Pause of a receive that found no memory in the kernel.
 const RECEIVE_REST: Duration = Duration::from_millis(10);
@@ -343,7 +343,7 @@ impl PacketCell {
     pub(crate) fn readable(self: &Rc<Self>, core: &Core, driver: &mut Driver, result: i32) {
         let mut state = self.state.borrow_mut();
         state.receive = Receive::Idle;
-        if state.closing {
+        if state.closing || state.end.is_some() {
             return;
         }
         match -result {
@@ -577,16 +577,16 @@ impl PacketCell {
     fn refused(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State, errno: Errno) {
         let Some(key) = state.queue.first_open() else { return };
         let to = state.queue.destination(key);
-        let blocks = &mut core.blocks.borrow_mut();
         let connection = self.options.connection;
         let raw = errno.raw_os_error();
         let (error, all) = match errno {
             // The socket's own error, from its connected peer's end, not this packet's.
             Errno::CONNRESET if !connection => return,
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
-                let polled = errno == Errno::AGAIN && to.is_unnamed();
+                let full = errno == Errno::AGAIN;
+                let polled = full && to.is_unnamed();
                 let refusals = state.queue.close_gate(key, |lane| {
-                    lane.refusals += 1;
+                    *if full { &mut lane.refusals } else { &mut lane.memory_refusals } += 1;
                     if polled && lane.refusals <= POLLED_REFUSALS_MAX {
                         lane.gate = Gate::Polled;
                     } else {
@@ -594,7 +594,7 @@ impl PacketCell {
                         let until = lane.rest(driver.clock.now(), crowd);
                         driver.packets.rest(until, self, Some(key));
                     }
-                    (lane.gate, lane.refusals)
+                    (lane.gate, lane.memory_refusals)
                 });
                 add(&core.counters.sends_tracked, 1);
                 match refusals {
@@ -602,27 +602,22 @@ impl PacketCell {
                         self.await_room(driver, state);
                         return;
                     }
-                    Some((_, refusals))
-                        if errno == Errno::AGAIN || refusals < MEMORY_REFUSALS_MAX =>
-                    {
+                    Some((_, refusals)) if full || refusals < MEMORY_REFUSALS_MAX => return,
+                    _ if connection => {
+                        self.break_off(core, state, driver, errno);
                         return;
                     }
                     _ => (StreamError::Kernel { errno: raw }.into(), false),
                 }
             }
+            _ if connection => {
+                self.break_off(core, state, driver, errno);
+                return;
+            }
             Errno::MSGSIZE => {
                 state.send_bytes_max = send_bytes_max(&self.socket);
                 let len = state.queue.first_len(key);
                 (PacketError::TooLarge { len, limit: state.send_bytes_max }, false)
-            }
-            _ if connection => {
-                // Told once: the receive finds only what has arrived and then the end.
-                state.reset |= errno == Errno::CONNRESET;
-                let error = StreamError::from_errno(raw);
-                state.send_failure = Some(error);
-                let dropped = state.queue.clear(blocks);
-                add(&core.counters.packets_dropped, dropped as u64);
-                return;
             }
             Errno::CONNREFUSED
             | Errno::NOENT
@@ -639,9 +634,26 @@ impl PacketCell {
             Errno::ACCESS | Errno::PERM => (PacketError::Forbidden { errno: raw }, true),
             _ => (StreamError::Kernel { errno: raw }.into(), false),
         };
-        let dropped = state.queue.drop_packets(key, all, blocks);
+        let dropped = state.queue.drop_packets(key, all, &mut core.blocks.borrow_mut());
         add(&core.counters.packets_dropped, dropped as u64);
         state.failed(to, error);
+    }
+
+    /// A packet of a connection can't be sent: that is its end, as none may be missing between others.
+    fn break_off(&self, core: &Core, state: &mut State, driver: &mut Driver, errno: Errno) {
+        let error = StreamError::from_errno(errno.raw_os_error());
+        state.send_failure = Some(error);
+        let dropped = state.queue.clear(&mut core.blocks.borrow_mut());
+        add(&core.counters.packets_dropped, dropped as u64);
+        if error == StreamError::PeerGone {
+            // What has arrived is still received. A reset is told once: the receive finds a plain end.
+            state.reset |= errno == Errno::CONNRESET;
+        } else {
+            // An answer to what was lost will never come.
+            state.end.get_or_insert(Err(error));
+            driver.wakers.extend(state.reader.take());
+            driver.wakers.extend(state.watcher.take());
+        }
     }
 
     /// Asks the engine to tell when the connected peer has room.

@@ -62,6 +62,8 @@ pub(crate) struct Lane {
     rest: Duration,
     /// Refusals in a row although the kernel had told of room.
     pub(crate) refusals: u32,
+    /// Refusals since the last packet left because the kernel had no memory.
+    pub(crate) memory_refusals: u32,
     /// Bytes of the packets.
     bytes: usize,
 }
@@ -76,6 +78,7 @@ impl Lane {
             gate: Gate::Open,
             rest: REST_MIN,
             refusals: 0,
+            memory_refusals: 0,
             bytes: 0,
         }
     }
@@ -384,7 +387,7 @@ impl PacketQueue {
             let Some(key) = self.first_open() else { break };
             let Some(lane) = self.lanes.get_mut(key) else { break };
             lane.rest = REST_MIN;
-            lane.refusals = 0;
+            (lane.refusals, lane.memory_refusals) = (0, 0);
             while count > 0
                 && let Some(len) = lane.pop(blocks)
             {
@@ -416,7 +419,8 @@ impl PacketQueue {
             lane.give_back_front(blocks);
         }
         lane.class = BlockClass::default();
-        (lane.gate, lane.rest, lane.refusals) = (Gate::Open, REST_MIN, 0);
+        (lane.gate, lane.rest) = (Gate::Open, REST_MIN);
+        (lane.refusals, lane.memory_refusals) = (0, 0);
         if self.spare.len() < SPARE_LANES_MAX {
             self.spare.push(lane);
         }

@@ -11,6 +11,7 @@ use ringpost::{
 use ringpost_frame::{FrameKind, Hello};
 use ringpost_testkit::peer::{frame, greeting, message};
 use ringpost_testkit::{pattern, process};
+use ringpost_tests::privileges::refuse_calls;
 use ringpost_tests::rig::{
     Bystander, ask, block_on, echo, expect_message, place, poll_at_most, run, runtime, until,
 };
@@ -37,12 +38,13 @@ on_both_engines!(
     batches_to_a_reader_that_lags,
     a_run_to_a_reader_that_lags,
     messages_that_no_packet_holds,
+    an_accepted_message_that_can_not_leave,
     futures_dropped_at_every_poll,
     a_stream_client,
     a_policy,
     a_packet_connection_is_not_detached
 );
-on_both_engines_alone!(nothing_is_left_behind, the_end_of_a_runtime);
+on_both_engines_alone!(no_memory_to_send, nothing_is_left_behind, the_end_of_a_runtime);
 
 fn options() -> ConnectionOptions {
     ConnectionOptions::new()
@@ -614,6 +616,46 @@ fn messages_that_no_packet_holds(engine: EngineChoice) {
         }
         large.send(&pattern::payload(5, 50_000)).await.expect("open");
         expect_message(&mut small, 5, 50_000).await;
+    });
+}
+
+/// None is missing between others: it is the end.
+fn an_accepted_message_that_can_not_leave(engine: EngineChoice) {
+    block_on(engine, async {
+        let (ours, theirs) = sockets();
+        let socket = ours.try_clone().expect("a descriptor");
+        let mut connection = Connection::from_socket(ours, options());
+        let peer = Peer(theirs);
+        peer.greet().await;
+        connection.ready().await.expect("a greeting");
+        connection.send(b"first").await.expect("open");
+        connection.flush().await.expect("open");
+        sockopt::set_socket_send_buffer_size(&socket, 5000).expect("a socket");
+        for len in [10, 50_000, 20] {
+            connection.halves().0.try_send(&vec![7; len]).expect("room");
+        }
+        let error = connection.shutdown().await.expect_err("one can't leave");
+        let closed = Closed::Kernel { errno: libc::EMSGSIZE };
+        assert_eq!(error, SendError::Closed(closed.clone()));
+        assert_eq!(connection.recv().await.map(|_| ()), Err(RecvError::Closed(closed.clone())));
+        assert_eq!(connection.flush().await, Err(SendError::Closed(closed)));
+        drop((connection, socket));
+        assert_eq!(peer.read().await, message(b"first"));
+        assert_eq!(peer.read().await, message(&[7; 10]));
+        assert_eq!(peer.read().await, b"", "behind a message that is missing");
+    });
+}
+
+/// Whoever waits for the answer to a message that was given up does not wait for ever.
+fn no_memory_to_send(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut connection, peer) = raw(options());
+        peer.greet().await;
+        connection.ready().await.expect("a greeting");
+        refuse_calls(&[libc::SYS_sendmmsg], libc::ENOBUFS);
+        connection.send(b"given up").await.expect("room");
+        let closed = Closed::Kernel { errno: libc::ENOBUFS };
+        assert_eq!(connection.recv().await.map(|_| ()), Err(RecvError::Closed(closed)));
     });
 }
 
