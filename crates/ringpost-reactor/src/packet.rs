@@ -297,11 +297,11 @@ impl Packets {
         let mut state = self.cell.state.borrow_mut();
         match state.check(to, &self.cell.options) {
             Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
-            Ok(_) => {
+            Ok(accepted) => {
                 if let Some(error) = self.core.end() {
                     return Poll::Ready(Err(error.into()));
                 }
-                state.writers.wait(place, context.waker());
+                state.wait(to, accepted, place, context.waker());
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -340,14 +340,14 @@ impl Packets {
         if state.queue.packets() == 0 {
             return Poll::Ready(Ok(()));
         }
-        state.writers.wait(place, context.waker());
+        state.wait_for_flush(place, context.waker());
         Poll::Pending
     }
 
     /// Whoever waited for room or for a flush has gone.
     pub fn leave(&self, place: &mut Place) {
         // A waker that is replaced may drop another waiter, which finds the state borrowed. Its waker goes with
-        // the next send.
+        // the next one that is woken for the same reason.
         if let Ok(mut state) = self.cell.state.try_borrow_mut() {
             let waker = state.writers.leave(place);
             drop(state);

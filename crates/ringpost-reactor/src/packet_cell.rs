@@ -41,7 +41,7 @@ use crate::reactor::{Core, Driver};
 use crate::retries::{Listed, Retried, Retries};
 use crate::stats::add;
 use crate::stream::StreamError;
-use crate::waiters::Waiters;
+use crate::waiters::{self, Waiters};
 
 /// Receives in a row before others have their turn.
 const RECEIVES_MAX: u32 = 8;
@@ -56,6 +56,11 @@ const BATCH_BYTES: usize = 128 << 10;
 const POLLED_REFUSALS_MAX: u32 = 3;
 /// Refusals for lack of memory before a packet is given up, and a connection with it.
 const MEMORY_REFUSALS_MAX: u32 = 100;
+/// What senders wait for, as topics of the waiters: that the reactor has turned; that something has left the queue;
+/// and, by the number of the lane behind these, that something has left a lane.
+const TURN: usize = 0;
+const PROGRESS: usize = 1;
+const LANES: usize = 2;
 /// Pause of a receive that found no memory in the kernel.
 const RECEIVE_REST: Duration = Duration::from_millis(10);
 
@@ -271,6 +276,28 @@ impl State {
     pub(crate) fn is_full(&self, options: &PacketOptions) -> bool {
         self.queue.packets() >= options.outbound_packets_max
             || self.queue.bytes() >= options.outbound_bytes_max
+    }
+
+    /// Whoever found no room for this destination, or had better let the reactor turn first, waits for that.
+    pub(crate) fn wait(
+        &mut self,
+        to: &SocketName,
+        accepted: Accepted,
+        place: &mut waiters::Place,
+        waker: &Waker,
+    ) {
+        let topic = match (accepted, self.queue.closed_lane(to)) {
+            (Accepted::Yes, _) => TURN,
+            // Woken by its own receiver alone: many wait while each of theirs is tried again and again.
+            (Accepted::Full { .. }, Some(lane)) => LANES + lane,
+            (Accepted::Full { .. }, None) => PROGRESS,
+        };
+        self.writers.wait_for(place, topic, waker);
+    }
+
+    /// Whoever waits for a flush is woken whenever something leaves the queue.
+    pub(crate) fn wait_for_flush(&mut self, place: &mut waiters::Place, waker: &Waker) {
+        self.writers.wait_for(place, PROGRESS, waker);
     }
 
     /// True if more packets had better be gathered before the reactor turns.
@@ -542,7 +569,7 @@ impl PacketCell {
         if state.send_failure.is_some() {
             return;
         }
-        let mut calls = 0;
+        let (mut calls, mut progress) = (0, false);
         while state.queue.is_ready() {
             if calls == SENDS_MAX {
                 if !std::mem::replace(&mut state.dirty, true) {
@@ -555,33 +582,46 @@ impl PacketCell {
             let (_, taken) = io.send(self.socket.as_fd(), state.queue.outgoing(), system_calls);
             match taken {
                 Ok(count) => {
-                    let bytes = state.queue.sent(count, &mut core.blocks.borrow_mut());
+                    let State { queue, writers, .. } = &mut *state;
+                    let bytes = queue.sent(count, &mut core.blocks.borrow_mut(), |lane| {
+                        writers.take_for(LANES + lane, &mut driver.wakers);
+                    });
+                    progress = true;
                     add(&core.counters.bytes_sent, bytes as u64);
                     add(&core.counters.packets_sent, count as u64);
                     state.beyond &= state.is_full(&self.options);
                 }
-                Err(errno) => self.refused(core, driver, state, errno),
+                Err(errno) => progress |= self.refused(core, driver, state, errno),
             }
             if state.send_failure.is_some() {
                 break;
             }
         }
-        // Room, a failure, or a receiver that is full: whoever waits looks for themselves.
-        driver.wakers.extend(state.writers.take());
+        // Whoever waits looks for themselves.
+        state.writers.take_for(TURN, &mut driver.wakers);
+        if progress {
+            state.writers.take_for(PROGRESS, &mut driver.wakers);
+        }
         if state.closing && state.is_drained() {
             self.finish(driver, state);
         }
     }
 
-    /// The kernel refused the packet that is first in turn.
-    fn refused(self: &Rc<Self>, core: &Core, driver: &mut Driver, state: &mut State, errno: Errno) {
-        let Some(key) = state.queue.first_open() else { return };
+    /// The kernel refused the packet that is first in turn. True if something has left the queue.
+    fn refused(
+        self: &Rc<Self>,
+        core: &Core,
+        driver: &mut Driver,
+        state: &mut State,
+        errno: Errno,
+    ) -> bool {
+        let Some(key) = state.queue.first_open() else { return false };
         let to = state.queue.destination(key);
         let connection = self.options.connection;
         let raw = errno.raw_os_error();
         let (error, all) = match errno {
             // The socket's own error, from its connected peer's end, not this packet's.
-            Errno::CONNRESET if !connection => return,
+            Errno::CONNRESET if !connection => return false,
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
                 let full = errno == Errno::AGAIN;
                 let polled = full && to.is_unnamed();
@@ -600,19 +640,19 @@ impl PacketCell {
                 match refusals {
                     Some((Gate::Polled, _)) => {
                         self.await_room(driver, state);
-                        return;
+                        return false;
                     }
-                    Some((_, refusals)) if full || refusals < MEMORY_REFUSALS_MAX => return,
+                    Some((_, refusals)) if full || refusals < MEMORY_REFUSALS_MAX => return false,
                     _ if connection => {
                         self.break_off(core, state, driver, errno);
-                        return;
+                        return true;
                     }
                     _ => (StreamError::Kernel { errno: raw }.into(), false),
                 }
             }
             _ if connection => {
                 self.break_off(core, state, driver, errno);
-                return;
+                return true;
             }
             Errno::MSGSIZE => {
                 state.send_bytes_max = send_bytes_max(&self.socket);
@@ -637,6 +677,8 @@ impl PacketCell {
         let dropped = state.queue.drop_packets(key, all, &mut core.blocks.borrow_mut());
         add(&core.counters.packets_dropped, dropped as u64);
         state.failed(to, error);
+        state.writers.take_for(LANES + key, &mut driver.wakers);
+        true
     }
 
     /// A packet of a connection can't be sent: that is its end, as none may be missing between others.
@@ -645,6 +687,7 @@ impl PacketCell {
         state.send_failure = Some(error);
         let dropped = state.queue.clear(&mut core.blocks.borrow_mut());
         add(&core.counters.packets_dropped, dropped as u64);
+        driver.wakers.extend(state.writers.take());
         if error == StreamError::PeerGone {
             // What has arrived is still received. A reset is told once: the receive finds a plain end.
             state.reset |= errno == Errno::CONNRESET;

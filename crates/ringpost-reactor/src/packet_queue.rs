@@ -228,10 +228,15 @@ impl PacketQueue {
         self.ready_bytes
     }
 
-    /// Bytes and packets that wait for this destination because it had no room; zero if it has.
+    /// Packets that wait for this destination because it had no room; `None` if it has.
     pub(crate) fn blocked(&self, to: &SocketName) -> Option<usize> {
-        let lane = self.lanes.get(self.find(to)?)?;
-        (lane.gate != Gate::Open).then_some(lane.packets.len())
+        self.lanes.get(self.closed_lane(to)?).map(|lane| lane.packets.len())
+    }
+
+    /// The lane of this destination, if it had no room.
+    pub(crate) fn closed_lane(&self, to: &SocketName) -> Option<usize> {
+        let key = self.find(to)?;
+        self.lanes.get(key).is_some_and(|lane| lane.gate != Gate::Open).then_some(key)
     }
 
     /// True if there is a lane for this destination, or may be one.
@@ -380,14 +385,21 @@ impl PacketQueue {
         self.ready.front().copied()
     }
 
-    /// The kernel took this many of the packets that [`PacketQueue::outgoing`] offers. Their bytes.
-    pub(crate) fn sent(&mut self, mut count: usize, blocks: &mut OutboundBlocks) -> usize {
+    /// The kernel took this many of the packets that [`PacketQueue::outgoing`] offers, from the lanes that `moved` is
+    /// called with. Their bytes.
+    pub(crate) fn sent(
+        &mut self,
+        mut count: usize,
+        blocks: &mut OutboundBlocks,
+        mut moved: impl FnMut(usize),
+    ) -> usize {
         let mut bytes = 0;
         while count > 0 {
             let Some(key) = self.first_open() else { break };
             let Some(lane) = self.lanes.get_mut(key) else { break };
             lane.rest = REST_MIN;
             (lane.refusals, lane.memory_refusals) = (0, 0);
+            moved(key);
             while count > 0
                 && let Some(len) = lane.pop(blocks)
             {
@@ -573,7 +585,7 @@ mod tests {
                 // The kernel takes ever more of them.
                 let count = step.min(expected.len());
                 let bytes: usize = expected.drain(..count).map(|packet| packet.len()).sum();
-                assert_eq!(queue.sent(count, &mut blocks), bytes);
+                assert_eq!(queue.sent(count, &mut blocks, |_| {}), bytes);
                 assert_eq!(queue.packets(), expected.len());
                 assert_eq!(queue.bytes(), expected.iter().map(Vec::len).sum::<usize>());
                 step = step * 3 % 17 + 1;
@@ -596,14 +608,14 @@ mod tests {
         assert_eq!(queue.blocked(&to), Some(if to == name(0) { 2 } else { 1 }));
         let rest = offered(&queue).len();
         assert!(offered(&queue).iter().all(|(other, _)| *other != Some(to)));
-        queue.sent(rest, &mut blocks);
+        queue.sent(rest, &mut blocks, |_| {});
         assert!(!queue.is_ready());
         assert_eq!((queue.ready_packets(), queue.ready_bytes()), (0, 0));
         assert!(!queue.open_rested(key, until - REST_MIN / 2) && !queue.open_polled());
         assert!(queue.open_rested(key, until) && !queue.open_rested(key, until));
         assert_eq!((queue.ready_packets(), queue.ready_bytes()), (queue.packets(), queue.bytes()));
         assert!(queue.is_ready() && queue.blocked(&to).is_none());
-        queue.sent(queue.packets(), &mut blocks);
+        queue.sent(queue.packets(), &mut blocks, |_| {});
         assert_eq!((queue.packets(), queue.bytes(), queue.lanes.len()), (0, 0, 0));
     }
 
@@ -631,10 +643,10 @@ mod tests {
         }
         assert!(!queue.takes(&name(LANES_MAX)) && queue.takes(&name(5)));
         assert!(!queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
-        queue.sent(1, &mut blocks);
+        queue.sent(1, &mut blocks, |_| {});
         assert!(queue.append(&name(LANES_MAX), Prefix::NONE, b"x", &mut blocks));
         while queue.packets() > 0 {
-            queue.sent(1, &mut blocks);
+            queue.sent(1, &mut blocks, |_| {});
         }
         assert!(queue.lanes.is_empty(), "what has left has no lane");
         assert_eq!(queue.spare.len(), SPARE_LANES_MAX, "few lanes are kept to be used again");

@@ -7,24 +7,33 @@ use std::task::Waker;
 /// makes futures bounds them: a waiter takes its waker along when it goes, which holds the memory of its task.
 #[derive(Debug, Default)]
 pub struct Waiters {
-    /// By a number that is never used again: whoever has been woken must not take out another.
-    wakers: BTreeMap<u64, Waker>,
+    /// By topic, and a number that is never used again: whoever has been woken must not take out another.
+    wakers: BTreeMap<(usize, u64), Waker>,
     last_number: u64,
 }
 
 /// Where a waiter is among the [`Waiters`]; at first nowhere.
 #[derive(Debug, Default)]
-pub struct Place(Option<u64>);
+pub struct Place(Option<(usize, u64)>);
 
 impl Waiters {
     /// Keeps the waker for this waiter, in place of the one it left before.
     pub fn wait(&mut self, place: &mut Place, waker: &Waker) {
-        if let Some(known) = place.0.and_then(|number| self.wakers.get_mut(&number)) {
+        self.wait_for(place, 0, waker);
+    }
+
+    /// As [`Waiters::wait`], for one of several topics, which [`Waiters::take_for`] tells apart.
+    pub fn wait_for(&mut self, place: &mut Place, topic: usize, waker: &Waker) {
+        let same = place.0.filter(|known| known.0 == topic);
+        if let Some(known) = same.and_then(|known| self.wakers.get_mut(&known)) {
             return known.clone_from(waker);
         }
+        if let Some(known) = place.0 {
+            self.wakers.remove(&known);
+        }
         self.last_number += 1;
-        place.0 = Some(self.last_number);
-        self.wakers.insert(self.last_number, waker.clone());
+        place.0 = Some((topic, self.last_number));
+        self.wakers.insert((topic, self.last_number), waker.clone());
     }
 
     /// The waiter goes. Its waker, unless it has been woken: to drop without a lock or a borrow, as that may run
@@ -34,7 +43,15 @@ impl Waiters {
         self.wakers.remove(&place.0.take()?)
     }
 
-    /// Takes all wakers, in the order in which their waiters came.
+    /// Takes the wakers of a topic, in the order in which their waiters came.
+    pub fn take_for(&mut self, topic: usize, wakers: &mut Vec<Waker>) {
+        while let Some((known, _)) = self.wakers.range((topic, 0)..=(topic, u64::MAX)).next() {
+            let known = *known;
+            wakers.extend(self.wakers.remove(&known));
+        }
+    }
+
+    /// Takes all wakers, those of a topic in the order in which their waiters came.
     pub fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
         std::mem::take(&mut self.wakers).into_values()
     }
@@ -71,5 +88,22 @@ mod tests {
         assert_eq!(waiters.take().count(), 1);
         waiters.wait(&mut first, Waker::noop());
         assert_eq!(waiters.len(), 1);
+    }
+
+    #[test]
+    fn topics_are_told_apart() {
+        let (mut waiters, mut wakers) = (Waiters::default(), Vec::new());
+        let (mut first, mut second) = (Place::default(), Place::default());
+        waiters.wait_for(&mut first, 1, Waker::noop());
+        waiters.wait_for(&mut second, 2, Waker::noop());
+        waiters.take_for(0, &mut wakers);
+        waiters.take_for(3, &mut wakers);
+        assert_eq!((waiters.len(), wakers.len()), (2, 0));
+        // It waits for something else now.
+        waiters.wait_for(&mut first, 2, Waker::noop());
+        waiters.take_for(1, &mut wakers);
+        assert_eq!((waiters.len(), wakers.len()), (2, 0));
+        waiters.take_for(2, &mut wakers);
+        assert_eq!((waiters.len(), wakers.len()), (0, 2));
     }
 }

@@ -1,14 +1,19 @@
 //! Datagrams nobody reads, sends nobody waits for, failures nobody asks for: everything has a bound.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::os::unix::net::UnixDatagram;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use ringpost::{Address, Datagram, DatagramSendError, EngineChoice, sleep, timeout, yield_now};
+use ringpost::{
+    Address, Datagram, DatagramSendError, EngineChoice, sleep, spawn, timeout, yield_now,
+};
 use ringpost_testkit::pattern;
 use ringpost_tests::privileges::refuse_calls;
 use ringpost_tests::rig::{block_on, place, poll_at_most, until};
@@ -21,7 +26,11 @@ on_both_engines!(
     an_idle_reader_makes_senders_wait,
     waiters_that_go_leave_nothing
 );
-on_both_engines_alone!(no_memory_to_receive, a_crowd_of_full_receivers);
+on_both_engines_alone!(
+    no_memory_to_receive,
+    a_crowd_of_full_receivers,
+    a_crowd_that_waits_for_full_receivers
+);
 
 /// Of many failures some are told.
 fn failures_that_nobody_asks_for(engine: EngineChoice) {
@@ -198,6 +207,66 @@ fn a_crowd_of_full_receivers(engine: EngineChoice) {
             last == b"more"
         })
         .await;
+    });
+}
+
+/// Whoever waits for a full receiver is not woken each time another one is tried again, or takes something.
+fn a_crowd_that_waits_for_full_receivers(engine: EngineChoice) {
+    const RECEIVERS: usize = 100;
+    let (directory, live) = place();
+    block_on(engine, async {
+        let full: Vec<_> =
+            (0..RECEIVERS).map(|number| directory.path().join(number.to_string())).collect();
+        let receivers: Vec<_> = full.iter().map(|path| other(path)).collect();
+        let (sender, _) = plain().unbound().expect("a socket").split();
+        for (path, receiver) in full.iter().zip(&receivers) {
+            receiver.set_nonblocking(true).expect("a socket");
+            let another = UnixDatagram::unbound().expect("a socket");
+            another.set_nonblocking(true).expect("a socket");
+            while another.send_to(b"full", path).is_ok() {}
+            sender.send_to(path, b"first").await.expect("accepted");
+        }
+        until("all are known to be full", || {
+            full.iter().all(|path| {
+                matches!(sender.try_send_to(path, b"no"), Err(DatagramSendError::Full { .. }))
+            })
+        })
+        .await;
+        let polls = Rc::new(Cell::new(0));
+        let waiting: Vec<_> = full
+            .iter()
+            .map(|path| {
+                let (sender, path, polls) = (sender.clone(), path.clone(), Rc::clone(&polls));
+                spawn(async move {
+                    let mut sending = pin!(sender.send_to(&path, b"second"));
+                    poll_fn(|context| {
+                        polls.set(polls.get() + 1);
+                        sending.as_mut().poll(context)
+                    })
+                    .await
+                })
+            })
+            .collect();
+        let live_socket = other(&live);
+        live_socket.set_nonblocking(true).expect("a socket");
+        let mut bytes = [0; 8];
+        let (start, before) = (Instant::now(), ringpost::stats().sends_tracked);
+        while start.elapsed() < Duration::from_millis(300) {
+            sender.send_to(&live, b"live").await.expect("room");
+            until("it has come", || live_socket.recv(&mut bytes).is_ok()).await;
+        }
+        assert!(ringpost::stats().sends_tracked - before > RECEIVERS as u64, "none is tried again");
+        assert!(polls.get() <= 3 * RECEIVERS, "{} polls of {RECEIVERS} waiters", polls.get());
+        // Each gets on as soon as its own receiver takes something.
+        for (receiver, waiting) in receivers.iter().zip(waiting) {
+            let mut last = [0; 8];
+            until("it has come", || {
+                while receiver.recv(&mut last).is_ok() {}
+                last.starts_with(b"second")
+            })
+            .await;
+            waiting.await.expect("no panic").expect("room");
+        }
     });
 }
 
