@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use rustix::net::Shutdown;
 
-use crate::memory::Prefix;
+use crate::memory::{BlockClass, OutboundBlock, Prefix};
 use crate::outbound::Payload;
 use crate::packet_cell::{PacketCell, Receive, State, replace_waker, send_bytes_max};
 use crate::packet_inbox::{Arrived, Shape};
@@ -383,7 +383,7 @@ impl Packets {
     }
 
     /// Accepts a packet of `prefix` and `len` bytes that `fill` writes in place, if there is room; they are
-    /// zero at first. Without room `fill` is not called.
+    /// zero at first. Without room `fill` is not called. It may use the same socket: what it sends goes first.
     ///
     /// # Errors
     ///
@@ -402,8 +402,16 @@ impl Packets {
         if accepted != Accepted::Yes {
             return Ok(accepted);
         }
+        drop(state);
+        let block = self.filled(prefix, len, fill);
+        let mut state = self.cell.state.borrow_mut();
         let blocks = &mut self.core.blocks.borrow_mut();
-        Ok(if state.queue.append_with(to, prefix, len, fill, blocks) {
+        if let Some(error) = state.send_error() {
+            blocks.give_back(block);
+            return Err(error.into());
+        }
+        // Should `fill` have taken the room, this one goes beyond it.
+        Ok(if state.queue.append_filled(to, block, blocks) {
             self.mark_dirty(&mut state);
             Accepted::Yes
         } else {
@@ -466,12 +474,26 @@ impl Packets {
     /// As [`Packets::append`], for `len` bytes that `fill` writes in place; they are zero at first.
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
+        if self.cell.state.borrow().send_error().is_some() || !self.is_sent(prefix.len() + len) {
+            return;
+        }
+        let block = self.filled(prefix, len, fill);
         let mut state = self.cell.state.borrow_mut();
-        if state.send_error().is_none() && self.is_sent(prefix.len() + len) {
-            let blocks = &mut self.core.blocks.borrow_mut();
-            state.queue.append_with(&SocketName::UNNAMED, prefix, len, fill, blocks);
+        let blocks = &mut self.core.blocks.borrow_mut();
+        if state.send_error().is_some() {
+            blocks.give_back(block);
+        } else if state.queue.append_filled(&SocketName::UNNAMED, block, blocks) {
             self.mark_dirty(&mut state);
         }
+    }
+
+    /// A block with a packet in it. `fill` is code of the user's, which must find nothing borrowed; should it panic,
+    /// nothing has been accepted.
+    #[inline]
+    fn filled(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) -> OutboundBlock {
+        let mut block = self.core.blocks.borrow_mut().take(len, BlockClass::default());
+        block.append_with(prefix, len, fill);
+        block
     }
 
     /// As [`Packets::append`], for a payload that is sent from where it lies.

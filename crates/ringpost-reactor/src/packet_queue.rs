@@ -21,6 +21,10 @@ const REST_MAX: Duration = Duration::from_millis(10);
 /// receivers do not read.
 const REST_PACE: Duration = Duration::from_micros(100);
 
+/// A packet that was written in a block of its own is copied out of it if it is a smaller part of it than this: what
+/// waits takes no more than so many times its length.
+const FILLED_PART: usize = 4;
+
 /// A packet that has been accepted.
 #[derive(Debug)]
 enum Queued {
@@ -321,40 +325,43 @@ impl PacketQueue {
         body: &[u8],
         blocks: &mut OutboundBlocks,
     ) -> bool {
-        self.append_block(to, prefix, body.len(), blocks, |block| block.append(prefix, body))
-    }
-
-    /// Accepts a packet of `prefix` and `len` bytes that `fill` writes in place. False, and `fill` was not
-    /// called, if there are too many destinations.
-    pub(crate) fn append_with(
-        &mut self,
-        to: &SocketName,
-        prefix: Prefix,
-        len: usize,
-        fill: impl FnOnce(&mut [u8]),
-        blocks: &mut OutboundBlocks,
-    ) -> bool {
-        self.append_block(to, prefix, len, blocks, |block| block.append_with(prefix, len, fill))
-    }
-
-    #[inline]
-    fn append_block(
-        &mut self,
-        to: &SocketName,
-        prefix: Prefix,
-        len: usize,
-        blocks: &mut OutboundBlocks,
-        write: impl FnOnce(&mut OutboundBlock),
-    ) -> bool {
         let Some((key, lane)) = self.lane(to) else { return false };
-        write(lane.open(len, blocks));
-        let total = prefix.len() + len;
-        let first = lane.packets.is_empty();
-        lane.packets.push_back(Queued::Copied(u32::try_from(total).unwrap_or(u32::MAX)));
-        lane.bytes += total;
-        let gate = lane.gate;
-        self.accepted(key, total, first, gate);
+        lane.open(body.len(), blocks).append(prefix, body);
+        self.copied(key, prefix.len() + body.len());
         true
+    }
+
+    /// Accepts a packet that lies in a block of its own. False if there are too many destinations.
+    pub(crate) fn append_filled(
+        &mut self,
+        to: &SocketName,
+        block: OutboundBlock,
+        blocks: &mut OutboundBlocks,
+    ) -> bool {
+        let Some((key, lane)) = self.lane(to) else {
+            blocks.give_back(block);
+            return false;
+        };
+        let len = block.len();
+        if len >= block.capacity() / FILLED_PART {
+            lane.blocks.push_back(block);
+        } else {
+            lane.open(len, blocks).append(Prefix::NONE, block.as_slice());
+            blocks.give_back(block);
+        }
+        self.copied(key, len);
+        true
+    }
+
+    /// The last block of a lane has one more packet at its end.
+    #[inline]
+    fn copied(&mut self, key: usize, len: usize) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let first = lane.packets.is_empty();
+        lane.packets.push_back(Queued::Copied(u32::try_from(len).unwrap_or(u32::MAX)));
+        lane.bytes += len;
+        let gate = lane.gate;
+        self.accepted(key, len, first, gate);
     }
 
     /// Accepts a packet that is sent from where it lies. False if there are too many destinations.
@@ -571,8 +578,9 @@ mod tests {
                     Payload::Bytes(Bytes::from(body.clone()))
                 )),
                 _ => {
-                    let fill = |bytes: &mut [u8]| bytes.copy_from_slice(&body);
-                    assert!(queue.append_with(&to, prefix, body.len(), fill, &mut blocks));
+                    let mut block = blocks.take(body.len(), BlockClass::default());
+                    block.append_with(prefix, body.len(), |bytes| bytes.copy_from_slice(&body));
+                    assert!(queue.append_filled(&to, block, &mut blocks));
                 }
             }
             expected.push_back([prefix.as_slice(), &body].concat());

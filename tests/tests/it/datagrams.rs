@@ -34,6 +34,7 @@ on_both_engines!(
     an_address_that_comes_back,
     too_long_to_receive,
     too_long_to_send,
+    what_fills_a_message_may_do,
     senders_have_names,
     credentials,
     a_policy,
@@ -435,6 +436,41 @@ fn too_long_to_send(engine: EngineChoice) {
                 expect(&mut right, 1, len).await;
             }
         }
+    });
+}
+
+/// What writes a message in place is code of the user's, and may use everything, the same socket as well.
+fn what_fills_a_message_may_do(engine: EngineChoice) {
+    block_on(engine, async {
+        let (left, mut right) = plain().pair().expect("a pair");
+        let (sender, _receiver) = left.split();
+        for len in [0, 100, 1000, 3000, 60_000] {
+            let (clone, dropped) = (sender.clone(), plain().pair().expect("a pair"));
+            let fill = |bytes: &mut [u8]| {
+                let _counters = ringpost::stats();
+                drop(dropped);
+                clone.try_send(&pattern::payload(1, 30)).expect("room");
+                assert!(bytes.iter().all(|byte| *byte == 0), "bytes of an earlier one");
+                pattern::fill(2, bytes);
+            };
+            sender.send(&pattern::payload(0, 30)).await.expect("room");
+            sender.send_with(len, fill).await.expect("room");
+            sender.send(&pattern::payload(3, 30)).await.expect("room");
+            for (sequence, len) in [(0, 30), (1, 30), (2, len), (3, 30)] {
+                expect(&mut right, sequence, len).await;
+            }
+        }
+        // One that panics has sent nothing, and nothing of it is left.
+        let clone = sender.clone();
+        let panicking = ringpost::spawn(async move {
+            clone.send_with(100, |bytes| bytes.fill(9)).await.expect("room");
+            clone.send_with(100, |_| panic!("on purpose")).await.expect("room");
+        });
+        assert!(panicking.await.is_err());
+        sender.send_with(100, |bytes| pattern::fill(4, bytes)).await.expect("room");
+        assert_eq!(*right.recv().await.expect("a packet"), [9; 100]);
+        expect(&mut right, 4, 100).await;
+        assert_eq!(sender.queued_packets(), 0);
     });
 }
 

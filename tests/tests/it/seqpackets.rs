@@ -38,6 +38,7 @@ on_both_engines!(
     batches_to_a_reader_that_lags,
     a_run_to_a_reader_that_lags,
     messages_that_no_packet_holds,
+    what_fills_a_message_may_do,
     an_accepted_message_that_can_not_leave,
     futures_dropped_at_every_poll,
     a_stream_client,
@@ -616,6 +617,49 @@ fn messages_that_no_packet_holds(engine: EngineChoice) {
         }
         large.send(&pattern::payload(5, 50_000)).await.expect("open");
         expect_message(&mut small, 5, 50_000).await;
+    });
+}
+
+/// What writes a message in place is code of the user's, and may use everything but its own sender.
+fn what_fills_a_message_may_do(engine: EngineChoice) {
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        let (mut other, mut other_end) = pair(options());
+        left.ready().await.expect("a greeting");
+        other.ready().await.expect("a greeting");
+        for len in [0, 100, 1000, 3000, 60_000] {
+            for batched in [false, true] {
+                let dropped = (pair(options()), ringpost_tests::rig::pair(options()));
+                let sends = &mut other;
+                let fill = |bytes: &mut [u8]| {
+                    let _counters = ringpost::stats();
+                    drop(dropped);
+                    sends.halves().0.try_send(b"meanwhile").expect("room");
+                    assert!(bytes.iter().all(|byte| *byte == 0), "bytes of an earlier one");
+                    pattern::fill(1, bytes);
+                };
+                // Others around it are in the same memory.
+                left.send(&pattern::payload(0, 30)).await.expect("open");
+                if batched {
+                    let mut batch = left.halves().0.batch().await.expect("open");
+                    batch.push_with(len, fill).expect("room");
+                } else {
+                    left.send_with(len, fill).await.expect("open");
+                }
+                left.send(&pattern::payload(2, 30)).await.expect("open");
+                expect_message(&mut right, 0, 30).await;
+                expect_message(&mut right, 1, len).await;
+                expect_message(&mut right, 2, 30).await;
+                let meanwhile = other_end.recv().await.expect("open").expect("no end");
+                assert_eq!(*meanwhile, *b"meanwhile");
+            }
+        }
+        // One that panics has sent nothing.
+        let panicking = spawn(async move {
+            left.send_with(100, |_| panic!("on purpose")).await.expect("open");
+        });
+        assert!(panicking.await.is_err());
+        assert_eq!(right.recv().await.map(|_| ()), Err(RecvError::Closed(Closed::Aborted)));
     });
 }
 

@@ -143,7 +143,7 @@ impl DatagramSender {
     }
 
     /// Accepts a message of `len` bytes that `fill` writes in place, for the connected receiver, waiting for
-    /// room. The bytes are zero at first.
+    /// room. The bytes are zero at first. `fill` may use everything; what it sends on the same socket goes first.
     ///
     /// # Cancel safety
     ///
