@@ -1,7 +1,7 @@
 //! Packet sockets (SOCK_SEQPACKET, SOCK_DGRAM) as their user sees them: settings, errors, and the handle. What
 //! goes on behind it is in `packet_cell.rs`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -164,7 +164,8 @@ impl Packets {
             linger: None,
         };
         let state = RefCell::new(state);
-        let cell = Rc::new(PacketCell { socket, options, state, retried: Listed::default() });
+        let (retried, resting) = (Listed::default(), Cell::default());
+        let cell = Rc::new(PacketCell { socket, options, state, retried, resting });
         {
             let mut driver = core.driver.borrow_mut();
             if failure.is_none() && driver.packets.io.is_none() {

@@ -15,7 +15,7 @@
 //!           cancelled -> the last reference closes the descriptor
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -105,6 +105,8 @@ pub(crate) struct PacketCell {
     pub(crate) options: PacketOptions,
     pub(crate) state: RefCell<State>,
     pub(crate) retried: Listed,
+    /// Its entries in [`PacketWork::resting`], at least.
+    pub(crate) resting: Cell<usize>,
 }
 
 impl Retried for PacketCell {
@@ -162,10 +164,12 @@ impl PacketWork {
         !self.retry.is_empty()
     }
 
-    /// In a simulation: no list grows by itself.
+    /// In a simulation: no list grows by itself, and what rests knows it.
     #[cfg(feature = "sim")]
     pub(crate) fn check(&self) {
         crate::reactor::assert_once("packets to try again", self.retry.iter());
+        let known = self.resting.values().all(|(cell, _)| cell.resting.get() > 0);
+        assert!(known, "a socket that rests would not be let go of");
     }
 
     #[cfg(feature = "sim")]
@@ -182,12 +186,16 @@ impl PacketWork {
     /// Lets go of a socket that has closed.
     fn forget(&mut self, cell: &PacketCell) {
         self.retry.forget(cell);
-        self.resting.retain(|_, (candidate, _)| !std::ptr::eq(Rc::as_ptr(candidate), cell));
+        // Few sockets rest, and many may close: all that rest are not looked through for each.
+        if cell.resting.take() > 0 {
+            self.resting.retain(|_, (candidate, _)| !std::ptr::eq(Rc::as_ptr(candidate), cell));
+        }
     }
 
     /// A lane of a socket, or its receive, rests.
     fn rest(&mut self, until: Instant, cell: &Rc<PacketCell>, lane: Option<usize>) {
         self.last_rest += 1;
+        cell.resting.update(|count| count + 1);
         self.resting.insert((until, self.last_rest), (Rc::clone(cell), lane));
     }
 
@@ -858,6 +866,7 @@ impl Core {
             && rest.key().0 <= now
         {
             let ((until, _), (cell, lane)) = rest.remove_entry();
+            cell.resting.update(|count| count.saturating_sub(1));
             if cell.rested(driver, until, lane)
                 && !ready.last().is_some_and(|last| Rc::ptr_eq(last, &cell))
             {
