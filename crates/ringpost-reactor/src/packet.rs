@@ -318,19 +318,26 @@ impl Packets {
             && matches!(state.check(to, &self.cell.options), Ok(Accepted::Yes))
     }
 
-    /// Waits until the kernel has everything accepted so far. Cancel safe, with [`Packets::leave`] for the place.
+    /// Packets accepted so far, for [`Packets::poll_flushed`].
+    pub fn accepted_packets(&self) -> u64 {
+        self.cell.state.borrow().queue.accepted_packets()
+    }
+
+    /// Waits until the kernel has the first so many packets that were accepted. Cancel safe, with
+    /// [`Packets::leave`] for the place.
     ///
     /// # Errors
     ///
     /// Something accepted could not be sent; each such failure is told once.
     pub fn poll_flushed(
         &self,
+        first: u64,
         place: &mut Place,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), SendFailure>> {
         let mut state = self.cell.state.borrow_mut();
         let failure = state.send_error();
-        let unsent = state.queue.packets() > 0;
+        let unsent = !state.queue.has_left(first);
         if let Some(error) = failure.or_else(|| self.core.end().filter(|_| unsent)) {
             let to = SocketName::UNNAMED;
             return Poll::Ready(Err(SendFailure { to, error: error.into() }));
@@ -338,7 +345,7 @@ impl Packets {
         if let Some(failure) = state.failures.pop_front() {
             return Poll::Ready(Err(failure));
         }
-        if state.queue.packets() == 0 {
+        if !unsent {
             return Poll::Ready(Ok(()));
         }
         state.wait_for_flush(place, context.waker());

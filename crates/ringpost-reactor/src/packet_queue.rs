@@ -58,7 +58,8 @@ pub(crate) enum Gate {
 pub(crate) struct Lane {
     /// Unnamed: the connected peer.
     to: SocketName,
-    packets: VecDeque<Queued>,
+    /// Each with its number among all that the queue has accepted.
+    packets: VecDeque<(u64, Queued)>,
     /// What copied packets lie in: the last one is open.
     blocks: VecDeque<OutboundBlock>,
     class: BlockClass,
@@ -119,7 +120,7 @@ impl Lane {
         let to = (!self.to.is_unnamed()).then_some(&self.to);
         let mut blocks = self.blocks.iter().map(OutboundBlock::as_slice);
         let mut bytes: &[u8] = blocks.next().unwrap_or_default();
-        self.packets.iter().map(move |packet| match packet {
+        self.packets.iter().map(move |(_, packet)| match packet {
             Queued::Copied(len) => {
                 let len = *len as usize;
                 // A packet lies whole in one block.
@@ -140,7 +141,7 @@ impl Lane {
 
     /// Drops the first packet. Its length.
     fn pop(&mut self, blocks: &mut OutboundBlocks) -> Option<usize> {
-        let packet = self.packets.pop_front()?;
+        let (_, packet) = self.packets.pop_front()?;
         let len = packet.len();
         self.bytes -= len;
         if let Queued::Shared { payload, .. } = packet {
@@ -180,6 +181,8 @@ pub(crate) struct PacketQueue {
     spare: Vec<Lane>,
     bytes: usize,
     packets: usize,
+    /// Packets accepted so far, and the number of the next one.
+    numbers: u64,
     /// Lanes whose gate is open and that have packets, in the order in which they are offered.
     ready: VecDeque<usize>,
     /// What is in them.
@@ -196,6 +199,7 @@ impl PacketQueue {
             spare: Vec::new(),
             bytes: 0,
             packets: 0,
+            numbers: 0,
             ready: VecDeque::new(),
             ready_packets: 0,
             ready_bytes: 0,
@@ -212,6 +216,19 @@ impl PacketQueue {
     #[inline]
     pub(crate) fn packets(&self) -> usize {
         self.packets
+    }
+
+    /// Packets accepted so far.
+    pub(crate) fn accepted_packets(&self) -> u64 {
+        self.numbers
+    }
+
+    /// True if nothing waits of the first so many packets that were accepted.
+    pub(crate) fn has_left(&self, first: u64) -> bool {
+        let waits = |(_, lane): (usize, &Lane)| {
+            lane.packets.front().is_some_and(|(number, _)| *number < first)
+        };
+        self.packets == 0 || !self.lanes.iter().any(waits)
     }
 
     /// True if something may be offered to the kernel.
@@ -284,6 +301,7 @@ impl PacketQueue {
     /// A lane whose gate is as said has one more packet.
     #[inline]
     fn accepted(&mut self, key: usize, len: usize, first: bool, gate: Gate) {
+        self.numbers += 1;
         self.bytes += len;
         self.packets += 1;
         if gate == Gate::Open {
@@ -358,7 +376,8 @@ impl PacketQueue {
     fn copied(&mut self, key: usize, len: usize) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         let first = lane.packets.is_empty();
-        lane.packets.push_back(Queued::Copied(u32::try_from(len).unwrap_or(u32::MAX)));
+        let packet = Queued::Copied(u32::try_from(len).unwrap_or(u32::MAX));
+        lane.packets.push_back((self.numbers, packet));
         lane.bytes += len;
         let gate = lane.gate;
         self.accepted(key, len, first, gate);
@@ -371,11 +390,12 @@ impl PacketQueue {
         prefix: Prefix,
         payload: Payload,
     ) -> bool {
+        let number = self.numbers;
         let Some((key, lane)) = self.lane(to) else { return false };
         let first = lane.packets.is_empty();
         let packet = Queued::Shared { prefix, payload };
         let len = packet.len();
-        lane.packets.push_back(packet);
+        lane.packets.push_back((number, packet));
         lane.bytes += len;
         let gate = lane.gate;
         self.accepted(key, len, first, gate);
@@ -489,7 +509,7 @@ impl PacketQueue {
     /// Length of the first packet of a lane.
     pub(crate) fn first_len(&self, key: usize) -> usize {
         let first = self.lanes.get(key).and_then(|lane| lane.packets.front());
-        first.map_or(0, Queued::len)
+        first.map_or(0, |(_, packet)| packet.len())
     }
 
     /// Drops the first packet of an open lane, or with `all` every one. Their number.
@@ -635,11 +655,17 @@ mod tests {
             queue.append(&name(7), Prefix::NONE, &body(sequence), &mut blocks);
         }
         let key = queue.first_open().unwrap();
+        assert_eq!(
+            (queue.accepted_packets(), queue.has_left(0), queue.has_left(1)),
+            (5, true, false)
+        );
         assert_eq!(queue.drop_packets(key, false, &mut blocks), 1);
+        assert!(queue.has_left(1) && !queue.has_left(2));
         assert_eq!(offered(&queue)[0].1, body(1));
         queue.close_gate(key, |lane| lane.gate = Gate::Polled);
         assert_eq!(queue.drop_packets(key, true, &mut blocks), 4);
         assert!(!queue.is_ready() && queue.packets() == 0 && queue.lanes.is_empty());
+        assert!(queue.has_left(5));
     }
 
     #[test]

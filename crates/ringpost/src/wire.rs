@@ -141,7 +141,7 @@ impl Wire {
             Self::Stream(stream) => stream.poll_flushed(context),
             Self::Packets(wire) => {
                 let mut place = wire.sender.borrow_mut();
-                let flushed = wire.packets.poll_flushed(&mut place, context);
+                let flushed = wire.packets.poll_flushed(u64::MAX, &mut place, context);
                 flushed.map_err(|failure| end_of(failure.error))
             }
         }

@@ -29,6 +29,7 @@ on_both_engines!(
     a_full_receiver,
     a_full_receiver_without_a_connection,
     one_full_receiver_among_others,
+    a_flush_waits_for_nothing_later,
     absent_receivers,
     a_receiver_that_comes_back,
     an_address_that_comes_back,
@@ -302,6 +303,31 @@ fn one_full_receiver_among_others(engine: EngineChoice) {
         ));
         read(&stuck_socket, 0, accepted).await;
         sender.flush().await.expect("taken");
+    });
+}
+
+/// A flush is about what was accepted before it, however much follows.
+fn a_flush_waits_for_nothing_later(engine: EngineChoice) {
+    block_on(engine, async {
+        let (directory, path) = place();
+        let receiver = other(&path);
+        let stuck = directory.path().join("stuck.sock");
+        let _stuck_socket = other(&stuck);
+        let another = UnixDatagram::unbound().expect("a socket");
+        another.set_nonblocking(true).expect("a socket");
+        while another.send_to(b"full", &stuck).is_ok() {}
+        let sender = plain().unbound().expect("a socket");
+        let accepted = fill(&sender, Some(&path)).await;
+        let mut flush = std::pin::pin!(sender.flush());
+        assert!(poll_at_most(3, flush.as_mut()).await.is_none(), "the receiver is full");
+        sender.try_send_to(&stuck, b"later").expect("not known to be full");
+        sender.try_send_to(&path, &pattern::payload(accepted, 100)).expect_err("known to be full");
+        let (flushed, ()) = futures(flush, read(&receiver, 0, accepted)).await;
+        flushed.expect("taken");
+        assert!(
+            poll_at_most(20, sender.flush()).await.is_none(),
+            "a later one waits for the other"
+        );
     });
 }
 

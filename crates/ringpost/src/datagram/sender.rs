@@ -185,7 +185,7 @@ impl DatagramSender {
         self.outcome(to, accepted)
     }
 
-    /// Waits until the kernel has everything accepted so far: it then lies with the receivers.
+    /// Waits until the kernel has everything accepted before the first poll: it then lies with the receivers.
     ///
     /// # Cancel safety
     ///
@@ -196,8 +196,9 @@ impl DatagramSender {
     /// The oldest failure that has not been told; repeat for the next one.
     pub async fn flush(&self) -> Result<(), DatagramSendError> {
         let mut waiter = Waiter::new(&self.socket.packets);
+        let first = waiter.packets.accepted_packets();
         let flushed =
-            poll_fn(|context| waiter.packets.poll_flushed(&mut waiter.place, context)).await;
+            poll_fn(|context| waiter.packets.poll_flushed(first, &mut waiter.place, context)).await;
         flushed.map_err(|SendFailure { to, error, .. }| self.explain(&to, error))
     }
 
