@@ -1,5 +1,6 @@
 //! What a packet socket has accepted and not yet handed to the kernel: a lane of packets for each
-//! destination, so that one receiver that is full or gone holds up nobody else.
+//! destination, so that one receiver that is full or gone holds up nobody else. (What it has not read counts against
+//! the send buffer of the socket, which the kernel has only one of.)
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -24,6 +24,7 @@ use crate::datagrams::{expect, other, plain};
 on_both_engines!(
     failures_that_nobody_asks_for,
     an_idle_reader_makes_senders_wait,
+    what_lies_unread_takes_the_room_of_its_sender,
     waiters_that_go_leave_nothing
 );
 on_both_engines_alone!(
@@ -80,6 +81,41 @@ fn an_idle_reader_makes_senders_wait(engine: EngineChoice) {
             expect(&mut right, sent, LEN).await;
         });
     }
+}
+
+/// The kernel counts what lies unread with a receiver against the send buffer of the socket that it came from: if
+/// that fits the queue of the receiver, it holds up what others are sent. Another socket is not concerned.
+fn what_lies_unread_takes_the_room_of_its_sender(engine: EngineChoice) {
+    const LEN: usize = 50_000;
+    block_on(engine, async {
+        let (directory, idle_path) = place();
+        let live_path = directory.path().join("live.sock");
+        let (idle, live) = (other(&idle_path), other(&live_path));
+        idle.set_nonblocking(true).expect("a socket");
+        live.set_nonblocking(true).expect("a socket");
+        let mut bytes = vec![0; LEN];
+        let sender = plain().send_buffer_bytes(2 * LEN).unbound().expect("a socket");
+        while sender.try_send_to(&idle_path, &pattern::payload(0, LEN)).is_ok() {
+            yield_now().await;
+        }
+        let unread = ringpost::stats().packets_sent;
+        assert!(unread < 10, "{unread} packets");
+        sender.send_to(&live_path, &pattern::payload(1, LEN)).await.expect("accepted");
+        sleep(Duration::from_millis(50)).await;
+        assert!(live.recv(&mut bytes).is_err(), "there was room for it");
+        // Of another socket it goes at once.
+        let another = plain().unbound().expect("a socket");
+        another.send_to(&live_path, &pattern::payload(2, LEN)).await.expect("room");
+        until("it has come", || live.recv(&mut bytes).is_ok()).await;
+        pattern::check(2, LEN, &bytes);
+        // Once the other has read, there is room.
+        until("it has come", || {
+            while idle.recv(&mut bytes).is_ok() {}
+            live.recv(&mut bytes).is_ok()
+        })
+        .await;
+        pattern::check(1, LEN, &bytes);
+    });
 }
 
 /// A waker holds the memory of its task: whoever tries again and again to reach a receiver that does not read,

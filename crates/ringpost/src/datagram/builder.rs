@@ -97,7 +97,8 @@ impl DatagramBuilder {
     }
 
     /// The kernel's send buffer of the socket, bytes (SO_SNDBUF), up to the sysctl `net.core.wmem_max`. It
-    /// bounds the longest packet, and what may be under way to receivers. The default is the sysctl
+    /// bounds the longest packet, and what may be under way to all receivers together, unread packets included: one
+    /// that does not read may take all of it. The default is the sysctl
     /// `net.core.wmem_default`, 208 KiB on most hosts.
     pub fn send_buffer_bytes(mut self, bytes: usize) -> Self {
         self.send_buffer_bytes = Some(bytes);
