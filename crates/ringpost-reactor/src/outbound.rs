@@ -257,11 +257,43 @@ struct Gap {
     bytes: NonZeroU32,
 }
 
+/// Segments in order. Queues that never had any, of which there are many, have no list of them.
+#[derive(Debug, Default)]
+#[expect(clippy::box_collection, reason = "an idle connection has only the pointer")]
+struct Segments(Option<Box<VecDeque<Segment>>>);
+
+impl Segments {
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |segments| segments.len())
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|segments| segments.is_empty())
+    }
+
+    fn push(&mut self, segment: Segment) {
+        self.0.get_or_insert_default().push_back(segment);
+    }
+
+    fn insert(&mut self, index: usize, segment: Segment) {
+        self.0.get_or_insert_default().insert(index, segment);
+    }
+
+    /// Moves the first `count` to `target`, and gives back what long lists have needed.
+    fn take(&mut self, count: usize, target: &mut Vec<Segment>) {
+        if let Some(segments) = &mut self.0 {
+            target.extend(segments.drain(..count));
+        }
+        self.0.take_if(|segments| segments.is_empty() && segments.capacity() > SEGMENTS_KEPT_MAX);
+    }
+}
+
 /// Accepted and not yet in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
-    /// Full or gathered segments before `tail`, in order.
-    before: VecDeque<Segment>,
+    /// Full or gathered segments before `tail`.
+    before: Segments,
     /// The block that small messages go to.
     tail: Option<OutboundBlock>,
     /// Bytes in `before`.
@@ -330,7 +362,7 @@ impl Outbound {
         }
         self.close();
         self.before_bytes += prefix.len() + payload.as_slice().len();
-        self.before.push_back(Segment::Shared { prefix, sent: 0, payload });
+        self.before.push(Segment::Shared { prefix, sent: 0, payload });
     }
 
     /// Makes a fresh block with room for `bytes` the tail.
@@ -397,7 +429,7 @@ impl Outbound {
     fn close(&mut self) {
         if let Some(tail) = self.tail.take_if(|tail| !tail.is_empty()) {
             self.before_bytes += tail.len();
-            self.before.push_back(Segment::Block(tail));
+            self.before.push(Segment::Block(tail));
         }
     }
 
@@ -427,11 +459,8 @@ impl Outbound {
         if let Some(gap) = &mut self.gap {
             gap.ahead = gap.ahead.saturating_sub(GATHER_SEGMENTS_MAX);
         }
-        gather.segments.extend(self.before.drain(..count));
+        self.before.take(count, &mut gather.segments);
         self.before_bytes -= gather.segments.iter().map(Segment::len).sum::<usize>();
-        if self.before.is_empty() && self.before.capacity() > SEGMENTS_KEPT_MAX {
-            self.before = VecDeque::new();
-        }
         Some(SendMemory::Gather(gather))
     }
 
@@ -450,7 +479,7 @@ impl Outbound {
         if let Some(tail) = self.tail.take() {
             blocks.give_back(tail);
         }
-        for segment in std::mem::take(&mut self.before) {
+        for segment in self.before.0.take().into_iter().flat_map(|segments| *segments) {
             segment.let_go(blocks);
         }
     }
@@ -632,7 +661,7 @@ mod tests {
             assert!(cfg!(miri) || start.elapsed() < LIMIT, "{sent} of {PIECES} pieces");
         }
         assert_eq!(sent, PIECES);
-        assert!(outbound.before.capacity() <= SEGMENTS_KEPT_MAX, "the list is given back");
+        assert!(outbound.before.0.is_none(), "the list is given back");
     }
 
     #[test]
@@ -648,8 +677,9 @@ mod tests {
             while let Some(memory) = outbound.take(&mut blocks) {
                 outbound.finish(memory, &mut blocks);
             }
-            assert!(round == 0 || outbound.before.capacity() == capacity);
-            capacity = outbound.before.capacity();
+            let kept = outbound.before.0.as_ref().map_or(0, |segments| segments.capacity());
+            assert!(round == 0 || kept == capacity);
+            capacity = kept;
         }
         assert!(capacity >= 2 * GATHER_SEGMENTS_MAX as usize);
     }
@@ -663,7 +693,8 @@ mod tests {
             outbound.append(Prefix::NONE, b"x", &mut blocks);
             outbound.append_shared(Prefix::NONE, Payload::Bytes(Bytes::from_static(b"y")));
         }
-        let held = outbound.before.iter().map(|segment| match segment {
+        let segments = outbound.before.0.as_deref().into_iter().flatten();
+        let held = segments.map(|segment| match segment {
             Segment::Block(block) => block.capacity(),
             Segment::Shared { .. } => 0,
         });
