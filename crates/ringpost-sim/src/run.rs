@@ -199,7 +199,8 @@ pub(crate) fn settle(runtime: &Runtime) {
     if settles(runtime) {
         return;
     }
-    if runtime.stats().connections_lingering > 0 {
+    // Rests that began at different times end one after the other, and each ends a wait.
+    for _ in 0..runtime.stats().connections_lingering {
         runtime.turn(Some(REST)).expect("the engine goes on");
         if settles(runtime) {
             return;
