@@ -132,8 +132,13 @@ impl Listener {
 
     /// Accepts again after [`Listener::poll_paused`].
     pub fn resume(&self) {
-        self.cell.state.borrow_mut().paused = false;
-        if !self.core.is_closed() {
+        let resting = {
+            let mut state = self.cell.state.borrow_mut();
+            state.paused = false;
+            state.resting
+        };
+        // The end of a rest arms it.
+        if !resting && !self.core.is_closed() {
             self.cell.arm(&self.core, &mut self.core.driver.borrow_mut());
         }
     }
@@ -234,15 +239,20 @@ impl ListenerCell {
         }
         state.armed = None;
         driver.wakers.extend(state.pauser.take());
-        if state.closed || state.paused {
+        if state.closed || state.paused || state.failure.is_some() {
             return;
         }
         match -done.result {
-            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED => {
+            ..=0 | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED => {
                 drop(state);
                 self.arm(core, driver);
             }
-            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => {
+            libc::ECANCELED if state.cancelling => {
+                drop(state);
+                self.arm(core, driver);
+            }
+            // A cancel that is not ours says that the kernel had no memory to wait with.
+            libc::ECANCELED | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => {
                 add(&core.counters.accepts_deferred, 1);
                 tracing::warn!(errno = -done.result, "accepting rests: no descriptors or memory");
                 self.rest(&mut state, driver);
@@ -270,16 +280,19 @@ impl ListenerCell {
 mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Instant;
 
     use super::*;
     use crate::config::Config;
+    use crate::engine::Token;
     use crate::reactor::{Reactor, Wait};
 
-    #[test]
-    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
-    fn dropped_while_it_rests_it_is_gone_at_once() {
-        let reactor = Reactor::new(Config::default()).unwrap();
-        let name = format!("ringpost-resting-listener-{}", std::process::id());
+    /// A listener whose accept has just been paused.
+    fn paused(reactor: &Reactor) -> Listener {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ringpost-resting-listener-{}-{number}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixListener::bind_addr(&address).unwrap();
         let listener = reactor.adopt_listener(socket.into());
@@ -287,6 +300,37 @@ mod tests {
         while listener.poll_paused(&mut context).is_pending() {
             reactor.turn(Wait::No).unwrap();
         }
+        listener
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn an_accept_that_the_kernel_cancels_rests() {
+        let reactor = Reactor::new(Config::default()).unwrap();
+        let listener = paused(&reactor);
+        listener.cell.state.borrow_mut().paused = false;
+        listener.cell.state.borrow_mut().cancelling = false;
+        let (token, result) = (Token(0), -libc::ECANCELED);
+        let done = Completion { token, result, more: false, received: None };
+        listener.cell.accepted(&reactor.core, &mut reactor.core.driver.borrow_mut(), done);
+        assert!(listener.cell.state.borrow().resting, "it is asked for at once");
+        // Paused and resumed meanwhile, it still rests, once.
+        assert!(listener.poll_paused(&mut Context::from_waker(Waker::noop())).is_ready());
+        listener.resume();
+        assert!(listener.cell.state.borrow().resting);
+        let start = Instant::now();
+        while listener.cell.state.borrow().armed.is_none() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not accept again");
+            reactor.turn(Wait::Until(start + Duration::from_secs(20))).unwrap();
+        }
+        assert!(reactor.core.driver.borrow().resting.is_empty());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn dropped_while_it_rests_it_is_gone_at_once() {
+        let reactor = Reactor::new(Config::default()).unwrap();
+        let listener = paused(&reactor);
         let cell = Rc::downgrade(&listener.cell);
         {
             let mut driver = reactor.core.driver.borrow_mut();

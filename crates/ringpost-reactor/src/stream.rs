@@ -657,12 +657,12 @@ impl StreamCell {
                 drop(state);
                 self.resume(core, driver);
             }
-            libc::ECANCELED if paused || state.closing || state.end.is_some() => {
+            libc::ECANCELED | libc::ENOMEM if paused || state.closing || state.end.is_some() => {
                 drop(state);
                 self.resume(core, driver);
             }
-            // The kernel had no memory to wait with: nobody has cancelled this.
-            libc::ECANCELED if state.receives_cancelled < RECEIVES_CANCELLED_MAX => {
+            // The kernel had no memory to begin or to wait with: nobody has cancelled this.
+            libc::ECANCELED | libc::ENOMEM if state.receives_cancelled < RECEIVES_CANCELLED_MAX => {
                 state.receives_cancelled += 1;
                 self.rest(&mut state, driver);
             }
@@ -812,7 +812,11 @@ impl StreamCell {
                 state.left(core.config.outbound_bytes_max);
             }
             errno if matches!(-errno, libc::EAGAIN | libc::EINTR) => {}
-            errno if matches!(-errno, libc::ENOBUFS | libc::ENOMEM) => {
+            // One that the reactor has cancelled has failed before.
+            errno
+                if matches!(-errno, libc::ENOBUFS | libc::ENOMEM)
+                    || -errno == libc::ECANCELED && state.send_failure.is_none() =>
+            {
                 state.unsent = Some(Box::new(memory));
                 self.rest(&mut state, driver);
                 return;

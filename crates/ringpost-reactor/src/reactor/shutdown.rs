@@ -29,6 +29,8 @@ impl Core {
             waker.wake();
         }
         drop(owners);
+        // Payloads of others that were given up.
+        self.drop_released();
     }
 
     fn end_rests(&self) {

@@ -10,7 +10,8 @@ use crate::outbound::{Lent, Payload};
 ///
 /// It takes a block out of the queue and puts it back when it is dropped, so that meanwhile the stream
 /// can be used, also by code that fills payloads in place. What is in that block, and what others append behind it,
-/// is not sent before; so drop it soon. (Leaking it loses what is in that block.)
+/// is not sent before; so drop it soon. (Leaking it loses what is in that
+/// block; if something was in it before, what is queued behind that never leaves.)
 pub struct Appender<'stream> {
     stream: &'stream Stream,
     /// Taken at the first payload.

@@ -11,7 +11,7 @@ use crate::reactor::Driver;
 const REST: Duration = Duration::from_millis(10);
 
 /// Receives in a row, without a byte in between, that the kernel may have ended of itself.
-pub(super) const RECEIVES_CANCELLED_MAX: u8 = 16;
+pub(super) const RECEIVES_CANCELLED_MAX: u8 = 64;
 
 /// Streams that rest, each once, and when their rests are over. All rest equally long, so the first is due first.
 #[derive(Debug, Default)]
@@ -77,6 +77,7 @@ mod tests {
     use super::*;
     use crate::capabilities::EngineChoice;
     use crate::config::Config;
+    use crate::engine::{Completion, Token};
     use crate::memory::Prefix;
     use crate::outbound::Payload;
     use crate::reactor::{Reactor, Wait};
@@ -99,10 +100,10 @@ mod tests {
     impl Rig {
         fn new(engine: EngineChoice) -> Self {
             let config = Config { engine, ..Config::default() };
-            Self::of(config, |stream| stream.append(Prefix::NONE, BYTES))
+            Self::of(config, -libc::ENOMEM, |stream| stream.append(Prefix::NONE, BYTES))
         }
 
-        fn of(config: Config, append: impl FnOnce(&Stream)) -> Self {
+        fn of(config: Config, result: i32, append: impl FnOnce(&Stream)) -> Self {
             let reactor = Reactor::new(config).unwrap();
             let (near, far) = UnixStream::pair().unwrap();
             far.set_nonblocking(true).unwrap();
@@ -119,7 +120,7 @@ mod tests {
             let start = Instant::now();
             {
                 let mut driver = reactor.core.driver.borrow_mut();
-                stream.cell.sent(&reactor.core, &mut driver, memory, -libc::ENOMEM);
+                stream.cell.sent(&reactor.core, &mut driver, memory, result);
             }
             Self { reactor, stream, far, start }
         }
@@ -172,6 +173,43 @@ mod tests {
                 rig.reactor.turn(Wait::No).unwrap();
             }
             assert!(rig.stream.poll_flushed(&mut context).is_ready());
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_send_that_nobody_has_cancelled_is_repeated() {
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let config = Config { engine, ..Config::default() };
+            let append = |stream: &Stream| stream.append(Prefix::NONE, BYTES);
+            let rig = Rig::of(config, -libc::ECANCELED, append);
+            // With nobody waiting the reactor would sleep over a silent send.
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(rig.stream.poll_flushed(&mut context).is_pending());
+            assert_eq!(rig.arrives().0, BYTES);
+            assert!(rig.start.elapsed() >= REST);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_receive_without_memory_goes_on() {
+        each_engine(|rig| {
+            let Rig { reactor, stream, .. } = &rig;
+            let mut context = Context::from_waker(Waker::noop());
+            while stream.poll_stopped(&mut context).is_pending() {
+                reactor.turn(Wait::Until(Instant::now() + REST)).unwrap();
+            }
+            stream.cell.state.borrow_mut().stopping = false;
+            let (token, result) = (Token(0), -libc::ENOMEM);
+            let done = Completion { token, result, more: false, received: None };
+            stream.cell.received(&reactor.core, &mut reactor.core.driver.borrow_mut(), done);
+            (&rig.far).write_all(BYTES).unwrap();
+            let start = Instant::now();
+            while stream.try_receive().is_none() {
+                assert!(start.elapsed() < PATIENCE, "nothing arrived in time");
+                reactor.turn(Wait::Until(start + PATIENCE)).unwrap();
+            }
         });
     }
 
@@ -235,14 +273,22 @@ mod tests {
             let (near, far) = UnixStream::pair().unwrap();
             let stream = reactor.adopt_stream(near.into());
             reactor.turn(Wait::No).unwrap();
-            let times = usize::from(RECEIVES_CANCELLED_MAX);
+            // Each takes a rest, so that most of them are taken as given.
+            let times = 3;
+            let most_are_over = || {
+                let cancelled = RECEIVES_CANCELLED_MAX - 3;
+                stream.cell.state.borrow_mut().receives_cancelled = cancelled;
+            };
             for _ in 0..2 {
+                most_are_over();
                 assert!((0..times).all(|_| receives_again(&reactor, &stream)));
                 (&far).write_all(BYTES).unwrap();
                 while stream.try_receive().is_none() {
                     reactor.turn(Wait::Until(Instant::now() + PATIENCE)).unwrap();
                 }
             }
+            assert_eq!(stream.cell.state.borrow().receives_cancelled, 0);
+            most_are_over();
             let lasts = (0..=times).take_while(|_| receives_again(&reactor, &stream)).count();
             assert_eq!(lasts, times);
             let mut context = Context::from_waker(Waker::noop());
@@ -280,7 +326,9 @@ mod tests {
         for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
             let config = Config { engine, linger_ms_max: 0, ..Config::default() };
             let payload = Payload::Bytes(Bytes::from_owner(Owner));
-            let rig = Rig::of(config, |stream| stream.append_shared(Prefix::NONE, payload));
+            let rig = Rig::of(config, -libc::ENOMEM, |stream| {
+                stream.append_shared(Prefix::NONE, payload)
+            });
             REACTOR.set(Some(rig.reactor.clone()));
             DROPPED.set(false);
             drop(rig.stream);

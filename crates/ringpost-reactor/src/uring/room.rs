@@ -141,8 +141,10 @@ impl Rooms {
                 }
             }
             Stage::Pausing => {
+                let cancelled = wait.cancelled;
                 self.remove(token);
-                return Some(-libc::ECANCELED);
+                // Else the kernel had no memory for the pause.
+                return Some(if cancelled { -libc::ECANCELED } else { result });
             }
             Stage::Set(_) | Stage::Polled if result > 0 && wait.is_send() => {
                 if wait.cancelled {
