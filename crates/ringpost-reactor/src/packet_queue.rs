@@ -64,6 +64,8 @@ pub(crate) struct Lane {
     /// What copied packets lie in: the last one is open.
     blocks: VecDeque<OutboundBlock>,
     class: BlockClass,
+    /// The last block, if there is one, was filled elsewhere: it says nothing about the class.
+    is_last_filled: bool,
     pub(crate) gate: Gate,
     rest: Duration,
     /// Refusals in a row although the kernel had told of room.
@@ -81,6 +83,7 @@ impl Lane {
             packets: VecDeque::new(),
             blocks: VecDeque::new(),
             class: BlockClass::default(),
+            is_last_filled: false,
             gate: Gate::Open,
             rest: REST_MIN,
             refusals: 0,
@@ -108,12 +111,25 @@ impl Lane {
     #[inline]
     fn open(&mut self, len: usize, blocks: &mut OutboundBlocks) -> &mut OutboundBlock {
         if !self.blocks.back().is_some_and(|block| block.fits(len)) {
-            if !self.blocks.is_empty() {
+            if !self.blocks.is_empty() && !self.is_last_filled {
                 self.class = self.class.grown();
             }
+            self.is_last_filled = false;
             self.blocks.push_back(blocks.take(len, self.class));
         }
         self.blocks.back_mut().expect("just made sure")
+    }
+
+    /// A block that was filled elsewhere is the last one.
+    fn push_filled(&mut self, block: OutboundBlock) {
+        if let Some(last) = self.blocks.back()
+            && !self.is_last_filled
+        {
+            // It is closed with what it has; large blocks with little in them would add up over many packets.
+            self.class = self.class.after(last.len());
+        }
+        self.is_last_filled = true;
+        self.blocks.push_back(block);
     }
 
     /// The packets, as the kernel is to see them.
@@ -363,7 +379,7 @@ impl PacketQueue {
         };
         let len = block.len();
         if len >= block.capacity() / FILLED_PART {
-            lane.blocks.push_back(block);
+            lane.push_filled(block);
         } else {
             lane.open(len, blocks).append(Prefix::NONE, block.as_slice());
             blocks.give_back(block);
@@ -622,6 +638,24 @@ mod tests {
         }
         assert_eq!(queue.clear(&mut blocks), expected.len());
         assert!(!queue.is_ready() && queue.bytes() == 0 && offered(&queue).is_empty());
+    }
+
+    #[test]
+    fn little_between_filled_packets_waits_in_small_blocks() {
+        const PACKETS: usize = 100;
+        let (to, filled) = (SocketName::UNNAMED, [1; 500]);
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        queue.lane(&to).unwrap().1.class = BlockClass::LARGE;
+        for _ in 0..PACKETS {
+            let mut block = blocks.take(filled.len(), BlockClass::default());
+            block.append(Prefix::NONE, &filled);
+            assert!(queue.append_filled(&to, block, &mut blocks));
+            assert!(queue.append(&to, Prefix::NONE, &[2; 20], &mut blocks));
+        }
+        let lane = queue.lane(&to).unwrap().1;
+        let held: usize = lane.blocks.iter().map(OutboundBlock::capacity).sum();
+        assert!(held < 4 * lane.bytes, "{held} bytes for {}", lane.bytes);
     }
 
     #[test]
