@@ -200,6 +200,9 @@ pub(crate) struct PacketQueue {
     packets: usize,
     /// Packets accepted so far, and the number of the next one.
     numbers: u64,
+    /// The smallest number of those that wait, if it was looked for since something left: many may wait for a flush,
+    /// with many lanes. A packet that is accepted has a larger one.
+    oldest: Option<u64>,
     /// Lanes whose gate is open and that have packets, in the order in which they are offered.
     ready: VecDeque<usize>,
     /// What is in them.
@@ -217,6 +220,7 @@ impl PacketQueue {
             bytes: 0,
             packets: 0,
             numbers: 0,
+            oldest: None,
             ready: VecDeque::new(),
             ready_packets: 0,
             ready_bytes: 0,
@@ -241,11 +245,15 @@ impl PacketQueue {
     }
 
     /// True if nothing waits of the first so many packets that were accepted.
-    pub(crate) fn has_left(&self, first: u64) -> bool {
-        let waits = |(_, lane): (usize, &Lane)| {
-            lane.packets.front().is_some_and(|(number, _)| *number < first)
-        };
-        self.packets == 0 || !self.lanes.iter().any(waits)
+    pub(crate) fn has_left(&mut self, first: u64) -> bool {
+        if self.packets == 0 {
+            return true;
+        }
+        if self.oldest.is_none() {
+            let fronts = self.lanes.iter().filter_map(|(_, lane)| lane.packets.front());
+            self.oldest = fronts.map(|(number, _)| *number).min();
+        }
+        self.oldest.is_none_or(|oldest| oldest >= first)
     }
 
     /// True if something may be offered to the kernel.
@@ -438,6 +446,7 @@ impl PacketQueue {
         mut moved: impl FnMut(usize),
     ) -> usize {
         let mut bytes = 0;
+        self.oldest = None;
         while count > 0 {
             let Some(key) = self.first_open() else { break };
             let Some(lane) = self.lanes.get_mut(key) else { break };
@@ -538,6 +547,7 @@ impl PacketQueue {
     ) -> usize {
         let Some(lane) = self.lanes.get_mut(key) else { return 0 };
         let (mut count, mut bytes) = (0, 0);
+        self.oldest = None;
         while let Some(len) = lane.pop(blocks) {
             bytes += len;
             count += 1;
@@ -572,7 +582,7 @@ impl PacketQueue {
         self.by_name.clear();
         self.spare.clear();
         self.ready.clear();
-        (self.recent, self.bytes, self.packets) = (None, 0, 0);
+        (self.recent, self.bytes, self.packets, self.oldest) = (None, 0, 0, None);
         (self.ready_packets, self.ready_bytes) = (0, 0);
         count
     }
@@ -701,6 +711,56 @@ mod tests {
         assert_eq!(queue.drop_packets(key, true, &mut blocks), 4);
         assert!(!queue.is_ready() && queue.packets() == 0 && queue.lanes.is_empty());
         assert!(queue.has_left(5));
+    }
+
+    #[test]
+    fn what_has_left_is_known_of_many_lanes() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        let mut random = 1_u64;
+        let mut below = |bound: usize| {
+            // Knuth's MMIX generator; its upper bits are the good ones.
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(random >> 33).unwrap() % bound
+        };
+        let mut lanes_max = 0;
+        for step in 0..3000 {
+            let lanes: Vec<usize> = queue.lanes.iter().map(|(key, _)| key).collect();
+            lanes_max = lanes_max.max(lanes.len());
+            let action = if lanes.is_empty() { 0 } else { below(1000) };
+            let key = lanes.get(below(lanes.len().max(1))).copied().unwrap_or_default();
+            match action {
+                0..650 => {
+                    let to = [SocketName::UNNAMED, name(below(100))][usize::from(below(50) > 0)];
+                    assert!(queue.append(&to, Prefix::NONE, b"x", &mut blocks));
+                }
+                650..850 => {
+                    queue.sent(below(4), &mut blocks, |_| {});
+                }
+                850..970 => {
+                    queue.drop_packets(key, below(2) == 0, &mut blocks);
+                }
+                970..998 if queue.lanes[key].gate == Gate::Open => {
+                    queue.close_gate(key, |lane| lane.gate = Gate::Polled);
+                }
+                970..998 => queue.open_gate(key),
+                _ => {
+                    queue.clear(&mut blocks);
+                }
+            }
+            let fronts = queue.lanes.iter().filter_map(|(_, lane)| lane.packets.front());
+            let oldest = fronts.map(|(number, _)| *number).min();
+            let accepted = queue.accepted_packets();
+            for first in [oldest.unwrap_or(accepted), accepted] {
+                for first in [first.saturating_sub(1), first, first + 1] {
+                    let expected = oldest.is_none_or(|oldest| oldest >= first);
+                    assert_eq!(queue.has_left(first), expected, "{first} in step {step}");
+                }
+            }
+        }
+        assert!(lanes_max > 50, "{lanes_max} lanes are not many");
     }
 
     #[test]
