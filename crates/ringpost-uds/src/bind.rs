@@ -35,7 +35,7 @@ use crate::temporary::{Temporary, recover};
 ///
 /// The socket is non-blocking and close-on-exec. A stale socket at a path is replaced; anything else
 /// is an error and stays untouched. A process forked from this one keeps the lock as long as it
-/// lives, unless it executes another program.
+/// lives, unless it executes another program. A lock file with other hard links is refused.
 ///
 /// # Errors
 ///

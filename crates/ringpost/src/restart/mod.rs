@@ -19,8 +19,10 @@
 //! - **No accepted connection is dropped.** What the kernel had accepted for the predecessor is served by it,
 //!   or handed over.
 //! - **One owner.** There is one point at which ownership passes, the successor's TAKEN, and whoever dies
-//!   around it, the other knows. The path is removed by the owner at its end, and by nobody else. A process
-//!   that is killed leaves nothing that has to be cleaned by hand.
+//!   around it, the other knows. Only where the predecessor could give no descriptor for its process
+//!   (pidfd_open(2)), a successor can't tell its death from a connection that has ended, and ends itself. The
+//!   path is removed by the owner at its end, and by nobody else. A process that is killed leaves nothing that
+//!   has to be cleaned by hand.
 //! - **One successor at a time.** A second one is refused.
 //! - **Every wait ends**, by limits that have names.
 //!
