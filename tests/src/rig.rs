@@ -10,9 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ringpost::{
-    ByteStream, Connection, ConnectionOptions, EngineChoice, Runtime, RuntimeBuilder, spawn,
-    timeout, yield_now,
+    ByteStream, Connection, ConnectionOptions, EngineChoice, Runtime, RuntimeBuilder, Support,
+    spawn, timeout, yield_now,
 };
+use ringpost_testkit::child::skip;
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::RawPeer;
 use tempfile::TempDir;
@@ -51,6 +52,19 @@ pub fn block_on<F: Future>(engine: EngineChoice, future: F) -> F::Output {
 /// If it does not end.
 pub fn run<F: Future>(runtime: &Runtime, future: F) -> F::Output {
     runtime.block_on(async { timeout(LIMIT, future).await.expect("it ends") })
+}
+
+/// Whether receives may share a block, so that many small pieces lie together and take up little of the pool; if
+/// not, says so. On io_uring that takes Linux 6.12.
+pub fn shared_blocks_or_skip(test: &str, runtime: &Runtime) -> bool {
+    let capabilities = runtime.engine().capabilities.as_ref();
+    match capabilities.map(|capabilities| &capabilities.incremental) {
+        Some(Support::No(reason)) => {
+            skip(test, reason);
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Two connected sockets.
