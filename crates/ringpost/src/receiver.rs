@@ -38,13 +38,21 @@ pub struct Receiver {
     pieces: Pieces,
     /// The descriptors that came with it.
     announced: Option<Box<Announced>>,
-    /// A batch met a message whose descriptors were lost, of this number.
-    lost: Option<u8>,
+    /// A batch met a message whose descriptors were lost, and that has not been told yet.
+    lost: Option<Box<Lost>>,
     /// For the next one, while `pieces` or the message lent last is in use.
     spare: Pieces,
     /// A message that lay in pieces, lent by the batch.
     assembled: Option<Message>,
     end: Option<Result<(), Box<RecvError>>>,
+}
+
+/// A message whose descriptors were lost.
+struct Lost {
+    /// The number of descriptors.
+    declared: u8,
+    /// The rest of its chunk. It is not the current one, so that nothing of it is lent before the loss is told.
+    behind: Option<Chunk>,
 }
 
 /// What came with a frame whose header announces descriptors.
@@ -498,10 +506,9 @@ impl Receiver {
 
     /// The loss that a batch met.
     fn tell_lost(&mut self) -> Result<(), RecvError> {
-        match self.lost.take() {
-            Some(declared) => Err(RecvError::DescriptorsLost { declared }),
-            None => Ok(()),
-        }
+        let Some(lost) = self.lost.take() else { return Ok(()) };
+        self.set_current(lost.behind);
+        Err(RecvError::DescriptorsLost { declared: lost.declared })
     }
 
     /// Waits until there is undecoded input. False at the clean end.
@@ -692,6 +699,9 @@ impl Batch<'_> {
     #[cold]
     fn advance_slow(&mut self) -> Option<Found> {
         let receiver = &mut *self.receiver;
+        if receiver.lost.is_some() {
+            return None;
+        }
         loop {
             match receiver.next() {
                 Ok(Next::Whole(range)) => return Some(Found::Whole(range)),
@@ -711,7 +721,12 @@ impl Batch<'_> {
                     receiver.set_current(Some(chunk));
                 }
                 Err(RecvError::DescriptorsLost { declared }) => {
-                    receiver.lost = Some(declared);
+                    let mut behind = receiver.current.take();
+                    if let Some(chunk) = &mut behind {
+                        chunk.advance(receiver.cursor);
+                    }
+                    receiver.set_current(None);
+                    receiver.lost = Some(Box::new(Lost { declared, behind }));
                     return None;
                 }
                 // Kept for the next call of `recv_batch`.

@@ -359,6 +359,8 @@ fn a_loss_in_a_batch_is_told_to_who_receives_next(engine: EngineChoice) {
             left.send(b"first").await.expect("open");
             left.send_with_descriptors(b"lost", &files).await.expect("open");
             left.send(b"second").await.expect("open");
+            left.send_with_descriptors(b"lost as well", &files[..7]).await.expect("open");
+            left.send(b"third").await.expect("open");
             limit_descriptors(process::descriptors() as u64 + 4);
             for _ in 0..20 {
                 yield_now().await;
@@ -366,7 +368,10 @@ fn a_loss_in_a_batch_is_told_to_who_receives_next(engine: EngineChoice) {
             let receiver = &mut right;
             let mut batch = receiver.recv_batch().await.expect("open").expect("no end");
             assert_eq!(batch.next().expect("a message").to_vec(), b"first");
-            assert!(batch.next().is_none(), "the next one is lost");
+            for _ in 0..3 {
+                assert!(batch.next().is_none(), "the next one is lost, and that is told first");
+                assert!(batch.next_run().is_none(), "the same");
+            }
             let told = if in_runs {
                 right.halves().1.recv_run().await.map(|_| ())
             } else {
@@ -375,6 +380,10 @@ fn a_loss_in_a_batch_is_told_to_who_receives_next(engine: EngineChoice) {
             assert_eq!(told, Err(RecvError::DescriptorsLost { declared: 8 }));
             let message = right.recv().await.expect("a message").expect("no end");
             assert_eq!(message, *b"second");
+            let told = right.recv().await.map(|_| ());
+            assert_eq!(told, Err(RecvError::DescriptorsLost { declared: 7 }));
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message, *b"third");
             limit_descriptors(1000);
         }
     });
