@@ -23,7 +23,7 @@ pub enum SendError {
     Full {
         /// Bytes waiting.
         queued: usize,
-        /// The bound, bytes.
+        /// The bound, bytes; a batch that is full gives its own.
         limit: usize,
     },
     /// The peer's greeting has not arrived yet, so its limits are not known: wait (`send` does).

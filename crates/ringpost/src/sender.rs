@@ -177,6 +177,7 @@ impl Sender {
         }
         let appender = self.link.stream.appender().map_err(|error| self.link.explain(error))?;
         Ok(SendBatch {
+            limit: self.link.stream.outbound_bytes() + appender.room_bytes(),
             appender,
             message_bytes_max: self.link.message_bytes_max.get(),
             sender: self,
@@ -647,13 +648,16 @@ impl Sender {
 #[derive(Debug)]
 pub struct SendBatch<'sender> {
     appender: WireAppender<'sender>,
+    /// Bytes in the queue, its own included, at which it is full.
+    limit: usize,
     message_bytes_max: usize,
     sender: &'sender Sender,
 }
 
 impl<'sender> SendBatch<'sender> {
-    /// True if another message fits the outbound queue; otherwise drop this batch and wait for
-    /// another ([`Sender::batch`]).
+    /// True if this batch takes another message; otherwise drop it and wait for another ([`Sender::batch`]). It
+    /// takes what the outbound queue had room for when it was made, and with nothing in flight at most 128 KiB with
+    /// what was queued, however high the bound: what has gathered leaves before more does.
     #[inline]
     pub fn has_room(&self) -> bool {
         self.appender.has_room()
@@ -663,8 +667,8 @@ impl<'sender> SendBatch<'sender> {
     ///
     /// # Errors
     ///
-    /// [`SendError::Full`] without room, [`SendError::NotReady`] and [`SendError::TooLarge`] as
-    /// [`Sender::try_send`]. Nothing has been accepted then.
+    /// [`SendError::Full`] without room, with the limit of this batch; [`SendError::NotReady`] and
+    /// [`SendError::TooLarge`] as [`Sender::try_send`]. Nothing has been accepted then.
     #[inline(always)]
     pub fn push(&mut self, body: &[u8]) -> Result<(), SendError> {
         if let Some((appender, prefix)) = self.at_hand(body.len()) {
@@ -737,9 +741,8 @@ impl<'sender> SendBatch<'sender> {
             WireAppender::Stream(appender) => appender.held_bytes(),
             WireAppender::Packets { .. } => 0,
         };
-        let link = &self.sender.link;
-        let queued = link.stream.outbound_bytes() + held;
-        SendError::Full { queued, limit: link.outbound_bytes_max() }
+        let queued = self.sender.link.stream.outbound_bytes() + held;
+        SendError::Full { queued, limit: self.limit }
     }
 }
 

@@ -340,6 +340,15 @@ impl WireAppender<'_> {
         }
     }
 
+    /// Bytes that it still accepts; one frame may go beyond.
+    #[inline]
+    pub(crate) fn room_bytes(&self) -> usize {
+        match self {
+            Self::Stream(appender) => appender.room_bytes(),
+            Self::Packets { room, .. } => room.0,
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn append(&mut self, prefix: Prefix, body: &[u8]) {
         match self {

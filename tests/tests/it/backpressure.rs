@@ -211,26 +211,36 @@ fn large_messages_wait_too(engine: EngineChoice) {
     });
 }
 
-/// A batch that is full says how many bytes wait, its own included.
+/// A batch that is full says how many bytes wait, its own included, and where its limit was. An idle stream lets no
+/// batch gather more than 128 KiB, whatever the bound.
 fn a_full_batch(engine: EngineChoice) {
-    let runtime = builder(engine).outbound_bytes_max(BOUND).build().expect("a runtime");
-    run(&runtime, async {
-        let (mut left, _right) = pair(ConnectionOptions::new());
-        left.ready().await.expect("a greeting");
-        let (sender, _) = left.halves();
-        sender.flush().await.expect("it goes");
-        sender.try_send(&[0; LEN]).expect("room");
-        let mut batch = sender.try_batch().expect("open");
-        let mut queued = FRAME;
-        while batch.has_room() {
-            batch.push(&[0; LEN]).expect("room");
-            queued += FRAME;
-        }
-        let full = Err(SendError::Full { queued, limit: BOUND });
-        assert_eq!(batch.push(b"one more"), full);
-        assert_eq!(batch.push_with(1, |_| panic!("must not be called")), full);
-        drop(batch);
-        assert_eq!(sender.queued_bytes(), queued);
-        assert_eq!(sender.try_send(b"one more"), full);
-    });
+    for bound in [BOUND, 256 << 10] {
+        let runtime = builder(engine).outbound_bytes_max(bound).build().expect("a runtime");
+        run(&runtime, a_full_batch_within(bound));
+    }
+}
+
+async fn a_full_batch_within(bound: usize) {
+    let (mut left, _right) = pair(ConnectionOptions::new());
+    left.ready().await.expect("a greeting");
+    let (sender, _) = left.halves();
+    sender.flush().await.expect("it goes");
+    sender.try_send(&[0; LEN]).expect("room");
+    let mut batch = sender.try_batch().expect("open");
+    let mut queued = FRAME;
+    while batch.has_room() {
+        batch.push(&[0; LEN]).expect("room");
+        queued += FRAME;
+    }
+    let full = batch.push(b"one more");
+    let Err(SendError::Full { queued: told, limit }) = full else { panic!("it is full: {full:?}") };
+    assert_eq!(told, queued);
+    assert!(limit == bound || bound > 128 << 10);
+    assert!((limit..limit + FRAME).contains(&queued), "{queued} bytes, the limit is {limit}");
+    assert_eq!(batch.push_with(1, |_| panic!("must not be called")), full);
+    drop(batch);
+    assert_eq!(sender.queued_bytes(), queued);
+    // Outside of a batch the bound is that of the runtime.
+    let sent = if limit == bound { full } else { Ok(()) };
+    assert_eq!(sender.try_send(b"one more"), sent);
 }

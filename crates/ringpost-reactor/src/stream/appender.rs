@@ -70,6 +70,12 @@ impl<'stream> Appender<'stream> {
         }
     }
 
+    /// Bytes that it still accepts; one payload may go beyond.
+    #[inline]
+    pub fn room_bytes(&self) -> usize {
+        self.room_end.saturating_sub(self.end())
+    }
+
     /// Bytes that it has accepted and that are not in the queue yet.
     pub fn held_bytes(&self) -> usize {
         self.lent.as_ref().map_or(0, Lent::new_bytes)
@@ -91,7 +97,7 @@ impl<'stream> Appender<'stream> {
     fn append_apart(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         let mut bytes = vec![0; len];
         fill(&mut bytes);
-        let room = self.room_end.saturating_sub(self.end());
+        let room = self.room_bytes();
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         if let Some(lent) = self.lent.take() {
@@ -105,7 +111,7 @@ impl<'stream> Appender<'stream> {
     /// Takes a block with room for `len` bytes, and queues the one there was.
     #[inline(never)]
     fn exchange(&mut self, len: usize) {
-        let room = self.room_end.saturating_sub(self.end());
+        let room = self.room_bytes();
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
