@@ -18,9 +18,9 @@ server's side, over a socket that `accept` has returned. The bytes profile needs
 
 Calls block, and raise `socket.timeout` after `timeout` seconds in which nothing moved; after a send that
 did not end the connection is closed. After a send that finds the peer gone (`BrokenPipeError`,
-`ConnectionResetError`), `recv` gives what the peer had sent, and then its end. One thread uses a connection
-at a time. Two sides that send without receiving block each other once the buffers between them are full:
-receive now and then.
+`ConnectionResetError`), every later one raises the same, and `recv` gives what the peer had sent, and then
+its end. One thread uses a connection at a time. Two sides that send without receiving block each other once
+the buffers between them are full: receive now and then.
 """
 
 import collections
@@ -305,6 +305,8 @@ class _Stream:
         sock.settimeout(timeout)
         self.socket = sock
         self._reset = False
+        self._gone = None
+        """What ended the sending, if something has; every later send raises it again."""
 
     @classmethod
     def connect(cls, path, **options):
@@ -351,6 +353,8 @@ class _Stream:
             raise
 
     def _write(self, header, body=b""):
+        if self._gone is not None:
+            raise self._gone.with_traceback(None)
         try:
             if len(body) < RECEIVE_BYTES:
                 self.socket.sendall(header + body)
@@ -359,6 +363,7 @@ class _Stream:
                 self.socket.sendall(body)
         except _GONE as error:
             # What the peer had sent before it went away can still be received.
+            self._gone = error
             self._reset |= isinstance(error, ConnectionResetError)
             raise
         except BaseException:
@@ -378,6 +383,7 @@ class Connection(_Stream):
         self._timeout = timeout
         self._local = hello(frame_bytes_max=frame_bytes_max,
                             instance=int.from_bytes(os.urandom(8), "little"))
+        self._hello = b""
         self._decoder = None
         self._finished = False
         self._peer_finished = False
@@ -394,7 +400,7 @@ class Connection(_Stream):
     def agreement(self):
         """What was agreed; waits for the peer's HELLO."""
         if self._decoder is None:
-            self._greet()
+            self._until_end(self._greet)
         return self._agreement
 
     def send(self, body):
@@ -437,10 +443,10 @@ class Connection(_Stream):
                 frame = self._frame()
                 if frame.kind == PONG and frame.body == body:
                     return time.monotonic() - start
-                self._take(frame)
-                seen += 8 + len(frame.body)
                 if seen > WAITING_BYTES_MAX:
                     raise Error(f"over {WAITING_BYTES_MAX} bytes of frames and no answer to PING")
+                self._take(frame)
+                seen += 8 + len(frame.body)
         except BaseException:
             # One PING may be unanswered at a time, and nobody waits for this one any more.
             self.close()
@@ -479,6 +485,9 @@ class Connection(_Stream):
 
     def _look_for_reason(self):
         seen = self._waiting_bytes
+        # What a peer that is gone has sent is here. One that only reads no more may live, and say nothing.
+        timeout, self._timeout = self._timeout, 0
+        self._wait_at_most(0)
         try:
             while seen <= WAITING_BYTES_MAX:
                 frame = self._frame()
@@ -488,15 +497,27 @@ class Connection(_Stream):
             raise
         except (Error, OSError):
             pass  # It said nothing.
+        finally:
+            self._timeout = timeout
+            self._wait_at_most(timeout)
+
+    def _wait_at_most(self, seconds):
+        if self.socket.fileno() >= 0:
+            self.socket.settimeout(seconds)
 
     def _frame(self):
-        """The next frame; an end that was met is met again."""
+        return self._until_end(self._next_frame)
+
+    def _until_end(self, step):
+        """What this step gives; an end that was met is met again."""
         if self._end is not None:
             raise self._end.with_traceback(None)
         try:
-            return self._next_frame()
+            return step()
         except Error as end:
             self._end = end
+            if self._gone is None:
+                self._gone = end
             raise
 
     def _next_frame(self):
@@ -523,28 +544,25 @@ class Connection(_Stream):
 
     def _greet(self):
         end = None if self._timeout is None else time.monotonic() + self._timeout
-        data = b""
         try:
-            while len(data) < HELLO_BYTES:
+            while len(self._hello) < HELLO_BYTES:
                 if end is not None:
-                    self.socket.settimeout(max(end - time.monotonic(), 0.001))
-                part = self._receive(HELLO_BYTES - len(data))
+                    self._wait_at_most(max(end - time.monotonic(), 0.001))
+                part = self._receive(HELLO_BYTES - len(self._hello))
                 if not part:
+                    self.close()
                     raise Truncated("the stream ended before the end of HELLO")
-                data += part
-                check_magic(data)
-            self._agreement = agree(self._local, decode_hello(data))
+                self._hello += part
+                check_magic(self._hello)
+            self._agreement = agree(self._local, decode_hello(self._hello))
         except Refused as refused:
             if refused.name in ("BadMagic", "ByteOrder"):
                 self.close()  # Such a peer can't read a REJECT.
             else:
                 self.reject(str(refused))
             raise
-        except BaseException:
-            # Part of HELLO may be lost.
-            self.close()
-            raise
-        self.socket.settimeout(self._timeout)
+        finally:
+            self._wait_at_most(self._timeout)
         self._decoder = Decoder(self._agreement)
 
 

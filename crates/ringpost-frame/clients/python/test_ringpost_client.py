@@ -274,6 +274,20 @@ class Connections(unittest.TestCase):
                 peer.connection.close()
                 thread.join()
 
+    def test_one_message_before_the_answer_to_a_ping_may_go_beyond_the_bound(self):
+        peer = self.peer().greet()
+        long = bytes(client.WAITING_BYTES_MAX + 1)
+
+        def answer():
+            peer.send(client.MSG, long)
+            peer.send(client.PONG, b"mine")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.assertGreaterEqual(peer.connection.ping(b"mine"), 0)
+        self.assertEqual(peer.connection.recv(), long)
+
     def test_pings_keep_no_flood_of_messages_that_nobody_receives(self):
         peer = self.peer().greet()
         messages = encode_header(0) * 4_000
@@ -315,6 +329,59 @@ class Connections(unittest.TestCase):
                     other.close()
                     with self.assertRaises(Truncated):
                         call(connection)
+
+    def test_an_end_within_the_greeting_is_met_again(self):
+        def send(connection):
+            connection.send(bytes(client.EARLY_BYTES_MAX + 1))
+
+        for start in (b"", client.MAGIC):
+            for call in (Connection.recv, Connection.agreement, send):
+                peer = self.peer()
+                peer.socket.sendall(start)
+                peer.socket.shutdown(socket.SHUT_WR)
+                for again in (call, call, Connection.agreement, Connection.recv, send):
+                    with self.assertRaises(Truncated):
+                        again(peer.connection)
+                with self.assertRaises(Truncated):
+                    peer.connection.send(b"short")
+
+    def test_a_failed_send_fails_again(self):
+        for greets in (False, True):
+            peer = self.peer()
+            if greets:
+                peer.greet()
+            peer.socket.close()
+            for _ in range(3):
+                with self.assertRaises(BrokenPipeError):
+                    peer.connection.send(b"question")
+            with self.assertRaises(Aborted if greets else Truncated):
+                peer.connection.recv()
+            with self.assertRaises(BrokenPipeError):
+                peer.connection.finish()
+
+    def test_the_look_for_a_reason_waits_for_nothing(self):
+        greeting = client.encode_hello(client.hello())
+        for timeout in (2, None):
+            for cut in (0, 5, len(greeting)):
+                peer = self.peer(timeout=timeout)
+                peer.socket.sendall(greeting[:cut])
+                # It reads no more, and lives.
+                peer.socket.shutdown(socket.SHUT_RD)
+                timer = threading.Timer(1, peer.socket.shutdown, [socket.SHUT_WR])
+                timer.start()
+                start = time.monotonic()
+                for _ in range(2):
+                    with self.assertRaises(BrokenPipeError):
+                        peer.connection.send(b"question")
+                self.assertLess(time.monotonic() - start, 0.5)
+                timer.cancel()
+                timer.join()
+                self.assertEqual(peer.connection.socket.gettimeout(), timeout)
+                late = greeting[cut:] + encode_header(4) + b"late"
+                timer = threading.Timer(0.1, peer.socket.sendall, [late])
+                timer.start()
+                self.assertEqual(peer.connection.recv(), b"late")
+                timer.join()
 
     def test_a_failed_answer_to_a_ping_loses_nothing(self):
         peer = self.peer().greet()
