@@ -93,20 +93,21 @@ impl Flow {
             3 => {
                 let mut batch = insist!(rig, sender.batch())?;
                 let mut count = 0;
-                loop {
+                let outcome = loop {
                     let body = self.payload(self.accepted() + count);
                     match batch.push(&body) {
                         Ok(()) => count += 1,
-                        Err(SendError::Full { .. } | SendError::NotReady) => break,
-                        Err(error) => return Err(error),
+                        Err(SendError::Full { .. } | SendError::NotReady) => break Ok(()),
+                        // What it has taken before may still arrive.
+                        Err(error) => break Err(error),
                     }
                     if rig.once_in(3) || count == 8 {
-                        break;
+                        break Ok(());
                     }
-                }
+                };
                 drop(batch);
                 self.accepted.set(self.accepted() + count);
-                return Ok(());
+                return outcome;
             }
             _ => insist!(rig, sender.send_bytes(Bytes::from(body.clone())))?,
         }

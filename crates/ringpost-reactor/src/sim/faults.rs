@@ -167,7 +167,7 @@ impl Machine {
             silent_sends: choices.below(8) != 1,
             end_of_file: choices.below(4) != 1,
             faults_max: [400, 20, 100, 1500][choices.below(4) as usize],
-            enters_max: 200_000,
+            enters_max: 1_000_000,
             ring: None,
         }
     }
