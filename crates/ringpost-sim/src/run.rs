@@ -47,6 +47,8 @@ pub(crate) const STUCK: Duration = Duration::from_secs(30);
 pub(crate) const LINGER: Duration = Duration::from_secs(60);
 /// How long a send rests that the kernel had no memory for.
 const REST: Duration = Duration::from_millis(10);
+/// Turns for all rests to end, some of which the kernel ends early.
+const REST_TURNS_MAX: u32 = 64;
 
 thread_local! {
     /// Panics of this thread's run, and where they were.
@@ -199,9 +201,11 @@ pub(crate) fn settle(runtime: &Runtime) {
     if settles(runtime) {
         return;
     }
-    // Rests that began at different times end one after the other, and each ends a wait.
-    for _ in 0..runtime.stats().connections_lingering {
-        runtime.turn(Some(REST)).expect("the engine goes on");
+    if runtime.stats().connections_lingering > 0 {
+        // Rests that began at different times end one after the other; each ends a wait, and so may the kernel.
+        for _ in 0..REST_TURNS_MAX {
+            runtime.turn(Some(REST)).expect("the engine goes on");
+        }
         if settles(runtime) {
             return;
         }
