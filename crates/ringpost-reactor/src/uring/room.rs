@@ -309,6 +309,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_ring_ends_twice_is_not_told() {
+        let mut bench = Bench::new();
+        let fd = bench.full.as_raw_fd();
+        bench.rooms.start(Token::new(0, 1), Request::Writable { fd });
+        assert_eq!(bench.ended(0, NO_ROOM), None);
+        // It goes on, and the ring does not have it yet.
+        for result in [NO_ROOM, libc::EPOLLOUT, -libc::ECANCELED] {
+            assert_eq!(bench.ended(0, result), None);
+        }
+        assert_eq!(bench.arm(), 1);
+    }
+
+    #[test]
     fn beyond_the_bound_of_sets_waits_pause() {
         let mut bench = Bench::new();
         assert!((0..SETS_MAX).all(|slot| bench.wait(slot)));
