@@ -12,6 +12,8 @@
 mod failure;
 mod shutdown;
 mod sleep;
+#[cfg(test)]
+mod unclaimed_tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
