@@ -693,7 +693,7 @@ impl<'sender> SendBatch<'sender> {
     }
 
     /// Where a message of `len` bytes goes in the usual case: with the length of its prefix known to the compiler, and
-    /// looked at once, it costs half as many instructions.
+    /// looked at once, it costs fewer instructions.
     #[inline(always)]
     fn at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
         if !self.sender.native || len > self.message_bytes_max {
