@@ -18,6 +18,8 @@ mod buffers;
 mod checks;
 mod direct;
 mod kernel;
+#[cfg(all(test, feature = "sim"))]
+mod late_tests;
 mod preflight;
 #[cfg(test)]
 mod real_ring_tests;
