@@ -473,3 +473,26 @@ fn the_latest_waker_is_woken() {
         assert_eq!(woken, [false, true, false, true]);
     });
 }
+
+/// What takes several sends, because each takes a number of pieces at most.
+#[test]
+fn all_that_fits_the_socket_is_still_sent_when_the_reactor_ends() {
+    const PIECES: usize = 600;
+    const PIECE: &[u8] = &[7; 16];
+    each_engine(|reactor| {
+        let (left, right) = socket_pair();
+        let stream = reactor.adopt_stream(left);
+        for _ in 0..PIECES {
+            stream.append_shared(Prefix::NONE, Payload::Bytes(bytes::Bytes::from_static(PIECE)));
+        }
+        reactor.shutdown();
+        let mut arrived = 0;
+        let mut part = [0; 4096];
+        while let Ok(count) = rustix::io::read(&right, &mut part)
+            && count > 0
+        {
+            arrived += count;
+        }
+        assert_eq!(arrived, PIECES * PIECE.len());
+    });
+}

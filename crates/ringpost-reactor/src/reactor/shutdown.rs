@@ -23,6 +23,9 @@ impl Core {
             self.stage();
             let deadline = self.clock.now() + SHUTDOWN_WAIT_MAX;
             self.drain(deadline);
+        } else {
+            // What the kernel had done by the failure: it may be an accepted socket.
+            self.dispatch();
         }
         let (wakers, owners) = self.let_go();
         for waker in wakers {
@@ -73,7 +76,16 @@ impl Core {
         (std::mem::take(&mut driver.wakers), owners)
     }
 
-    /// Ends all operations: shuts sockets down, cancels, and takes completions until none is in flight.
+    /// A send has ended with more in its queue, or the engine has not taken what was staged. Nothing is appended any
+    /// more, so that this comes to an end.
+    fn has_more_to_send(&self) -> bool {
+        let driver = self.driver.borrow();
+        let staged = driver.engine.staged() > 0 || !self.dirty.borrow().is_empty();
+        driver.failed.is_none() && staged
+    }
+
+    /// Ends all operations: sends as much of the queues as the sockets take, shuts sockets down, cancels, and takes
+    /// completions until none is in flight.
     fn drain(&self, deadline: Instant) {
         let mut cancelled = false;
         loop {
@@ -82,14 +94,19 @@ impl Core {
                 let driver = &mut *driver;
                 // A cancel that found no room is not waited for: nothing would end the wait.
                 let wait = cancelled && driver.cancels.is_empty();
-                if driver.engine.enter(wait, Some(deadline)).is_err() {
-                    return;
+                if let Err(error) = driver.engine.enter(wait, Some(deadline)) {
+                    driver.fail(&error);
                 }
             }
             self.dispatch();
+            let in_time = self.clock.now() < deadline;
+            if !cancelled && in_time && self.has_more_to_send() {
+                self.stage();
+                continue;
+            }
             let mut driver = self.driver.borrow_mut();
             let driver = &mut *driver;
-            if driver.ops.is_empty() || self.clock.now() >= deadline {
+            if driver.ops.is_empty() || driver.failed.is_some() || !in_time {
                 return;
             }
             if !cancelled {
