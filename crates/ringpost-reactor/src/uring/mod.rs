@@ -414,7 +414,7 @@ impl<R: Ring> Engine for Uring<R> {
             // From here on the kernel tells of what arrives. Without room in the queue this enter makes
             // some and the next one arms the rest.
             self.direct.on = false;
-            wait = self.arm_held();
+            wait = self.arm_held() && !self.rooms.has_unarmed();
         }
         let mut staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);
         if !wait && staged == 0 && !self.ring_is_ready() {

@@ -107,3 +107,42 @@ fn a_far_deadline_is_waited_for() {
     let calls = kept.engine.system_calls();
     assert!(calls <= SYSTEM_CALLS_MAX, "{calls} system calls for one wait");
 }
+
+/// More waits for room go on at once than the submission queue has room for: none of them is left out while the ring
+/// waits.
+#[test]
+fn no_wait_for_room_is_left_out() {
+    const SOCKETS: usize = ENTRIES as usize + 4;
+    let test = concat!(module_path!(), "::no_wait_for_room_is_left_out");
+    let Some((ring, _pool)) = ring(test) else { return };
+    let mut kept = Kept::new(ring);
+    let pairs: Vec<_> = (0..SOCKETS).map(|_| UnixStream::pair().unwrap()).collect();
+    let mut peers = Vec::new();
+    for (slot, (full, peer)) in pairs.into_iter().enumerate() {
+        full.set_nonblocking(true).unwrap();
+        while rustix::io::write(&full, &[0; 4096]).is_ok() {}
+        let token = Token::new(slot, 0);
+        let full = Rc::new(full.into());
+        if kept.push(token, &full, &Plan::Writable).is_err() {
+            assert!(kept.enter(false, None).unwrap().is_empty());
+            kept.push(token, &full, &Plan::Writable).unwrap();
+        }
+        peers.push(peer);
+    }
+    assert!(kept.enter(false, None).unwrap().is_empty());
+    // They are told at once, and have no room.
+    for peer in &peers {
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    assert!(kept.enter(false, None).unwrap().is_empty());
+    let mut told = Vec::new();
+    for (slot, peer) in peers.iter().enumerate() {
+        peer.set_nonblocking(true).unwrap();
+        while rustix::io::read(peer, &mut [0; 1 << 16]).is_ok_and(|count| count > 0) {}
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while told.len() <= slot && Instant::now() < deadline {
+            told.extend(kept.enter(true, Some(deadline)).unwrap().iter().map(|done| done.token));
+        }
+        assert_eq!(told.get(slot), Some(&Token::new(slot, 0)));
+    }
+}

@@ -170,6 +170,11 @@ impl Rooms {
         None
     }
 
+    /// Some may have to go into the submission queue still: who waits in the kernel would not hear of their room.
+    pub(super) fn has_unarmed(&self) -> bool {
+        !self.unarmed.is_empty()
+    }
+
     /// Entries in the submission queue that the ring has not taken.
     pub(super) fn staged(&self) -> usize {
         self.staged.len()
