@@ -107,12 +107,24 @@ impl Stream {
     pub fn refuse_descriptors(&self) {
         let_descriptors_pass(self.socket(), false);
         let mut state = self.cell.state.borrow_mut();
+        // Whoever waits to send some is told that it can't.
+        let waited = self.cell.forget_writable(&self.core, &mut state);
+        let writer = waited.and_then(|_| state.writer.take());
         // A poll in flight ends with the next bytes, and is followed by a receive.
         state.intake = None;
         let resume = state.can_resume(self.core.config.inbound_bytes_max);
         drop(state);
-        if resume {
-            self.cell.arm_receive(&self.core, &mut self.core.driver.borrow_mut());
+        {
+            let mut driver = self.core.driver.borrow_mut();
+            if let Some(token) = waited {
+                driver.cancel(token, self.cell.raw_fd());
+            }
+            if resume {
+                self.cell.arm_receive(&self.core, &mut driver);
+            }
+        }
+        if let Some(writer) = writer {
+            writer.wake();
         }
     }
 
@@ -159,7 +171,7 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// [`DescriptorSendError`]; nothing was sent then.
+    /// [`DescriptorSendError`]; nothing was sent then. `EOPNOTSUPP` on a stream that takes none itself.
     pub fn poll_send_with_descriptors(
         &self,
         context: &mut Context<'_>,
@@ -171,6 +183,9 @@ impl Stream {
         let mut state = self.cell.state.borrow_mut();
         if let Some(error) = state.send_error() {
             return Poll::Ready(Err(DescriptorSendError::Ended(error)));
+        }
+        if state.intake.is_none() {
+            return Poll::Ready(Err(DescriptorSendError::Refused { errno: libc::EOPNOTSUPP }));
         }
         if !state.sending && state.unsent.is_none() && !state.outbound.is_empty() {
             drop(state);
@@ -393,7 +408,6 @@ impl StreamCell {
     fn arm_writable(self: &Rc<Self>, state: &mut State, driver: &mut Driver) -> bool {
         let request = Request::Writable { fd: self.raw_fd() };
         let token = driver.start(|| Owner::Writable(Rc::clone(self)), request);
-        // Without an intake nothing was agreed, and nobody sends descriptors.
         if let Some(intake) = &mut state.intake
             && token.is_some()
         {
@@ -429,7 +443,25 @@ impl StreamCell {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Wake, Waker};
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::capabilities::EngineChoice;
+    use crate::config::Config;
+    use crate::reactor::{Reactor, Wait};
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 
     fn intake() -> Intake {
         Intake {
@@ -524,5 +556,40 @@ mod tests {
         assert!(matches!(intake.claim(taken), Ok(DescriptorClaim::Lost)));
         assert_eq!(whole(intake.claim(taken + 10)), 2);
         assert!(matches!(intake.claim(taken + 20), Ok(DescriptorClaim::Lost)));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_send_that_waits_for_room_ends_if_descriptors_are_refused() {
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            while rustix::io::write(&near, &[0; 4096]).is_ok() {}
+            let stream = reactor.adopt_stream_with_descriptors(near.into(), 64);
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let send = || {
+                let mut context = Context::from_waker(&waker);
+                stream.poll_send_with_descriptors(&mut context, Prefix::NONE, &[b"x"], &[&file])
+            };
+            assert!(send().is_pending());
+            reactor.turn(Wait::No).unwrap();
+            stream.refuse_descriptors();
+            assert!(woken.0.load(Ordering::Relaxed));
+            let refused = DescriptorSendError::Refused { errno: libc::EOPNOTSUPP };
+            assert!(matches!(send(), Poll::Ready(Err(error)) if error == refused));
+            // Bytes are sent as on any other stream.
+            stream.append(Prefix::NONE, b"last");
+            let mut context = Context::from_waker(Waker::noop());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            far.set_nonblocking(true).unwrap();
+            while stream.poll_flushed(&mut context).is_pending() {
+                assert!(Instant::now() < deadline, "the stream sends nothing any more");
+                reactor.turn(Wait::No).unwrap();
+                let _ = rustix::io::read(&far, &mut [0; 1 << 16]);
+            }
+        }
     }
 }

@@ -25,10 +25,6 @@ impl StreamCell {
                 && let Some(memory) = state.unsent.take()
             {
                 state.announce(core);
-                if state.writer.is_some() {
-                    // Whoever waits may have been looked for while there was nothing to be told.
-                    core.writers_wait.set(true);
-                }
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             match state.receive {
