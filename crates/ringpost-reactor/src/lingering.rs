@@ -64,8 +64,4 @@ impl<T> Lingering<T> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Rc<T>> {
         self.sockets.values().map(|(_, socket)| socket)
     }
-
-    pub(crate) fn clear(&mut self) {
-        self.sockets.clear();
-    }
 }

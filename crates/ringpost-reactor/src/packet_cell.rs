@@ -203,15 +203,9 @@ impl PacketWork {
     pub(crate) fn clear(&mut self, pool: &mut Pool) {
         drop(self.retry.take());
         self.resting.clear();
-        self.lingering.clear();
         if let Some(block) = self.block.take() {
             block.retire(pool);
         }
-    }
-
-    /// Lets go of dropped sockets, which are a parent process's.
-    pub(crate) fn forget_lingering(&mut self) {
-        self.lingering.clear();
     }
 
     /// Everybody who waits for something that has no operation.
@@ -856,6 +850,13 @@ impl Core {
     pub(crate) fn give_up_packets(&self, driver: &mut Driver) {
         while let Some(cell) = driver.packets.lingering.pop() {
             cell.give_up(self, driver);
+        }
+    }
+
+    /// A forked child lets go of dropped sockets, whose packets its parent sends.
+    pub(crate) fn forget_packets(&self, driver: &mut Driver) {
+        while let Some(cell) = driver.packets.lingering.pop() {
+            cell.state.borrow_mut().queue.clear(&mut self.blocks.borrow_mut());
         }
     }
 

@@ -528,7 +528,8 @@ impl State {
 
     /// Lets the reactor know that what follows a send must not wait for other events.
     fn announce(&self, core: &Core) {
-        if self.closing || self.finishing {
+        // Whoever waits may have been looked for while there was nothing to be told.
+        if self.closing || self.finishing || self.writer.is_some() {
             core.writers_wait.set(true);
         }
     }
@@ -536,6 +537,15 @@ impl State {
     /// Something in flight uses the socket to receive or to watch it.
     fn is_receiving(&self) -> bool {
         matches!(self.receive, Receive::Armed(_) | Receive::Pausing(_)) || self.hangup.is_some()
+    }
+
+    /// Payloads go where nothing is borrowed, also those of a stream that has failed.
+    fn release_queue(&mut self, core: &Core) {
+        let mut blocks = core.blocks.borrow_mut();
+        if let Some(memory) = self.unsent.take() {
+            self.outbound.finish(*memory, &mut blocks);
+        }
+        self.outbound.clear(&mut blocks);
     }
 
     fn is_drained(&self) -> bool {
@@ -919,16 +929,19 @@ impl StreamCell {
                 "a closed connection's bytes are dropped"
             );
         }
-        // Payloads go where nothing is borrowed, also those of a stream that has failed.
-        if let Some(memory) = state.unsent.take() {
-            state.outbound.finish(*memory, &mut core.blocks.borrow_mut());
-        }
-        state.outbound.clear(&mut core.blocks.borrow_mut());
+        state.release_queue(core);
         self.end_rest(&mut state, driver);
         // A send in flight ends with EPIPE.
         self.shut_down_in(&mut state);
         drop(state);
         driver.starved.retain(|stream| !Rc::ptr_eq(stream, self));
+    }
+
+    /// A forked child lets go of a dropped stream, whose queue its parent sends.
+    pub(crate) fn forget(&self, core: &Core) {
+        let mut state = self.state.borrow_mut();
+        state.linger = None;
+        state.release_queue(core);
     }
 
     fn shut_down_in(&self, state: &mut State) {

@@ -42,8 +42,10 @@ impl Core {
         driver.packets.fail_waiting(errno, wakers);
         if self.is_in_child() {
             // The parent sends what is left.
-            driver.lingering.clear();
-            driver.packets.forget_lingering();
+            while let Some(stream) = driver.lingering.pop() {
+                stream.forget(self);
+            }
+            self.forget_packets(driver);
         }
         while let Some(stream) = driver.lingering.pop() {
             stream.give_up(self, driver);
