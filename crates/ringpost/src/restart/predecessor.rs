@@ -1,5 +1,6 @@
 //! The serving side: waits for a successor, and hands over to it.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,6 +42,27 @@ struct Control {
     listener: Listener,
     parcel: Parcel,
     settings: PredecessorBuilder,
+    /// A successor is at it, or has taken over: everybody else is refused.
+    claimed: Cell<bool>,
+}
+
+/// The right of one successor to be the only one, until it has failed.
+struct Claim {
+    control: Rc<Control>,
+    has_taken_over: bool,
+}
+
+impl Claim {
+    fn new(control: Rc<Control>) -> Self {
+        control.claimed.set(true);
+        Self { control, has_taken_over: false }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.control.claimed.set(self.has_taken_over);
+    }
 }
 
 impl Predecessor {
@@ -82,8 +104,9 @@ impl Predecessor {
     ///
     /// [`RestartError`] for each attempt that has failed: the successor crashed, hung, gave up, or was
     /// refused. This process serves as before, and calling again waits for the next one. Only after
-    /// [`RestartError::is_final`] there is none. A second successor while one is at it is refused and
-    /// logged, and does not show up here.
+    /// [`RestartError::is_final`] there is none. A second successor while one is at it, until its
+    /// [`ReadySuccessor`] is dropped or its commit has failed, is refused and logged, and does not show up
+    /// here.
     pub async fn successor(&mut self) -> Result<ReadySuccessor, RestartError> {
         poll_fn(|context| {
             let control = &self.control;
@@ -169,7 +192,8 @@ impl PredecessorBuilder {
     }
 
     fn serve(self, listener: Listener, parcel: Parcel) -> Predecessor {
-        let control = Control { listener, parcel, settings: self };
+        let claimed = Cell::new(false);
+        let control = Control { listener, parcel, settings: self, claimed };
         Predecessor { control: Rc::new(control), attempt: None }
     }
 }
@@ -177,24 +201,35 @@ impl PredecessorBuilder {
 /// Serves one successor, and turns others away meanwhile.
 async fn next_successor(control: Rc<Control>) -> Result<ReadySuccessor, RestartError> {
     let shared = control.listener.shared();
-    let socket =
-        poll_fn(|context| shared.poll_accept(context)).await.map_err(|error| match error {
+    let socket = loop {
+        let accepted = poll_fn(|context| shared.poll_accept(context)).await;
+        let socket = accepted.map_err(|error| match error {
             AcceptError::HandedOver => RestartError::HandedOver,
             AcceptError::RuntimeEnded => RestartError::RuntimeEnded,
             AcceptError::Kernel { errno } => {
                 RestartError::Accept { source: std::io::Error::from_raw_os_error(errno) }
             }
         })?;
-    let mut attempt = pin!(serve(Rc::clone(&control), socket));
+        if !control.claimed.get() {
+            break socket;
+        }
+        refuse_second(&socket);
+    };
+    let claim = Claim::new(Rc::clone(&control));
+    let mut attempt = pin!(serve(claim, socket));
     poll_fn(|context| {
         // An end of the listener shows up again when the next successor is waited for.
         while let Poll::Ready(Ok(other)) = shared.poll_accept(context) {
-            tracing::warn!("a second successor is refused: one is taking over");
-            refuse(&other, Refusal::Busy, "another successor is taking over");
+            refuse_second(&other);
         }
         attempt.as_mut().poll(context)
     })
     .await
+}
+
+fn refuse_second(socket: &OwnedFd) {
+    tracing::warn!("a second successor is refused: one is taking over");
+    refuse(socket, Refusal::Busy, "another successor is taking over");
 }
 
 /// Tells a successor why it is refused. It fits the empty socket.
@@ -205,8 +240,8 @@ fn refuse(socket: &OwnedFd, refusal: Refusal, reason: &str) {
 }
 
 /// From the connection of a successor until it is ready.
-async fn serve(control: Rc<Control>, socket: OwnedFd) -> Result<ReadySuccessor, RestartError> {
-    let settings = &control.settings;
+async fn serve(claim: Claim, socket: OwnedFd) -> Result<ReadySuccessor, RestartError> {
+    let settings = &claim.control.settings;
     let peer = uds::peer_credentials(&socket)
         .map_err(|source| RestartError::system("read the successor's credentials", source))?;
     if let Err(denied) = settings.policy.check(&peer) {
@@ -217,7 +252,7 @@ async fn serve(control: Rc<Control>, socket: OwnedFd) -> Result<ReadySuccessor, 
     let mut channel = Channel::new(socket);
     let connections_max = greet(&mut channel).await?;
     tracing::info!(%peer, "a successor starts");
-    offer(&control, &mut channel).await?;
+    offer(&claim.control, &mut channel).await?;
     let ready = channel.next(Stage::StartUp, Deadline::after(settings.startup_ms_max)).await?;
     if ready.kind != Kind::Ready || !ready.body.is_empty() {
         return Err(protocol("something other than READY"));
@@ -226,7 +261,7 @@ async fn serve(control: Rc<Control>, socket: OwnedFd) -> Result<ReadySuccessor, 
     let connections = Vec::new();
     let received_bytes = 0;
     Ok(ReadySuccessor {
-        control,
+        claim,
         channel,
         peer,
         deadline,
@@ -289,7 +324,7 @@ async fn offer(control: &Control, channel: &mut Channel) -> Result<(), RestartEr
 /// called for.
 #[must_use = "dropping it sends the successor away"]
 pub struct ReadySuccessor {
-    control: Rc<Control>,
+    claim: Claim,
     channel: Channel,
     peer: PeerCredentials,
     deadline: Deadline,
@@ -426,8 +461,8 @@ async fn try_commit(ready: &mut ReadySuccessor, state: &[u8]) -> Result<(), Rest
     let stage = Stage::Commit;
     let deadline = ready.deadline;
     let mut listeners: Vec<Rc<Shared>> =
-        ready.control.parcel.listeners()?.into_iter().map(|(_, listener)| listener).collect();
-    listeners.push(Rc::clone(ready.control.listener.shared()));
+        ready.claim.control.parcel.listeners()?.into_iter().map(|(_, listener)| listener).collect();
+    listeners.push(Rc::clone(ready.claim.control.listener.shared()));
     let mut paused = Paused { listeners, in_doubt: false };
     for listener in &paused.listeners {
         let left = deadline.at.saturating_duration_since(std::time::Instant::now());
@@ -452,6 +487,7 @@ async fn try_commit(ready: &mut ReadySuccessor, state: &[u8]) -> Result<(), Rest
     if answer?.kind != Kind::Taken {
         return Err(protocol("something other than TAKEN"));
     }
+    ready.claim.has_taken_over = true;
     for listener in std::mem::take(&mut paused.listeners) {
         listener.hand_over();
     }

@@ -74,6 +74,11 @@ impl Old {
         (played, result)
     }
 
+    /// Waits for a successor alone.
+    pub(super) async fn successor(&mut self) -> Result<ReadySuccessor, RestartError> {
+        self.predecessor.as_mut().expect("put back").successor().await
+    }
+
     pub(super) async fn ready(&mut self, body: RawBody) -> (RawSuccessor, ReadySuccessor) {
         let control = self.control.clone();
         let (raw, ready) = self.with(move || body(&control)).await;
@@ -108,7 +113,7 @@ impl Old {
 
 type RawBody = fn(&Path) -> RawSuccessor;
 
-fn offered_and_ready(control: &Path) -> RawSuccessor {
+pub(super) fn offered_and_ready(control: &Path) -> RawSuccessor {
     let mut successor = RawSuccessor::offered(control);
     successor.send(READY, &[]);
     successor

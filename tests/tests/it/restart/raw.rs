@@ -8,6 +8,7 @@ use std::time::Duration;
 pub(crate) const READY: u8 = 2;
 pub(crate) const TAKEN: u8 = 3;
 pub(crate) const GIVE_UP: u8 = 4;
+pub(crate) const REFUSED: u8 = 5;
 pub(crate) const OFFER: u8 = 9;
 pub(crate) const COMMIT: u8 = 11;
 

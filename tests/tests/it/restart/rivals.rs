@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use ringpost::restart::{Predecessor, RestartError};
@@ -11,10 +12,11 @@ use ringpost_tests::on_both_engines;
 use ringpost_tests::privileges::root_or_skip;
 use ringpost_tests::rig::{block_on, blocking, place};
 
-use super::failures::Old;
+use super::failures::{Old, offered_and_ready};
 use super::generation::start;
+use super::raw::{COMMIT, READY, REFUSED, RawSuccessor, TAKEN, hello};
 
-on_both_engines!(second_successor, other_user, predecessor_killed, both_killed);
+on_both_engines!(second_successor, behind_the_first, other_user, predecessor_killed, both_killed);
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,6 +61,51 @@ fn second_successor(engine: EngineChoice) {
             assert_eq!(peer.pid, Some(child.id()));
         })
         .await;
+    });
+}
+
+/// Successors that connect while nobody waits for one: they are in the queue when somebody does again.
+fn behind_the_first(engine: EngineChoice) {
+    block_on(engine, async {
+        let mut old = Old::new(Predecessor::builder());
+        fn greeted(control: &Path) -> RawSuccessor {
+            let mut successor = RawSuccessor::connect(control);
+            successor.send(1, &hello(1));
+            successor
+        }
+        let wait = || ringpost::sleep(Duration::from_millis(100));
+        let (first, ready) = old.ready(offered_and_ready).await;
+        // The first one is ready, and not told yet.
+        let mut second = greeted(&old.control);
+        wait().await;
+        let control = old.control.clone();
+        let refused = blocking(move || {
+            second.read_to(REFUSED);
+            let mut third = greeted(&control);
+            third.read_to(REFUSED);
+        });
+        let successor = ringpost::timeout(Duration::from_secs(1), old.successor());
+        let ((), waited) = futures_util::future::join(refused, successor).await;
+        assert!(waited.is_err(), "there is one already: {waited:?}");
+        // The first one has given up: it is the turn of others.
+        drop((ready, first));
+        let (first, ready) = old.ready(offered_and_ready).await;
+        let mut second = greeted(&old.control);
+        wait().await;
+        let taken = blocking(move || {
+            let mut first = first;
+            first.read_to(COMMIT);
+            first.send(TAKEN, &[]);
+            first
+        });
+        let (first, committed) = futures_util::future::join(taken, ready.commit(b"")).await;
+        committed.expect("taken");
+        // There is a successor, for good.
+        let error = ringpost::timeout(LIMIT, old.successor()).await.expect("at once");
+        let error = error.expect_err("it has handed over");
+        assert!(matches!(error, RestartError::HandedOver), "{error}");
+        blocking(move || second.read_to(REFUSED)).await;
+        drop(first);
     });
 }
 
