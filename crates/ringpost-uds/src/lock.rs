@@ -6,8 +6,8 @@
 //! the name's, and the attempt is repeated if they differ. Only who holds the lock removes the file,
 //! and nobody waits on it: a refused `flock` is an answer, not a queue.
 //!
-//! Others have files of such names too. Only a file that is empty or has our record in it, and that has no
-//! other name, is written to or removed.
+//! Others have files of such names too. Only a file that holds our record or the beginning of one and nothing
+//! else, and that has no other name, is written to or removed.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -112,9 +112,13 @@ impl Lock {
         if rustix::fs::fstat(&self.file)?.st_nlink > 1 {
             return Ok(Some(FileKind::HardLink));
         }
-        let mut bytes = [0; RECORD_BYTES_MAX];
+        // One more shows that a file is too long.
+        let mut bytes = [0; RECORD_BYTES_MAX + 1];
         let length = rustix::io::pread(&self.file, &mut bytes, 0)?;
-        Ok(if Record::begins(&bytes[..length]) { None } else { Some(FileKind::Foreign) })
+        let name = self.name.as_bytes();
+        let socket = name.strip_suffix(SUFFIX.as_bytes()).unwrap_or(name);
+        let ours = Record::can_leave(&bytes[..length], socket);
+        Ok(if ours { None } else { Some(FileKind::Foreign) })
     }
 
     /// Whether the locked file is still the one at the lock's name.
@@ -142,10 +146,27 @@ impl Record {
         Self::parse(&bytes[..length])
     }
 
-    /// Whether a file with these bytes at its beginning is one of ours; an owner that was killed early has
-    /// left it empty.
-    fn begins(bytes: &[u8]) -> bool {
-        bytes.is_empty() || bytes.starts_with(PID) || bytes.starts_with(TEMPORARY)
+    /// Whether a file of these bytes can be one of ours: [`write`](Self::write) for this socket, cut anywhere
+    /// by a crash or a full disk.
+    fn can_leave(bytes: &[u8], socket: &[u8]) -> bool {
+        if bytes.len() > RECORD_BYTES_MAX {
+            return false;
+        }
+        let Some(rest) = bytes.strip_prefix(PID) else { return PID.starts_with(bytes) };
+        let mut parts = rest.splitn(2, |&byte| byte == b'\n');
+        let pid = parts.next().unwrap_or_default();
+        let written = str::from_utf8(pid).ok().and_then(|pid| pid.parse::<u32>().ok());
+        let is_number = written.is_some_and(|number| number.to_string().as_bytes() == pid);
+        let Some(rest) = parts.next() else { return is_number || pid.is_empty() };
+        let Some(name) = rest.strip_prefix(TEMPORARY) else {
+            return is_number && TEMPORARY.starts_with(rest);
+        };
+        // Only the name of the socket, with which most temporary ones begin, may have ends of lines in it.
+        let cut = socket.starts_with(name);
+        let name = name.strip_prefix(socket).unwrap_or(name);
+        let name = name.strip_suffix(b"\n").unwrap_or(name);
+        let is_name = !name.is_empty() && !name.iter().any(|byte| b"/\n\0".contains(byte));
+        is_number && (cut || is_name)
     }
 
     fn parse(bytes: &[u8]) -> Self {
@@ -260,6 +281,57 @@ mod tests {
         check("pid x\ntemporary \n", None, Some(""));
         check("pid 17", None, None);
         check("garbage\n\n\0\npid 4294967296\n", None, None);
+    }
+
+    #[test]
+    fn only_what_a_record_leaves_is_ours() {
+        for socket in ["app.sock", "a\nb", "x\n"] {
+            let temporary = Some(OsString::from(format!("{socket}.abcd1234")));
+            for record in [
+                Record { pid: Some(1), temporary: None },
+                Record { pid: Some(u32::MAX), temporary: Some("y".repeat(255).into()) },
+                Record { pid: Some(4_194_304), temporary },
+            ] {
+                let file = tempfile::tempfile().expect("a file");
+                record.write(&file).expect("room");
+                let mut bytes = [0; RECORD_BYTES_MAX];
+                let length = rustix::io::pread(&file, &mut bytes, 0).expect("read");
+                for cut in 0..=length {
+                    let text = bytes[..cut].escape_ascii();
+                    assert!(Record::can_leave(&bytes[..cut], socket.as_bytes()), "{text}");
+                }
+            }
+        }
+        let long = format!("pid 1\ntemporary {}", "y".repeat(RECORD_BYTES_MAX));
+        for foreign in [
+            "\0",
+            "pidfile",
+            "pid x",
+            "pid \n",
+            "pid  1\n",
+            "pid +1\n",
+            "pid 01\n",
+            "pid 4294967296\n",
+            "pid 4711 host foo\n",
+            "pid 1\n\n",
+            "pid 1\npid 2\n",
+            "pid 1\nhost foo\n",
+            "pid 1\0",
+            "temporary",
+            "temporary a\n",
+            "temporary a\npid 1\n",
+            "pid 1\ntemporary \n",
+            "pid 1\ntemporary /\n",
+            "pid 1\ntemporary ../a",
+            "pid 1\ntemporary a\0\n",
+            "pid 1\ntemporary a\nb",
+            "pid 1\ntemporary a\n\n",
+            "pid 1\ntemporary app.sock.abcd1234\nb\n",
+            "pid 1\ntemporary app.sock\nb\n",
+            &long,
+        ] {
+            assert!(!Record::can_leave(foreign.as_bytes(), b"app.sock"), "{foreign:?}");
+        }
     }
 
     #[test]
