@@ -278,8 +278,8 @@ impl<'batch> Frame<'batch> {
         self.rest.map_or(&[], |rest| rest.chunks.as_slice())
     }
 
-    /// The file descriptors that came with the message. The batch closes them with its next message,
-    /// unless they are taken ([`Batch::take_descriptors`](crate::Batch::take_descriptors)).
+    /// The file descriptors that came with the message. Unless they are taken before the next message
+    /// ([`Batch::take_descriptors`](crate::Batch::take_descriptors)), the batch closes them.
     pub fn descriptors(&self) -> &'batch [OwnedFd] {
         self.rest.map_or(&[], |rest| &rest.descriptors)
     }

@@ -44,6 +44,8 @@ pub struct Receiver {
     spare: Pieces,
     /// A message that lay in pieces, lent by the batch.
     assembled: Option<Message>,
+    /// Where the cursor is as long as the batch has lent nothing after `assembled`.
+    assembled_cursor: usize,
     end: Option<Result<(), Box<RecvError>>>,
 }
 
@@ -101,6 +103,7 @@ impl Receiver {
             lost: None,
             spare: Pieces::default(),
             assembled: None,
+            assembled_cursor: 0,
             end: None,
         }
     }
@@ -124,6 +127,7 @@ impl Receiver {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Message>, RecvError>> {
+        self.let_go();
         self.tell_lost()?;
         loop {
             match self.next() {
@@ -182,6 +186,7 @@ impl Receiver {
     }
 
     fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Run>, RecvError>> {
+        self.let_go();
         self.tell_lost()?;
         loop {
             if let Some(run) = self.whole_run() {
@@ -495,12 +500,21 @@ impl Receiver {
         error
     }
 
-    /// Lets go of the message in pieces that was lent last, and keeps its list for the next one.
+    /// Lets go of the message in pieces or with descriptors that was lent last, and keeps its list for the
+    /// next one.
+    #[inline]
     fn let_go(&mut self) {
         if let Some(message) = self.assembled.take()
             && let Some(pieces) = message.recycle()
         {
             self.spare = pieces;
+        }
+    }
+
+    /// Lets go of it if the fast path, which knows nothing of it, has lent another one since.
+    fn let_go_of_earlier(&mut self) {
+        if self.cursor != self.assembled_cursor {
+            self.let_go();
         }
     }
 
@@ -688,16 +702,27 @@ impl Batch<'_> {
         Some(Frames { first: Some(first), source: Some(Source { decoder, chunk, rest, cursor }) })
     }
 
-    /// Takes the file descriptors of the message that was lent last, if it came with some. They are
-    /// closed when the next message with descriptors, or in pieces, is lent, and with the batch after
-    /// this one.
+    /// Takes the file descriptors of the message that was lent last, if it came with some. After the next
+    /// message they can't be taken any more; they are closed then or soon after it, at the latest when
+    /// something is received behind this batch.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.receiver.let_go_of_earlier();
         self.receiver.assembled.as_mut().map(Message::take_descriptors).unwrap_or_default()
     }
 
     /// Control frames, messages in pieces, and the next chunk if it has arrived.
     #[cold]
     fn advance_slow(&mut self) -> Option<Found> {
+        self.receiver.let_go_of_earlier();
+        let found = self.find();
+        if matches!(found, Some(Found::Whole(_))) {
+            self.receiver.let_go();
+        }
+        self.receiver.assembled_cursor = self.receiver.cursor;
+        found
+    }
+
+    fn find(&mut self) -> Option<Found> {
         let receiver = &mut *self.receiver;
         if receiver.lost.is_some() {
             return None;

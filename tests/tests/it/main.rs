@@ -20,6 +20,7 @@ mod killed_peers;
 mod outside;
 mod packets_elsewhere;
 mod passing;
+mod passing_batches;
 mod passing_bounds;
 mod passing_hostile;
 mod payload_owners;
