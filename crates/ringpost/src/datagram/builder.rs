@@ -142,7 +142,8 @@ impl DatagramBuilder {
     }
 
     /// Whose packets are taken; anyone's by default. Others are dropped and counted. Implies
-    /// [credentials](Self::credentials) unless anyone is allowed.
+    /// [credentials](Self::credentials) unless anyone is allowed. A packet does not tell the supplementary
+    /// groups of its sender, so that rules about them allow nobody here.
     pub fn policy(mut self, policy: AccessPolicy) -> Self {
         self.settings.credentials |= !policy.is_anyone();
         self.settings.policy = policy;

@@ -244,7 +244,8 @@ async fn serve(claim: Claim, socket: OwnedFd) -> Result<ReadySuccessor, RestartE
     let settings = &claim.control.settings;
     let peer = uds::peer_credentials(&socket)
         .map_err(|source| RestartError::system("read the successor's credentials", source))?;
-    if let Err(denied) = settings.policy.check(&peer) {
+    let groups = || ringpost_reactor::peer_groups(&socket);
+    if let Err(denied) = settings.policy.check_with_groups(&peer, groups) {
         let reason = denied.to_string();
         refuse(&socket, Refusal::Denied, &reason);
         return Err(RestartError::Denied { peer, reason });

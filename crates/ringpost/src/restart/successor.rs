@@ -221,7 +221,8 @@ impl SuccessorBuilder {
             address: Some(address.clone()),
             source,
         })?;
-        if let Err(denied) = self.policy.check(&peer) {
+        let groups = || ringpost_reactor::peer_groups(&socket);
+        if let Err(denied) = self.policy.check_with_groups(&peer, groups) {
             return Err(RestartError::Denied { peer, reason: denied.to_string() });
         }
         let mut channel = Blocking { socket, input: Assembler::default(), settled: false };

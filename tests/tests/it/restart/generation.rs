@@ -8,7 +8,7 @@ use ringpost::restart::{
 use ringpost::{AccessPolicy, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener};
 use ringpost_testkit::child::{Child, say, told};
 use ringpost_testkit::trace;
-use ringpost_tests::privileges::{NOBODY, become_user};
+use ringpost_tests::privileges::{NOBODY, become_member, become_user};
 use ringpost_tests::rig;
 
 use crate::roles;
@@ -25,6 +25,10 @@ pub(crate) fn start(path: &str, engine: EngineChoice, settings: &[&str]) -> Chil
     words.extend(settings);
     roles::start("generation", &words)
 }
+
+/// A user that policies can name, unlike nobody, and a supplementary group of it.
+pub(crate) const MEMBER: u32 = 12_345;
+pub(crate) const GROUP: u32 = 5_000;
 
 /// Where the second listener is, which has length-prefixed messages.
 pub(crate) fn plain_path(path: &str) -> String {
@@ -47,6 +51,12 @@ pub(crate) fn play(path: &str, engine: &str, settings: &[&str]) {
     if settings.contains(&"nobody") {
         become_user(NOBODY);
     }
+    if settings.contains(&"member") {
+        become_member(MEMBER, &[GROUP]);
+    }
+    if settings.contains(&"no-member") {
+        become_user(MEMBER);
+    }
     let runtime = rig::runtime(engine);
     runtime.block_on(async {
         if settings.contains(&"led") {
@@ -57,6 +67,9 @@ pub(crate) fn play(path: &str, engine: &str, settings: &[&str]) {
         let mut builder = Successor::builder().connections_max(connections);
         if settings.contains(&"anyone") {
             builder = builder.policy(AccessPolicy::anyone());
+        }
+        if settings.contains(&"of-group") {
+            builder = builder.policy(AccessPolicy::anyone().allow_supplementary_gid(GROUP));
         }
         let successor = builder.connect(control.as_str());
         let server = Server {

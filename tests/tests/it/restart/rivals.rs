@@ -1,22 +1,29 @@
 //! More than one process that wants the same: successors, users, and predecessors that die.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use ringpost::restart::{Predecessor, RestartError};
-use ringpost::{AcceptError, EngineChoice};
+use ringpost::{AcceptError, AccessPolicy, EngineChoice};
 use ringpost_testkit::peer::{RawPeer, greeting, message};
 use ringpost_tests::on_both_engines;
 use ringpost_tests::privileges::root_or_skip;
 use ringpost_tests::rig::{block_on, blocking, place};
 
 use super::failures::{Old, offered_and_ready};
-use super::generation::start;
+use super::generation::{GROUP, MEMBER, start};
 use super::raw::{COMMIT, READY, REFUSED, RawSuccessor, TAKEN, hello};
 
-on_both_engines!(second_successor, behind_the_first, other_user, predecessor_killed, both_killed);
+on_both_engines!(
+    second_successor,
+    behind_the_first,
+    other_user,
+    supplementary_groups_decide,
+    predecessor_killed,
+    both_killed,
+);
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -151,6 +158,41 @@ fn other_user(engine: EngineChoice) {
         assert_eq!(peer.uid, ringpost_tests::privileges::NOBODY);
         old.serves().await;
     });
+}
+
+/// Each side asks for the groups of the other.
+fn supplementary_groups_decide(engine: EngineChoice) {
+    if !root_or_skip("restart::rivals::supplementary_groups_decide") {
+        return;
+    }
+    block_on(engine, async {
+        let policy = AccessPolicy::anyone().allow_supplementary_gid(GROUP);
+        let mut old = Old::new(Predecessor::builder().policy(policy));
+        let path = old.path.to_str().expect("text").to_owned();
+        let open = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
+        };
+        open(old.path.parent().expect("in a directory"), 0o755);
+        open(&old.control, 0o666);
+        let stranger = path.clone();
+        let (said, result) =
+            old.with(move || start(&stranger, engine, &["no-member", "anyone"]).hear()).await;
+        assert!(said.contains("may not take part in a restart"), "{said}");
+        assert!(matches!(result, Err(RestartError::Denied { .. })), "{result:?}");
+        let member = path.clone();
+        let (said, result) =
+            old.with(move || start(&member, engine, &["member", "anyone", "hold"]).hear()).await;
+        assert_eq!(said, "offered", "{result:?}");
+        old.serves().await;
+    });
+    // The other way round: the predecessor is the member.
+    let (directory, path) = place();
+    chown(directory.path(), Some(MEMBER), Some(MEMBER)).expect("root may");
+    let path = path.to_str().expect("text");
+    let mut first = start(path, engine, &["member"]);
+    assert_eq!(first.hear(), "serving 1");
+    let mut second = start(path, engine, &["no-member", "of-group", "hold"]);
+    assert_eq!(second.hear(), "offered");
 }
 
 async fn hear_nobody(
