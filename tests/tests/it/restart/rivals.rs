@@ -14,7 +14,7 @@ use ringpost_tests::rig::{block_on, blocking, place};
 
 use super::failures::{Old, offered_and_ready};
 use super::generation::{GROUP, MEMBER, start};
-use super::raw::{COMMIT, READY, REFUSED, RawSuccessor, TAKEN, hello};
+use super::raw::{COMMIT, REFUSED, RawSuccessor, TAKEN, hello};
 
 on_both_engines!(
     second_successor,
@@ -116,6 +116,15 @@ fn behind_the_first(engine: EngineChoice) {
     });
 }
 
+/// Lets others than the user reach the control socket.
+fn open_to_all(old: &Old) {
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    open(old.path.parent().expect("in a directory"), 0o755);
+    open(&old.control, 0o666);
+}
+
 fn other_user(engine: EngineChoice) {
     if !root_or_skip("restart::rivals::other_user") {
         return;
@@ -127,11 +136,7 @@ fn other_user(engine: EngineChoice) {
         let said = hear_nobody(&path, engine, &["nobody"]).await;
         assert!(said.contains("ermission denied"), "{said}");
         // If somebody opens it, the other side's user does.
-        let open = |path: &std::path::Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
-        };
-        open(old.path.parent().expect("in a directory"), 0o755);
-        open(&old.control, 0o666);
+        open_to_all(&old);
         // (Both notice: this side does when it looks.)
         let by_itself = path.clone();
         let (said, result) = old
@@ -169,11 +174,7 @@ fn supplementary_groups_decide(engine: EngineChoice) {
         let policy = AccessPolicy::anyone().allow_supplementary_gid(GROUP);
         let mut old = Old::new(Predecessor::builder().policy(policy));
         let path = old.path.to_str().expect("text").to_owned();
-        let open = |path: &std::path::Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
-        };
-        open(old.path.parent().expect("in a directory"), 0o755);
-        open(&old.control, 0o666);
+        open_to_all(&old);
         let stranger = path.clone();
         let (said, result) =
             old.with(move || start(&stranger, engine, &["no-member", "anyone"]).hear()).await;
