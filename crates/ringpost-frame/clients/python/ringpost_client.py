@@ -556,7 +556,7 @@ class Connection(_Stream):
                 check_magic(self._hello)
             self._agreement = agree(self._local, decode_hello(self._hello))
         except Refused as refused:
-            if refused.name in ("BadMagic", "ByteOrder"):
+            if refused.name == "BadMagic":
                 self.close()  # Such a peer can't read a REJECT.
             else:
                 self.reject(str(refused))

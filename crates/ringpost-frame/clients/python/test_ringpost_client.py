@@ -510,6 +510,14 @@ class Connections(unittest.TestCase):
         self.assertEqual(raised.exception.name, "NoCommonVersion")
         self.assertEqual(peer.read_frame()[0], client.REJECT)
 
+        peer = self.peer()
+        hello = client.encode_hello(client.hello())
+        peer.socket.sendall(hello[7::-1] + hello[8:])
+        with self.assertRaises(Refused) as raised:
+            peer.connection.agreement()
+        self.assertEqual(raised.exception.name, "ByteOrder")
+        self.assertEqual(peer.read_frame()[0], client.REJECT)
+
     def test_a_peer_with_another_protocol_is_refused_at_its_first_byte(self):
         peer = self.peer()
         peer.socket.sendall(b"S")
