@@ -20,7 +20,8 @@
 //! # What it does not do
 //!
 //! It spawns nothing and never touches the process umask or the working directory, which other threads
-//! share. It waits in one place: [`bind()`] gives the socket of a killed owner up to 250 ms to end.
+//! share. It waits in one place: [`bind()`] gives the lock of a killed owner, and then its socket, up to
+//! 250 ms each to end.
 //!
 //! # Requirements
 //!

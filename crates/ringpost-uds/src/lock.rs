@@ -4,7 +4,7 @@
 //! The second half matters. A file descriptor opened before a removal and locked after it locks a
 //! file that nobody else will ever see, so after locking, the descriptor's identity is compared with
 //! the name's, and the attempt is repeated if they differ. Only who holds the lock removes the file,
-//! and nobody waits on it: a refused `flock` is an answer, not a queue.
+//! and nobody queues for it: a refused `flock` is an answer, which a bind may ask for again.
 //!
 //! Others have files of such names too. Only a file that holds our record or the beginning of one and nothing
 //! else, and that has no other name, is written to or removed.

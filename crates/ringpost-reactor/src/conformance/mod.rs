@@ -1,6 +1,6 @@
 //! One suite for every engine: each sentence of the contract in [`engine`](crate::engine) is a test here, or
 //! several, and each test runs on io_uring with shared and with plain blocks, on epoll, and (feature `sim`)
-//! on the simulated kernel, without and with faults.
+//! on the simulated engine and on io_uring over a simulated ring, without and with faults.
 //!
 //! * [`subjects`]: the engines.
 //! * [`bench`](mod@bench): one of them with things to work on. Whatever happens is noted as a [`trace`],
