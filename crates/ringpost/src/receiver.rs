@@ -504,6 +504,14 @@ impl Receiver {
     /// next one.
     #[inline]
     fn let_go(&mut self) {
+        if self.assembled.is_some() {
+            self.recycle_assembled();
+        }
+    }
+
+    /// Out of the way of receives that have nothing to let go of.
+    #[inline(never)]
+    fn recycle_assembled(&mut self) {
         if let Some(message) = self.assembled.take()
             && let Some(pieces) = message.recycle()
         {
