@@ -31,9 +31,10 @@ on_both_engines!(
 // A child that another test has just forked would keep its copies of all sockets open until it runs its program.
 on_both_engines_alone!(many_refusals_hold_up_nobody);
 
-const ALLOWED: u32 = 12_345;
+/// A user that policies can name, unlike nobody, another one, and a supplementary group.
+pub(crate) const ALLOWED: u32 = 12_345;
 const DENIED: u32 = 12_346;
-const GROUP: u32 = 5_000;
+pub(crate) const GROUP: u32 = 5_000;
 
 fn the_policy_decides(engine: EngineChoice) {
     if !root_or_skip("access::the_policy_decides") {

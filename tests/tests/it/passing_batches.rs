@@ -1,46 +1,35 @@
 //! File descriptors of messages that a batch lends: they are those of the message lent last, or of none.
 
-use std::io::{IoSlice, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::io::Read;
 
 use ringpost::EngineChoice;
-use ringpost_frame::{Features, FrameHeader, Hello};
 use ringpost_testkit::peer::{RawPeer, message};
 use ringpost_tests::on_both_engines;
 use ringpost_tests::rig::{adopt, block_on, pair, sockets};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::passing::{memory_file, number_in, options};
+use crate::passing_hostile::{announcing, greeting, send};
 
 on_both_engines!(a_batch_keeps_those_of_the_last_message);
 
 /// `take_descriptors` gives what came with the message lent last, whatever lay where; what was not taken is
 /// closed with the next receive, of any kind.
 fn a_batch_keeps_those_of_the_last_message(engine: EngineChoice) {
-    let announcing = |body: &[u8]| {
-        let len = u32::try_from(body.len()).expect("short");
-        [&FrameHeader::message_with_descriptors(len, 1).encode()[..], body].concat()
-    };
     block_on(engine, async {
         for way in 0..12 {
             let (ours, theirs) = sockets();
             let mut right = adopt(ours, options());
             let mut peer = RawPeer::new(theirs);
-            let mut hello = Hello::new(1 << 20, 1);
-            hello.supported = Features::DESCRIPTORS;
-            hello.fds_max = 1;
-            peer.send(&hello.encode());
+            peer.send(&greeting().encode());
             right.ready().await.expect("they agree");
             let (mut reader, writer) = std::io::pipe().expect("a pipe");
             // The plain messages lie in the chunk of the other one, or in the next.
-            let mut bytes = announcing(b"with one");
+            let mut bytes = announcing(1, b"with one");
             let plain = [message(b"plain"), message(b"plain")].concat();
             if way % 2 == 0 {
                 bytes.extend_from_slice(&plain);
             }
-            send_with(peer.stream(), &bytes, writer);
+            assert!(send(&peer, &bytes, &[writer]));
             if way % 2 == 1 {
                 peer.send(&plain);
             }
@@ -90,14 +79,4 @@ fn a_batch_keeps_those_of_the_last_message(engine: EngineChoice) {
         while batch.next().is_some() {}
         assert_eq!(number_in(&batch.take_descriptors()[0]), 3);
     });
-}
-
-/// Sends bytes in one call with one descriptor.
-fn send_with(socket: &UnixStream, bytes: &[u8], descriptor: impl AsFd) {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
-    assert_eq!(sent, Ok(bytes.len()));
 }

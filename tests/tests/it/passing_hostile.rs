@@ -28,7 +28,7 @@ on_both_engines_alone!(
 const AGREED: u8 = 4;
 
 /// Sends bytes in one call with descriptors. False if the other side has closed.
-fn send(peer: &RawPeer, bytes: &[u8], descriptors: &[impl AsFd]) -> bool {
+pub(crate) fn send(peer: &RawPeer, bytes: &[u8], descriptors: &[impl AsFd]) -> bool {
     let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -40,13 +40,13 @@ fn send(peer: &RawPeer, bytes: &[u8], descriptors: &[impl AsFd]) -> bool {
 }
 
 /// A message whose header announces `fds` descriptors.
-fn announcing(fds: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn announcing(fds: u8, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len()).expect("short");
     let header = FrameHeader::message_with_descriptors(len, fds).encode();
     [&header[..], body].concat()
 }
 
-fn greeting() -> Hello {
+pub(crate) fn greeting() -> Hello {
     let mut hello = Hello::new(1 << 20, 1);
     hello.supported = Features::DESCRIPTORS;
     hello.fds_max = AGREED.into();

@@ -11,6 +11,7 @@ use ringpost_testkit::trace;
 use ringpost_tests::privileges::{NOBODY, become_member, become_user};
 use ringpost_tests::rig;
 
+use crate::access::{ALLOWED as MEMBER, GROUP};
 use crate::roles;
 
 /// Longest drain: the clients of the tests leave by themselves.
@@ -25,10 +26,6 @@ pub(crate) fn start(path: &str, engine: EngineChoice, settings: &[&str]) -> Chil
     words.extend(settings);
     roles::start("generation", &words)
 }
-
-/// A user that policies can name, unlike nobody, and a supplementary group of it.
-pub(crate) const MEMBER: u32 = 12_345;
-pub(crate) const GROUP: u32 = 5_000;
 
 /// Where the second listener is, which has length-prefixed messages.
 pub(crate) fn plain_path(path: &str) -> String {

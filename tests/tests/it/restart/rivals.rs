@@ -12,8 +12,10 @@ use ringpost_tests::on_both_engines;
 use ringpost_tests::privileges::root_or_skip;
 use ringpost_tests::rig::{block_on, blocking, place};
 
+use crate::access::{ALLOWED as MEMBER, GROUP};
+
 use super::failures::{Old, offered_and_ready};
-use super::generation::{GROUP, MEMBER, start};
+use super::generation::start;
 use super::raw::{COMMIT, REFUSED, RawSuccessor, TAKEN, hello};
 
 on_both_engines!(
