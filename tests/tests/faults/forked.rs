@@ -1,6 +1,7 @@
 //! fork(2) with a live runtime: in the child every operation is a typed error and every end is harmless; the
 //! parent goes on as if nothing had been.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ on_both_engines_alone!(
     everything_is_dropped,
     the_child_unwinds,
     the_child_exits,
-    a_runtime_of_its_own
+    a_runtime_of_its_own,
+    payloads_of_what_was_dropped
 );
 
 /// What a runtime has under way when it forks.
@@ -211,4 +213,47 @@ fn a_runtime_of_its_own(engine: EngineChoice) {
         assert!(connection.recv().await.expect("the end").is_none());
     });
     run(&parents, parent.check(&path));
+}
+
+thread_local!(static GONE: Cell<bool> = const { Cell::new(false) });
+
+/// A payload whose destructor uses the runtime.
+struct Owner(Vec<u8>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let _ = ringpost::stats();
+        GONE.set(true);
+    }
+}
+
+/// The child lets go of what a dropped connection has still to send, while nothing is borrowed; the parent sends it.
+fn payloads_of_what_was_dropped(engine: EngineChoice) {
+    const BYTES: usize = 4000;
+    let runtime = runtime(engine);
+    let mut reader = run(&runtime, async {
+        let (mut client, mut reader) = pair(ConnectionOptions::new());
+        // Nothing is in flight that would keep the connection.
+        reader.shutdown().await.expect("open");
+        assert!(client.recv().await.expect("a proper end").is_none());
+        client.send_bytes(bytes::Bytes::from_owner(Owner(vec![7; BYTES]))).await.expect("open");
+        reader
+    });
+    assert!(!GONE.get());
+    forked(|| {
+        for _ in 0..3 {
+            let _ = runtime.turn(Some(Duration::ZERO));
+        }
+        assert!(GONE.get());
+    });
+    run(&runtime, async {
+        let message = reader.recv().await.expect("no error").expect("all of it");
+        assert_eq!(message.len(), BYTES);
+    });
 }
