@@ -140,7 +140,7 @@ struct State {
     finishing: bool,
     shut_down: bool,
     /// In use only on kernels that lose ends of files.
-    hangup: Option<Box<Token>>,
+    hangup: Option<Token>,
     /// Present if descriptors may come along.
     intake: Option<Box<Intake>>,
     /// Receiving is to end, for the socket to be handed over.
@@ -599,7 +599,7 @@ impl StreamCell {
         if driver.guard_hangup && state.hangup.is_none() && !state.closing && !state.stopping {
             let request = Request::Hangup { fd: self.raw_fd() };
             let started = driver.start(|| Owner::Hangup(Rc::clone(self)), request);
-            state.hangup = started.map(Box::new);
+            state.hangup = started;
             if state.hangup.is_none() {
                 driver.retry.push(Rc::clone(self));
             }
@@ -902,7 +902,7 @@ impl StreamCell {
             driver.cancel(token, self.raw_fd());
             return;
         }
-        if let Some(token) = state.hangup.as_deref().copied()
+        if let Some(token) = state.hangup
             && !state.shut_down
         {
             drop(state);

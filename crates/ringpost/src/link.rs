@@ -5,7 +5,7 @@
 //! plain:    Open -> (Closed)                                nothing to agree on
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -39,7 +39,7 @@ pub(crate) struct Link {
     pub(crate) message_bytes_max: Cell<usize>,
     /// The most descriptors that a message may have now; none before the peer's greeting.
     pub(crate) descriptors_max: Cell<u8>,
-    closed: RefCell<Option<Box<Closed>>>,
+    closed: OnceCell<Box<Closed>>,
     agreement: Cell<Option<Agreement>>,
     /// FIN or REJECT has been sent.
     pub(crate) finished: Cell<bool>,
@@ -48,13 +48,13 @@ pub(crate) struct Link {
     /// The peer has asked for an end.
     pub(crate) peer_going_away: Cell<bool>,
     /// Whoever waits for that.
-    going_away_waiter: RefCell<Option<Waker>>,
+    going_away_waiter: Cell<Option<Waker>>,
 }
 
 enum Phase {
     Greeting(Greeting),
     /// The greeting is over; this arrived behind it, for the receiver.
-    Leftover(Chunk),
+    Leftover(Box<Chunk>),
     Open,
 }
 
@@ -65,7 +65,7 @@ struct Greeting {
     reader: Option<Box<HelloReader>>,
     deadline: Instant,
     /// One for each half that waits.
-    alarms: [Option<Box<Sleep>>; 2],
+    alarms: Option<Box<[Option<Sleep>; 2]>>,
 }
 
 impl Link {
@@ -76,7 +76,7 @@ impl Link {
             stream.append(Prefix::NONE, &ours.encode());
             let limit = Duration::from_millis(options.handshake_ms_max);
             let deadline = reactor.now() + limit.min(HANDSHAKE_MAX);
-            Phase::Greeting(Greeting { instance, reader: None, deadline, alarms: [None, None] })
+            Phase::Greeting(Greeting { instance, deadline, reader: None, alarms: None })
         } else {
             Phase::Open
         };
@@ -97,7 +97,8 @@ impl Link {
             Some(agreement) => agreement.frame_bytes_max as usize,
             None => message_bytes_max(options),
         };
-        let phase = if received.is_empty() { Phase::Open } else { Phase::Leftover(received) };
+        let phase =
+            if received.is_empty() { Phase::Open } else { Phase::Leftover(Box::new(received)) };
         // One that may pass descriptors is not detached.
         let link = Self::assemble(reactor, stream, options, phase, limit);
         link.agreement.set(agreement);
@@ -119,12 +120,12 @@ impl Link {
             phase: RefCell::new(phase),
             message_bytes_max: Cell::new(message_bytes_max),
             descriptors_max: Cell::new(0),
-            closed: RefCell::new(None),
+            closed: OnceCell::new(),
             agreement: Cell::new(None),
             finished: Cell::new(false),
             going_away: Cell::new(false),
             peer_going_away: Cell::new(false),
-            going_away_waiter: RefCell::new(None),
+            going_away_waiter: Cell::new(None),
         }
     }
 
@@ -145,7 +146,7 @@ impl Link {
             return None;
         }
         match std::mem::replace(&mut *phase, Phase::Open) {
-            Phase::Leftover(chunk) => Some(chunk),
+            Phase::Leftover(chunk) => Some(*chunk),
             _ => None,
         }
     }
@@ -168,7 +169,7 @@ impl Link {
     }
 
     pub(crate) fn closed(&self) -> Result<(), Closed> {
-        match &*self.closed.borrow() {
+        match self.closed.get() {
             Some(closed) => Err(Closed::clone(closed)),
             None => Ok(()),
         }
@@ -200,10 +201,10 @@ impl Link {
                 Poll::Ready(Ok(_)) => break Err(Closed::Aborted),
                 Poll::Ready(Err(error)) => break Err(error.into()),
                 Poll::Pending => {
-                    let alarm = &mut greeting.alarms[half as usize];
+                    let alarm = &mut greeting.alarms.get_or_insert_default()[half as usize];
                     let at = greeting.deadline;
-                    let alarm = alarm.get_or_insert_with(|| Box::new(self.reactor.sleep_until(at)));
-                    if Pin::new(alarm.as_mut()).poll(context).is_pending() {
+                    let alarm = alarm.get_or_insert_with(|| self.reactor.sleep_until(at));
+                    if Pin::new(alarm).poll(context).is_pending() {
                         return Poll::Pending;
                     }
                     let milliseconds = self.options.handshake_ms_max;
@@ -245,7 +246,7 @@ impl Link {
                 }
                 self.agreement.set(Some(agreement));
                 if !chunk.is_empty() {
-                    *phase = Phase::Leftover(chunk);
+                    *phase = Phase::Leftover(Box::new(chunk));
                 }
                 Ok(())
             }
@@ -292,7 +293,7 @@ impl Link {
 
     /// Ends the connection for this reason; the first one stays.
     pub(crate) fn close(&self, closed: Closed) {
-        self.closed.borrow_mut().get_or_insert_with(|| Box::new(closed));
+        self.closed.get_or_init(|| Box::new(closed));
         self.stream.close();
     }
 }

@@ -42,11 +42,18 @@ pub struct Receiver {
     lost: Option<Box<Lost>>,
     /// For the next one, while `pieces` or the message lent last is in use.
     spare: Pieces,
-    /// A message that lay in pieces, lent by the batch.
-    assembled: Option<Message>,
-    /// Where the cursor is as long as the batch has lent nothing after `assembled`.
-    assembled_cursor: usize,
+    /// Made with the first message that a batch lent out of pieces, and kept for the next ones.
+    assembled: Option<Box<Assembled>>,
     end: Option<Result<(), Box<RecvError>>>,
+}
+
+/// What a batch lends that does not lie whole in the current chunk.
+#[derive(Default)]
+struct Assembled {
+    /// A message that lay in pieces, or that came with descriptors.
+    message: Option<Message>,
+    /// Where the receiver's cursor is as long as the batch has lent nothing after it.
+    cursor: usize,
 }
 
 /// A message whose descriptors were lost.
@@ -103,7 +110,6 @@ impl Receiver {
             lost: None,
             spare: Pieces::default(),
             assembled: None,
-            assembled_cursor: 0,
             end: None,
         }
     }
@@ -504,7 +510,7 @@ impl Receiver {
     /// next one.
     #[inline]
     fn let_go(&mut self) {
-        if self.assembled.is_some() {
+        if self.assembled_message().is_some() {
             self.recycle_assembled();
         }
     }
@@ -512,7 +518,8 @@ impl Receiver {
     /// Out of the way of receives that have nothing to let go of.
     #[inline(never)]
     fn recycle_assembled(&mut self) {
-        if let Some(message) = self.assembled.take()
+        if let Some(assembled) = &mut self.assembled
+            && let Some(message) = assembled.message.take()
             && let Some(pieces) = message.recycle()
         {
             self.spare = pieces;
@@ -521,9 +528,13 @@ impl Receiver {
 
     /// Lets go of it if the fast path, which knows nothing of it, has lent another one since.
     fn let_go_of_earlier(&mut self) {
-        if self.cursor != self.assembled_cursor {
+        if self.assembled.as_ref().is_some_and(|assembled| assembled.cursor != self.cursor) {
             self.let_go();
         }
+    }
+
+    fn assembled_message(&self) -> Option<&Message> {
+        self.assembled.as_ref()?.message.as_ref()
     }
 
     /// The loss that a batch met.
@@ -697,7 +708,7 @@ impl Batch<'_> {
             None => match self.advance_slow()? {
                 Found::Whole(range) => range,
                 Found::Assembled => {
-                    let message = self.receiver.assembled.as_ref()?;
+                    let message = self.receiver.assembled_message()?;
                     let first = Some(Frame::of(message));
                     return Some(Frames { first, source: None });
                 }
@@ -715,7 +726,9 @@ impl Batch<'_> {
     /// something is received behind this batch.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         self.receiver.let_go_of_earlier();
-        self.receiver.assembled.as_mut().map(Message::take_descriptors).unwrap_or_default()
+        let message =
+            self.receiver.assembled.as_mut().and_then(|assembled| assembled.message.as_mut());
+        message.map(Message::take_descriptors).unwrap_or_default()
     }
 
     /// Control frames, messages in pieces, and the next chunk if it has arrived.
@@ -726,7 +739,9 @@ impl Batch<'_> {
         if matches!(found, Some(Found::Whole(_))) {
             self.receiver.let_go();
         }
-        self.receiver.assembled_cursor = self.receiver.cursor;
+        if let Some(assembled) = &mut self.receiver.assembled {
+            assembled.cursor = self.receiver.cursor;
+        }
         found
     }
 
@@ -740,7 +755,7 @@ impl Batch<'_> {
                 Ok(Next::Whole(range)) => return Some(Found::Whole(range)),
                 Ok(Next::Assembled(message)) => {
                     receiver.let_go();
-                    receiver.assembled = Some(message);
+                    receiver.assembled.get_or_insert_default().message = Some(message);
                     return Some(Found::Assembled);
                 }
                 Ok(Next::Nothing) => {
@@ -775,7 +790,7 @@ impl Batch<'_> {
                 let chunk = self.receiver.current.as_ref()?;
                 Some(Frame::new(chunk, chunk.as_slice().get(range)?))
             }
-            Found::Assembled => self.receiver.assembled.as_ref().map(Frame::of),
+            Found::Assembled => self.receiver.assembled_message().map(Frame::of),
         }
     }
 }
@@ -784,7 +799,7 @@ impl Batch<'_> {
 enum Found {
     /// A message in the current chunk.
     Whole(Range<usize>),
-    /// A message that lay in pieces, now in `assembled`.
+    /// A message that lay in pieces, now the assembled one.
     Assembled,
 }
 

@@ -100,6 +100,7 @@ fn ten_thousand_idle(engine: EngineChoice) {
         let before = process::descriptors();
         warm.tell("start");
         drop(serve_once(&mut listener, WARM).await);
+        drop(greet_at_once(WARM));
         warm.tell("close");
         let warm = blocking(move || {
             assert_eq!(warm.hear(), "closed");
@@ -146,6 +147,15 @@ async fn touch_pool() {
 fn open(path: &Path, count: usize) -> Child {
     let path = path.to_str().expect("text");
     roles::start("clients", &[path, &count.to_string()])
+}
+
+/// Connections of socket pairs whose greetings wait for the same turn: the free lists get as long as they can.
+fn greet_at_once(count: usize) -> Vec<Connection> {
+    let greet = |_| {
+        let (ours, _) = UnixStream::pair().expect("a pair");
+        Connection::from_socket(ours.into(), ConnectionOptions::new())
+    };
+    (0..count).map(greet).collect()
 }
 
 /// Accepts so many connections and answers one message on each.

@@ -25,7 +25,7 @@ impl Stream {
             return Poll::Ready(Err(StreamError::RuntimeEnded));
         }
         if !std::mem::replace(&mut state.stopping, true) {
-            let hangup = state.hangup.as_deref().copied();
+            let hangup = state.hangup;
             let armed = match state.receive {
                 Receive::Armed(token) => {
                     state.receive = Receive::Pausing(token);
