@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::capabilities::{EngineChoice, EngineKind, EngineReason, EngineReport, UringUnavailable};
 use crate::config::{BLOCK_PLAIN_BYTES, BLOCK_SHARED_BYTES, BuildError, Config};
+use crate::early::EarlyWakes;
 use crate::engine::{Completion, Engine, EngineError, QueueFull, Request, Token};
 use crate::epoll::Epoll;
 use crate::memory::shadow::EngineRuns;
@@ -250,5 +251,9 @@ impl Engine for AnyEngine {
 
     fn system_calls(&self) -> u64 {
         each!(self, engine => engine.system_calls())
+    }
+
+    fn early_wakes(&self) -> EarlyWakes {
+        each!(self, engine => engine.early_wakes())
     }
 }

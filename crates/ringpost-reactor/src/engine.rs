@@ -41,6 +41,7 @@
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+use crate::early::EarlyWakes;
 use crate::pool::BlockId;
 
 /// Names one operation: slot and generation of the op table.
@@ -243,6 +244,11 @@ pub(crate) trait Engine {
 
     /// System calls made so far.
     fn system_calls(&self) -> u64;
+
+    /// Early wake-ups so far, of engines that know them.
+    fn early_wakes(&self) -> EarlyWakes {
+        EarlyWakes::default()
+    }
 }
 
 /// Moves completions on; an exchange of the two queues in the usual case that `batch` is empty.

@@ -23,9 +23,11 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::by_hand::{Attempt, OwnBlock, Pending, borrow, count_of};
+use crate::early::{Early, EarlyWakes, Heard, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Request, Token, hand_over, wait_for,
 };
+use crate::epoll_watches::{TOLD, Watches};
 use crate::pool::{BlockId, PoolShared};
 
 /// Requests staged at most between two `enter`s, as a submission queue would have.
@@ -127,13 +129,19 @@ pub(crate) struct Epoll {
     completions: Vec<Completion>,
     /// Descriptors whose readiness was told since the last [`Engine::settle`].
     told: Vec<RawFd>,
+    /// How many watches have a receive.
+    receives: usize,
+    early: Early,
+    early_watches: Watches,
     system_calls: u64,
 }
 
 impl Epoll {
     pub(crate) fn new(pool: Arc<PoolShared>) -> io::Result<Self> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let early_watches = Watches::new(&set)?;
         Ok(Self {
-            set: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            set,
             pool,
             blocks: VecDeque::new(),
             staged: VecDeque::new(),
@@ -142,6 +150,9 @@ impl Epoll {
             events: Vec::with_capacity(EVENTS_MAX),
             completions: Vec::with_capacity(EVENTS_MAX),
             told: Vec::new(),
+            receives: 0,
+            early: Early::default(),
+            early_watches,
             system_calls: 0,
         })
     }
@@ -211,6 +222,37 @@ impl Epoll {
         });
     }
 
+    /// Has the sockets of few receives watched, if it pays. For a park that is about to begin.
+    #[inline]
+    fn watch_early(&mut self) {
+        if self.receives > WATCHED_MAX {
+            self.early_watches.remove_all(&mut self.system_calls);
+        } else if self.receives != self.early_watches.len() && self.early.pays() {
+            self.watch_receives();
+        }
+    }
+
+    /// How many sockets are watched.
+    #[cfg(test)]
+    pub(crate) fn watched(&self) -> usize {
+        self.early_watches.len()
+    }
+
+    fn watch_receives(&mut self) {
+        let Self { watches, early, early_watches, system_calls, .. } = self;
+        for (fd, watch) in watches.iter().enumerate() {
+            let Some(Input::Receive(_)) = watch.as_ref().and_then(|watch| watch.input) else {
+                continue;
+            };
+            let Ok(fd) = RawFd::try_from(fd) else { return };
+            if !early_watches.has(fd) && early_watches.add(fd, system_calls).is_err() {
+                // No memory, or too many are watched: it goes without.
+                early.rest();
+                return;
+            }
+        }
+    }
+
     fn want_output(&mut self, fd: RawFd, token: Token, output: Output) {
         self.want(fd, token, |watch| {
             debug_assert!(
@@ -225,9 +267,13 @@ impl Epoll {
     /// sent, else zero.
     fn forget(&mut self, fd: RawFd, target: Token) -> Option<u32> {
         let watch = self.watch_of(fd)?;
-        if watch.input.take_if(|input| input.token() == Some(target)).is_some()
-            || watch.hangup.take_if(|hangup| *hangup == target).is_some()
-        {
+        let input = watch.input.take_if(|input| input.token() == Some(target));
+        if let Some(Input::Receive(_)) = input {
+            self.receives -= 1;
+            self.early_watches.remove(fd, &mut self.system_calls);
+            return Some(0);
+        }
+        if input.is_some() || watch.hangup.take_if(|hangup| *hangup == target).is_some() {
             return Some(0);
         }
         watch.output.take_if(|output| output.token() == Some(target))?;
@@ -236,7 +282,10 @@ impl Epoll {
 
     fn perform(&mut self, token: Token, request: Request) {
         match request {
-            Request::Receive { fd } => self.want_input(fd, token, Input::Receive(token)),
+            Request::Receive { fd } => {
+                self.receives += 1;
+                self.want_input(fd, token, Input::Receive(token));
+            }
             Request::Accept { fd } => self.want_input(fd, token, Input::Accept(token)),
             Request::Doorbell { fd } => self.want_input(fd, token, Input::Doorbell(token)),
             Request::Readable { fd } => self.want_input(fd, token, Input::Readable(token)),
@@ -406,7 +455,9 @@ impl Epoll {
         }
     }
 
-    fn poll(&mut self, timeout: Option<&Timespec>) -> Result<(), EngineError> {
+    /// True if a peer has read what was sent to it.
+    fn poll(&mut self, timeout: Option<&Timespec>) -> Result<bool, EngineError> {
+        let mut told = false;
         self.system_calls += 1;
         self.events.clear();
         let room = rustix::buffer::spare_capacity(&mut self.events);
@@ -420,12 +471,19 @@ impl Epoll {
             let event = self.events[index];
             let flags = event.flags;
             let fd = event.data.u64();
-            if let Ok(fd) = RawFd::try_from(fd) {
+            if fd == TOLD {
+                told = true;
+                self.early.tell();
+            } else if let Ok(fd) = RawFd::try_from(fd) {
                 self.serve(fd, flags);
             }
         }
         self.events.clear();
-        Ok(())
+        let bytes = self.completions.iter().any(|done| done.received.is_some());
+        if self.early.judge(bytes, Instant::now) == Heard::TooOften {
+            self.early_watches.remove_all(&mut self.system_calls);
+        }
+        Ok(told)
     }
 }
 
@@ -451,16 +509,22 @@ impl Engine for Epoll {
         }
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         if !wait || !self.completions.is_empty() {
-            return self.poll(Some(&zero));
+            return self.poll(Some(&zero)).map(drop);
         }
-        let timeout = deadline.map(|deadline| {
-            let left = wait_for(deadline, Instant::now());
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
+        self.watch_early();
+        loop {
+            let timeout = deadline.map(|deadline| {
+                let left = wait_for(deadline, Instant::now());
+                Timespec {
+                    tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                    tv_nsec: left.subsec_nanos().into(),
+                }
+            });
+            // Woken early, what was announced is not there yet.
+            if !self.poll(timeout.as_ref())? || !self.completions.is_empty() {
+                return Ok(());
             }
-        });
-        self.poll(timeout.as_ref())
+        }
     }
 
     fn reap(&mut self, batch: &mut Vec<Completion>) {
@@ -506,6 +570,10 @@ impl Engine for Epoll {
 
     fn system_calls(&self) -> u64 {
         self.system_calls
+    }
+
+    fn early_wakes(&self) -> EarlyWakes {
+        self.early.wakes
     }
 }
 

@@ -23,8 +23,12 @@ mod clock;
 mod config;
 #[cfg(test)]
 mod conformance;
+mod early;
+#[cfg(test)]
+mod early_tests;
 mod engine;
 mod epoll;
+mod epoll_watches;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;

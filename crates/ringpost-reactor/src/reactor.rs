@@ -316,6 +316,8 @@ impl Reactor {
             sends_tracked: counters.sends_tracked.get(),
             spins_paid: driver.spinner.paid,
             spins_unpaid: driver.spinner.unpaid,
+            early_wakes_paid: driver.engine.early_wakes().paid,
+            early_wakes_unpaid: driver.engine.early_wakes().unpaid,
             receives_starved: counters.receives_starved.get(),
             receives_paused: counters.receives_paused.get(),
             accepts_deferred: counters.accepts_deferred.get(),

@@ -43,6 +43,10 @@ pub struct Stats {
     pub spins_paid: u64,
     /// Spins that ended in a park.
     pub spins_unpaid: u64,
+    /// Wake-ups because a peer had read what was sent to it, with bytes in them or up to 30 µs later.
+    pub early_wakes_paid: u64,
+    /// Such wake-ups for nothing. After 16 of them in a row there are none for a while.
+    pub early_wakes_unpaid: u64,
     /// Times a connection's receive ended because no block was free.
     pub receives_starved: u64,
     /// Times a connection's receive was paused because its reader lagged.

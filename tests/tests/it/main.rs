@@ -12,6 +12,7 @@ mod datagram_bounds;
 mod datagrams;
 mod descriptors;
 mod dropped_futures;
+mod early_wakes;
 mod ends;
 mod filling;
 mod half_closed;

@@ -109,6 +109,7 @@ pub(super) mod simulated {
         Fault::Overflow,
         Fault::BufferFlagLost,
         Fault::FlagSpurious,
+        Fault::Announced,
     ];
 
     pub(in crate::conformance) fn machine(shape: Shape, shared: bool) -> Machine {

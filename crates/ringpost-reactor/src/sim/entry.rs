@@ -53,6 +53,10 @@ const RECEIVE_MULTISHOT: u16 = 2;
 /// because a pause is nothing that a simulation has to take time for.
 pub(super) const PAUSE: Token = Token(u64::MAX - 1);
 
+/// Stands for the target of a poll that wakes the engine early, which the simulated kernel treats as a cancel as well:
+/// it does not see when a peer reads, so that it says so when it likes.
+pub(super) const WATCH: Token = Token(u64::MAX - 2);
+
 /// What an entry asks for; `Err` says what about it is not understood.
 pub(super) fn decode(entry: &Entry, group: u16) -> Result<(Token, Request), &'static str> {
     let raw = ptr::from_ref(entry).cast::<Raw>();
@@ -106,7 +110,9 @@ fn polled(fd: i32, len: u32, how: u32) -> Result<Request, &'static str> {
     const HANGUP: u32 = libc::EPOLLRDHUP.cast_unsigned();
     const READABLE: u32 = libc::EPOLLIN.cast_unsigned();
     const WRITABLE: u32 = libc::EPOLLOUT.cast_unsigned();
+    const ROOM: u32 = (libc::EPOLLOUT | libc::EPOLLET).cast_unsigned();
     match (len, how) {
+        (POLL_MULTI, ROOM) => Ok(Request::Cancel { target: WATCH, fd }),
         (POLL_MULTI, BELL) => Ok(Request::Doorbell { fd }),
         (0, HANGUP) => Ok(Request::Hangup { fd }),
         (0, READABLE) => Ok(Request::Readable { fd }),

@@ -63,6 +63,7 @@ faults! {
     UnknownData "unknown data" "A completion names nothing that was ever started.";
     BufferFlagLost "buffer flag lost" "A buffer is said to be finished although nothing was taken.";
     FlagSpurious "spurious flag" "The flags tell of task work that is not there.";
+    Announced "announced" "The engine is told that a peer has read, which wakes it early, or that it is not told any more.";
 }
 
 /// How often each fault happens, in 256 occasions.

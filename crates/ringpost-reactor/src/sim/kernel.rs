@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use super::Fault;
-use super::entry::PAUSE;
+use super::entry::{PAUSE, WATCH};
 use super::world::World;
 use crate::by_hand::{borrow, count_of};
 use crate::engine::{Request, Token};
@@ -94,6 +94,8 @@ pub(super) struct Kernel<S> {
     pub(super) world: Rc<World>,
     pub(super) seam: S,
     flights: Vec<Flight>,
+    /// Polls that wake the engine early.
+    pub(super) watches: Vec<Token>,
     pub(super) system_calls: u64,
 }
 
@@ -120,7 +122,7 @@ impl Flight {
 
 impl<S: Seam> Kernel<S> {
     pub(super) fn new(world: Rc<World>, seam: S) -> Self {
-        Self { world, seam, flights: Vec::new(), system_calls: 0 }
+        Self { world, seam, flights: Vec::new(), watches: Vec::new(), system_calls: 0 }
     }
 
     /// Time goes on for what is held back.
@@ -247,6 +249,16 @@ impl<S: Seam> Kernel<S> {
             self.complete(token, -libc::ETIME, false, None);
             return;
         }
+        if target == WATCH {
+            self.watches.push(token);
+            // There is room at first.
+            return self.announce(self.watches.len() - 1);
+        }
+        if let Some(index) = self.watches.iter().position(|watch| *watch == target) {
+            self.watches.swap_remove(index);
+            self.complete(target, -libc::ECANCELED, false, None);
+            return self.complete(token, 0, false, None);
+        }
         let Some(index) = self.flights.iter().position(|flight| flight.token == target) else {
             // One that has just been ended may be found once more.
             self.world.about(token);
@@ -291,8 +303,28 @@ impl<S: Seam> Kernel<S> {
         }
     }
 
+    /// A peer has read what was sent to it.
+    fn announce(&mut self, index: usize) {
+        const ROOM: i32 = libc::EPOLLOUT;
+        let token = self.watches[index];
+        let more = self.seam.goes_on();
+        if !more {
+            self.watches.swap_remove(index);
+        }
+        self.complete(token, ROOM, more, None);
+    }
+
     /// What happens to operations without a cause.
     pub(super) fn disturb(&mut self) {
+        if !self.watches.is_empty() && self.world.has(Fault::Announced) {
+            let index = self.world.below_usize(self.watches.len());
+            if self.world.below(8) == 1 {
+                let token = self.watches.swap_remove(index);
+                self.complete(token, -libc::ENOMEM, false, None);
+            } else {
+                self.announce(index);
+            }
+        }
         if self.world.has(Fault::Stale) {
             self.seam.repeat_old(&self.world);
         }

@@ -26,10 +26,10 @@ use super::group::Group;
 use super::kernel::{Flight, Kernel, Seam, Waited};
 use super::world::World;
 use super::{Fault, Live, RingMachine, Simulation};
-use crate::engine::{QueueFull, Token};
+use crate::engine::{QueueFull, Request, Token};
 use crate::memory::shadow::Writable;
 use crate::pool::{BlockId, Pool, PoolShared};
-use crate::uring::{Completed, Ring, Setup, Uring};
+use crate::uring::{Completed, Ring, Setup, Uring, is_watch};
 
 const GETEVENTS: u32 = 1;
 const NO_IOWAIT: u32 = 1 << 7;
@@ -132,6 +132,17 @@ impl SimulatedRing {
 
     pub(crate) fn world(&self) -> &World {
         &self.kernel.world
+    }
+
+    /// Names of the polls that wake the engine early, without those whose cancel is staged.
+    pub(crate) fn watches(&self) -> impl Iterator<Item = u64> {
+        let staged = self.staged.iter().map(|flight| flight.token);
+        let watches = staged.chain(self.kernel.watches.iter().copied());
+        let cancelled = |watch: Token| {
+            let cancels = |flight: &Flight| matches!(flight.request, Request::Cancel { target, .. } if target == watch);
+            self.staged.iter().any(cancels)
+        };
+        watches.filter(move |watch| is_watch(watch.0) && !cancelled(*watch)).map(|watch| watch.0)
     }
 
     /// Operations whose end has not been taken out of the queue.
@@ -346,8 +357,8 @@ impl Ring for SimulatedRing {
         let group = seam.group.as_ref().map_or(0, |group| group.id);
         match decode(entry, group) {
             Ok((token, request)) => {
-                // Cancels of the engine's own share a name.
-                if token != Token(u64::MAX) {
+                // Cancels of the engine's own share a name, and nobody above knows of its polls.
+                if token != Token(u64::MAX) && !is_watch(token.0) {
                     seam.live.start(token, world);
                     seam.forget_late(token);
                 }

@@ -36,7 +36,23 @@ impl Uring<SimulatedRing> {
                 world(self, "never ends", token, what);
             }
         }
+        self.check_watches();
         self.check_blocks();
+    }
+
+    /// Checks that who is watched receives through the ring, and that every watch ends (invariant L1 of watches.rs).
+    fn check_watches(&self) {
+        let world = self.ring.world();
+        let armed = |receive| self.direct.armed.iter().any(|(armed, _)| armed == receive);
+        if !self.watches.receives().all(armed) {
+            world.fail("a socket is watched whose receive is not in the ring");
+        }
+        for name in self.ring.watches() {
+            if !self.watches.knows(name) {
+                world.note("watched", Token(name), 0);
+                world.fail("a socket is watched for ever");
+            }
+        }
     }
 
     /// What is still to be reaped.

@@ -67,8 +67,12 @@ impl Armed {
     }
 
     pub(super) fn tokens(&self) -> impl Iterator<Item = Token> {
+        self.iter().map(|(token, _)| token)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Token, RawFd)> {
         let armed = self.slots.iter().enumerate().filter(|(_, place)| **place != NOBODY);
-        armed.map(|(slot, (generation, _))| Token::new(slot, *generation))
+        armed.map(|(slot, (generation, fd))| (Token::new(slot, *generation), *fd))
     }
 }
 

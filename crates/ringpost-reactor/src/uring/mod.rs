@@ -20,12 +20,14 @@ mod direct;
 mod kernel;
 #[cfg(all(test, feature = "sim"))]
 mod late_tests;
+mod own;
 mod preflight;
 #[cfg(test)]
 mod real_ring_tests;
 mod room;
 mod setup;
 mod sys;
+mod watches;
 
 use std::fmt;
 use std::io;
@@ -39,10 +41,14 @@ use rustix::io::Errno;
 use self::buffers::{BufferRing, GROUP};
 use self::direct::{Direct, SENDS_MAX};
 pub(crate) use self::kernel::{Completed, KernelRing, Ring};
+use self::own::OwnEntries;
 pub(crate) use self::preflight::{Refusal, preflight};
 use self::room::Rooms;
 pub(crate) use self::setup::Setup;
+use self::watches::Watches;
+pub(crate) use self::watches::is_watch;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
+use crate::early::{Early, EarlyWakes, Heard, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over, wait_for,
 };
@@ -60,6 +66,9 @@ pub(crate) struct Uring<R = KernelRing> {
     completions: Vec<Completion>,
     direct: Direct,
     rooms: Rooms,
+    early: Early,
+    watches: Watches,
+    own: OwnEntries,
     registered: bool,
     no_iowait: bool,
     system_calls: u64,
@@ -88,6 +97,9 @@ impl<R: Ring> Uring<R> {
             completions: Vec::with_capacity(256),
             direct: Direct::default(),
             rooms: Rooms::default(),
+            early: Early::default(),
+            watches: Watches::default(),
+            own: OwnEntries::default(),
             registered,
             no_iowait,
             system_calls: 0,
@@ -146,20 +158,40 @@ impl<R: Ring> Uring<R> {
         }
     }
 
-    /// Moves everything in the completion queue to the local queue.
-    fn collect(&mut self) {
-        let Self { ring, completions, written, pool, incremental, corrupt, direct, rooms, .. } =
-            self;
+    /// Moves everything in the completion queue to the local queue. True if something was said of a watch.
+    fn collect(&mut self) -> bool {
+        let Self {
+            ring,
+            completions,
+            written,
+            pool,
+            incremental,
+            corrupt,
+            direct,
+            rooms,
+            early,
+            watches,
+            ..
+        } = self;
         let system_calls = &mut self.system_calls;
+        let (mut bytes, mut heard) = (false, false);
         ring.drain(|Completed { user_data, mut result, flags }| {
-            let token = Token(user_data);
             let more = cqueue::more(flags);
+            if is_watch(user_data) {
+                heard = true;
+                return if more { early.tell() } else { watches.ended(user_data) };
+            }
+            let token = Token(user_data);
             let mut received = None;
             if let Some(block) = cqueue::buffer_select(flags) {
                 match account(written, pool.block_bytes(), *incremental, block, result) {
                     Ok(range) => received = range,
                     Err(what) => *corrupt = Some(what),
                 }
+            }
+            bytes |= received.is_some();
+            if !more && watches.len() > 0 {
+                watches.leave(token);
             }
             // The ring has told the end of a held receive: what it says of it now is late (liburing #1246).
             let mut late = direct.is_held(token);
@@ -182,17 +214,69 @@ impl<R: Ring> Uring<R> {
                 completions.push(Completion { token, result, more, received });
             }
         });
+        if early.judge(bytes, || ring.now()) == Heard::TooOften {
+            watches.leave_all();
+        }
         self.arm_rooms();
+        self.leave();
+        heard
+    }
+
+    /// Has the sockets of few receives watched, if it pays. For a park that is about to begin.
+    #[inline]
+    fn watch(&mut self) {
+        let Self { ring, direct, early, watches, own, .. } = self;
+        let armed = direct.armed.len();
+        if armed > WATCHED_MAX {
+            if watches.len() > 0 {
+                watches.leave_all();
+                self.leave();
+            }
+        } else if armed != watches.len() && early.pays() {
+            for (receive, fd) in direct.armed.iter() {
+                if watches.has(receive) {
+                    continue;
+                }
+                let place = ring.queued();
+                // SAFETY: a poll points to no memory.
+                if unsafe { ring.push(&watches.entry(fd)) }.is_ok() {
+                    own.push(place);
+                    watches.add(receive);
+                }
+            }
+        }
+    }
+
+    /// Cancels the polls that are not wanted any more, as far as there is room in the queue.
+    #[inline]
+    fn leave(&mut self) {
+        let Self { ring, watches, own, .. } = self;
+        if watches.has_leaving() {
+            watches.cancel(|name| {
+                let cancel = opcode::AsyncCancel::new(name).build().user_data(INTERNAL.0);
+                let place = ring.queued();
+                // SAFETY: a cancel points to no memory.
+                let pushed = unsafe { ring.push(&cancel) }.is_ok();
+                if pushed {
+                    own.push(place);
+                }
+                pushed
+            });
+        }
     }
 
     /// Hands the ring the waits for room that go on, and the sends that were waited for, as far as there is room in the queue.
     fn arm_rooms(&mut self) {
-        let Self { ring, rooms, .. } = self;
+        let Self { ring, rooms, own, .. } = self;
         rooms.arm(Self::entry, |entry| {
             let place = ring.queued();
             // SAFETY: a poll points to no memory, a timeout to a static, and what a send names is valid until
             // its end has been told (U1).
-            unsafe { ring.push(entry) }.ok().map(|()| place)
+            let pushed = unsafe { ring.push(entry) }.is_ok();
+            if pushed {
+                own.push(place);
+            }
+            pushed
         });
     }
 
@@ -383,7 +467,11 @@ impl<R: Ring> Engine for Uring<R> {
         let pushed = unsafe { self.ring.push(&entry) };
         match request {
             Request::Receive { .. } if pushed.is_err() => drop(self.direct.armed.remove(token)),
-            Request::Cancel { target, .. } if pushed.is_ok() => self.direct.let_end(target),
+            Request::Cancel { target, .. } if pushed.is_ok() => {
+                self.direct.let_end(target);
+                self.watches.leave(target);
+                self.leave();
+            }
             Request::Writable { .. }
             | Request::Send { silent: false, .. }
             | Request::SendMessage { silent: false, .. }
@@ -397,13 +485,14 @@ impl<R: Ring> Engine for Uring<R> {
     }
 
     fn staged(&self) -> usize {
-        self.ring.queued() - self.rooms.staged() + self.direct.sends.len()
+        self.ring.queued() - self.own.len() + self.direct.sends.len()
     }
 
     fn enter(&mut self, wait: bool, deadline: Option<Instant>) -> Result<(), EngineError> {
         debug_assert_eq!(self.owner, std::process::id(), "the ring belongs to the parent process");
         self.send_by_hand();
         self.arm_rooms();
+        self.leave();
         if self.direct.untried && !wait {
             // As the ring tries a receive when it takes it. Who cancels it in every turn because the peer
             // has hung up would otherwise never hear the end.
@@ -415,6 +504,7 @@ impl<R: Ring> Engine for Uring<R> {
             // some and the next one arms the rest.
             self.direct.on = false;
             wait = self.arm_held() && !self.rooms.has_unarmed();
+            self.watch();
         }
         let mut staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);
         if !wait && staged == 0 && !self.ring_is_ready() {
@@ -433,8 +523,8 @@ impl<R: Ring> Engine for Uring<R> {
             self.system_calls += 1;
             let queued = self.ring.queued();
             let result = self.ring.enter(staged, u32::from(wait), flags, timeout);
-            self.rooms.taken(queued - self.ring.queued());
-            self.collect();
+            self.own.taken(queued - self.ring.queued());
+            let heard = self.collect();
             if let Some(what) = self.corrupt {
                 let source = io::Error::other(what);
                 return Err(EngineError::Fatal { call: "io_uring_enter", source });
@@ -443,6 +533,18 @@ impl<R: Ring> Engine for Uring<R> {
                 // ETIME: the deadline passed. EINTR: a signal; whoever waits looks again. EAGAIN and
                 // EBUSY: no memory for requests, or completions not yet taken; what is staged stays
                 // staged and is offered again.
+                // Woken early: what was announced is not there yet. Waits for room that are still to be armed
+                // would be left out.
+                Ok(_)
+                    if wait
+                        && heard
+                        && self.completions.is_empty()
+                        && !self.rooms.has_unarmed()
+                        && !self.ring.has_overflowed() =>
+                {
+                    staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);
+                    continue;
+                }
                 Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
                 // Everything else says that the ring itself can't be used (EBADR: a completion was
                 // lost; EEXIST: another thread's ring; EBADF, EBADFD, ENXIO, EFAULT, EINVAL, ...).
@@ -470,7 +572,9 @@ impl<R: Ring> Engine for Uring<R> {
         if !self.direct.held.is_empty() {
             self.receive_by_hand();
         }
-        !self.completions.is_empty() || self.rooms.is_staged() || self.ring_is_ready()
+        let is_staged =
+            !self.own.is_empty() || self.rooms.has_unarmed() || self.watches.has_leaving();
+        !self.completions.is_empty() || is_staged || self.ring_is_ready()
     }
 
     fn spin(&mut self, on: bool) {
@@ -514,6 +618,10 @@ impl<R: Ring> Engine for Uring<R> {
 
     fn system_calls(&self) -> u64 {
         self.system_calls
+    }
+
+    fn early_wakes(&self) -> EarlyWakes {
+        self.early.wakes
     }
 }
 

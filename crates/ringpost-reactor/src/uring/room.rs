@@ -48,9 +48,6 @@ pub(super) struct Rooms {
     waits: HashMap<Token, Wait>,
     /// Those that the ring is still to be told of, and some that have ended meanwhile.
     unarmed: Vec<Token>,
-    /// Where their entries stand in the submission queue, counted from its front. Whoever asks what is
-    /// staged means the caller's.
-    staged: Vec<usize>,
     sets: usize,
 }
 
@@ -175,32 +172,11 @@ impl Rooms {
         !self.unarmed.is_empty()
     }
 
-    /// Entries in the submission queue that the ring has not taken.
-    pub(super) fn staged(&self) -> usize {
-        self.staged.len()
-    }
-
-    /// The ring has taken this many entries from the front of the submission queue.
-    pub(super) fn taken(&mut self, count: usize) {
-        self.staged.retain_mut(|place| match place.checked_sub(count) {
-            Some(left) => {
-                *place = left;
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// True if an enter has something to tell the ring.
-    pub(super) fn is_staged(&self) -> bool {
-        !self.staged.is_empty() || !self.unarmed.is_empty()
-    }
-
-    /// Hands the ring what it is still to be told of, as long as `push` takes it: where it stands then.
+    /// Hands the ring what it is still to be told of, as long as `push` takes it.
     pub(super) fn arm(
         &mut self,
         entry_of: impl Fn(Request) -> Entry,
-        mut push: impl FnMut(&Entry) -> Option<usize>,
+        mut push: impl FnMut(&Entry) -> bool,
     ) {
         while let Some(token) = self.unarmed.last() {
             if let Some(wait) = self.waits.get_mut(token) {
@@ -213,8 +189,9 @@ impl Rooms {
                     Stage::Pausing => opcode::Timeout::new(&PAUSE).build(),
                     Stage::Polled => entry_of(Request::Writable { fd: wait.request.descriptor() }),
                 };
-                let Some(place) = push(&entry.user_data(token.0)) else { return };
-                self.staged.push(place);
+                if !push(&entry.user_data(token.0)) {
+                    return;
+                }
                 wait.armed = true;
             }
             self.unarmed.pop();
@@ -306,7 +283,7 @@ mod tests {
             };
             self.rooms.arm(entry_of, |_| {
                 count += 1;
-                Some(0)
+                true
             });
             self.sends += sends.get();
             count

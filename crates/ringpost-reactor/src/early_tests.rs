@@ -1,0 +1,89 @@
+//! Waking up early on the real kernel, below the reactor.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::any_engine::AnyEngine;
+use crate::capabilities::EngineChoice;
+use crate::config::Config;
+use crate::engine::kept::{Kept, Plan};
+use crate::engine::{Engine, Token};
+use crate::epoll::Epoll;
+use crate::pool::Pool;
+use crate::wake::Inbox;
+
+/// Every wait ends after this.
+const PATIENCE: Duration = Duration::from_secs(20);
+const QUESTION: &[u8; 100] = &[7; 100];
+
+/// A peer that reads the question, and answers long after.
+fn late_peer(far: UnixStream) -> thread::JoinHandle<UnixStream> {
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(30));
+        rustix::io::read(&far, &mut [0; QUESTION.len()]).unwrap();
+        thread::sleep(Duration::from_millis(30));
+        rustix::io::write(&far, b"answer").unwrap();
+        far
+    })
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+fn a_wait_goes_on_until_the_answer_is_there() {
+    // In this order: a ring that goes interrupts the thread it was on.
+    for choice in [EngineChoice::Epoll, EngineChoice::Uring] {
+        let config = Config { engine: choice, ..Config::default() };
+        let (engine, mut pool, _report) =
+            AnyEngine::choose(&config, &Arc::new(Inbox::for_test())).unwrap();
+        let mut kept = Kept::new(engine);
+        kept.engine.provide(pool.take_free().unwrap());
+        let (near, far) = UnixStream::pair().unwrap();
+        let near = Rc::new(OwnedFd::from(near));
+        kept.push(Token::new(0, 0), &near, &Plan::Receive).unwrap();
+        assert!(kept.enter(false, None).unwrap().is_empty());
+        rustix::io::write(&*near, QUESTION).unwrap();
+        let peer = late_peer(far);
+        let batch = kept.enter(true, Some(Instant::now() + PATIENCE)).unwrap();
+        assert_eq!(batch.len(), 1, "{choice:?}");
+        assert_eq!(batch[0].result, 6);
+        drop(peer.join().unwrap());
+        let wakes = kept.engine.early_wakes();
+        assert!(wakes.unpaid > 0 && wakes.paid == 0, "{choice:?}: {wakes:?}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+fn epoll_watches_whoever_receives_and_nobody_else() {
+    let mut pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
+    let mut kept = Kept::new(Epoll::new(Arc::clone(pool.shared())).unwrap());
+    kept.engine.provide(pool.take_free().unwrap());
+    let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+    let (mut peers, mut sockets) = (Vec::new(), Vec::new());
+    for (slot, (near, far)) in pairs.into_iter().enumerate() {
+        let near = Rc::new(OwnedFd::from(near));
+        kept.push(Token::new(slot, 0), &near, &Plan::Receive).unwrap();
+        peers.push(far);
+        sockets.push(near);
+    }
+    let park = |kept: &mut Kept<Epoll>| {
+        kept.enter(true, Some(Instant::now() + Duration::from_millis(1))).unwrap()
+    };
+    assert_eq!(kept.engine.watched(), 0, "nobody has parked");
+    assert!(park(&mut kept).is_empty());
+    assert_eq!(kept.engine.watched(), 3);
+    // One is cancelled, one ends.
+    kept.push(Token::new(3, 0), &sockets[0], &Plan::Cancel(Token::new(0, 0))).unwrap();
+    assert_eq!(park(&mut kept).len(), 2);
+    assert_eq!(kept.engine.watched(), 2);
+    drop(peers.remove(1));
+    assert_eq!(park(&mut kept).len(), 1);
+    assert_eq!(kept.engine.watched(), 1);
+    assert!(park(&mut kept).is_empty());
+    assert_eq!(kept.engine.watched(), 1);
+}
