@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 /// Receives watched at most. A server of more has something to do when it wakes up, and one event more for each
 /// message is then only a burden.
 pub(crate) const WATCHED_MAX: usize = 16;
+/// Places of a table that are searched for receives to watch. One that has grown larger belongs to a server of many;
+/// what receives behind these goes without.
+pub(crate) const SEARCHED_MAX: usize = 1024;
 /// Wake-ups for nothing in a row, until there are none for a while.
 const UNPAID_MAX: u32 = 16;
 /// How long after a wake-up bytes may come for it to have paid. Later the thread sleeps as deeply as before.

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::by_hand::{Attempt, OwnBlock, Pending, borrow, count_of};
-use crate::early::{Early, EarlyWakes, Heard, WATCHED_MAX};
+use crate::early::{Early, EarlyWakes, Heard, SEARCHED_MAX, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Request, Token, hand_over, wait_for,
 };
@@ -240,7 +240,7 @@ impl Epoll {
 
     fn watch_receives(&mut self) {
         let Self { watches, early, early_watches, system_calls, .. } = self;
-        for (fd, watch) in watches.iter().enumerate() {
+        for (fd, watch) in watches.iter().enumerate().take(SEARCHED_MAX) {
             let Some(Input::Receive(_)) = watch.as_ref().and_then(|watch| watch.input) else {
                 continue;
             };
@@ -473,7 +473,9 @@ impl Epoll {
             let fd = event.data.u64();
             if fd == TOLD {
                 told = true;
-                self.early.tell();
+                if self.early_watches.told() {
+                    self.early.tell();
+                }
             } else if let Ok(fd) = RawFd::try_from(fd) {
                 self.serve(fd, flags);
             }

@@ -19,6 +19,8 @@ pub(crate) const TOLD: u64 = u64::MAX;
 pub(crate) struct Watches {
     set: OwnedFd,
     watched: Vec<RawFd>,
+    /// What is told next is that there is room to begin with.
+    begins: bool,
 }
 
 impl Watches {
@@ -27,7 +29,7 @@ impl Watches {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(outer, set.as_fd(), epoll::EventData::new_u64(TOLD), events)?;
-        Ok(Self { set, watched: Vec::new() })
+        Ok(Self { set, watched: Vec::new(), begins: false })
     }
 
     /// How many sockets are watched.
@@ -46,7 +48,13 @@ impl Watches {
         let events = epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&self.set, borrow(fd), epoll::EventData::new_u64(0), events)?;
         self.watched.push(fd);
+        self.begins = true;
         Ok(())
+    }
+
+    /// The engine's set has told of this one. True if a peer has read.
+    pub(crate) fn told(&mut self) -> bool {
+        !std::mem::take(&mut self.begins)
     }
 
     /// Its receive ends (L2).

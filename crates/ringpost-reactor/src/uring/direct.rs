@@ -71,7 +71,13 @@ impl Armed {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Token, RawFd)> {
-        let armed = self.slots.iter().enumerate().filter(|(_, place)| **place != NOBODY);
+        self.first(self.slots.len())
+    }
+
+    /// Those in so many slots.
+    pub(super) fn first(&self, slots: usize) -> impl Iterator<Item = (Token, RawFd)> {
+        let slots = self.slots.iter().enumerate().take(slots);
+        let armed = slots.filter(|(_, place)| **place != NOBODY);
         armed.map(|(slot, (generation, fd))| (Token::new(slot, *generation), *fd))
     }
 }

@@ -48,7 +48,7 @@ pub(crate) use self::setup::Setup;
 use self::watches::Watches;
 pub(crate) use self::watches::is_watch;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
-use crate::early::{Early, EarlyWakes, Heard, WATCHED_MAX};
+use crate::early::{Early, EarlyWakes, Heard, SEARCHED_MAX, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over, wait_for,
 };
@@ -179,7 +179,13 @@ impl<R: Ring> Uring<R> {
             let more = cqueue::more(flags);
             if is_watch(user_data) {
                 heard = true;
-                return if more { early.tell() } else { watches.ended(user_data) };
+                if more && watches.told(user_data) {
+                    early.tell();
+                } else if !more && watches.ended(user_data) && result < 0 {
+                    // No memory, say: it would end at once again.
+                    early.rest();
+                }
+                return;
             }
             let token = Token(user_data);
             let mut received = None;
@@ -233,7 +239,7 @@ impl<R: Ring> Uring<R> {
                 self.leave();
             }
         } else if armed != watches.len() && early.pays() {
-            for (receive, fd) in direct.armed.iter() {
+            for (receive, fd) in direct.armed.first(SEARCHED_MAX) {
                 if watches.has(receive) {
                     continue;
                 }
@@ -533,13 +539,14 @@ impl<R: Ring> Engine for Uring<R> {
                 // ETIME: the deadline passed. EINTR: a signal; whoever waits looks again. EAGAIN and
                 // EBUSY: no memory for requests, or completions not yet taken; what is staged stays
                 // staged and is offered again.
-                // Woken early: what was announced is not there yet. Waits for room that are still to be armed
-                // would be left out.
+                // Woken early: what was announced is not there yet. Waits for room that are still to be armed, and
+                // receives that have just come out of the ring to be held, would be left out.
                 Ok(_)
                     if wait
                         && heard
                         && self.completions.is_empty()
                         && !self.rooms.has_unarmed()
+                        && self.direct.held.is_empty()
                         && !self.ring.has_overflowed() =>
                 {
                     staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);

@@ -11,7 +11,8 @@
 //!
 //! * **L1** A poll is cancelled no later than the receive of its socket: in the same submission, or in the first one
 //!   with room after the receive has ended. It holds the socket and not its descriptor, so that only the socket's
-//!   end waits for it.
+//!   end waits for it. (One that is still in the queue when its receive ends may meet another file under the
+//!   descriptor's number; its cancel follows it there.)
 
 use std::os::fd::RawFd;
 
@@ -20,20 +21,22 @@ use io_uring::{opcode, types};
 
 use crate::engine::Token;
 
-/// Names of polls: no slot of the op table has such an index.
+/// In the place of a slot, names of polls have this; the op table has no such slot.
 const NAMES: u64 = 1 << 31;
-const NAMES_MASK: u64 = 0xfff_ffff;
+const SLOT_MASK: u64 = u32::MAX as u64;
 
 /// True for what the ring says of a poll.
 #[inline]
 pub(crate) fn is_watch(user_data: u64) -> bool {
-    user_data >> 31 == 1
+    user_data & SLOT_MASK == NAMES
 }
 
 #[derive(Debug)]
 struct Watched {
     receive: Token,
     name: u64,
+    /// What is told first is that there is room to begin with.
+    begun: bool,
 }
 
 #[derive(Debug, Default)]
@@ -41,8 +44,8 @@ pub(super) struct Watches {
     watched: Vec<Watched>,
     /// Names of polls that are to be cancelled.
     leaving: Vec<u64>,
-    /// Polls so far.
-    named: u64,
+    /// In the name of the next poll.
+    next: u32,
 }
 
 impl Watches {
@@ -64,13 +67,19 @@ impl Watches {
     }
 
     pub(super) fn add(&mut self, receive: Token) {
-        self.watched.push(Watched { receive, name: self.next_name() });
-        self.named += 1;
+        self.watched.push(Watched { receive, name: self.next_name(), begun: false });
+        let has = |name| {
+            self.leaving.contains(&name) || self.watched.iter().any(|watched| watched.name == name)
+        };
+        // Not used again soon, because an end of the last use may still be on its way, and not while it is in use.
+        self.next = self.next.wrapping_add(1);
+        while has(u64::from(self.next) << 32 | NAMES) {
+            self.next = self.next.wrapping_add(1);
+        }
     }
 
-    /// Not used again soon: an end of the last use may still be on its way.
     fn next_name(&self) -> u64 {
-        NAMES | self.named & NAMES_MASK
+        u64::from(self.next) << 32 | NAMES
     }
 
     /// The receive has ended, or is about to (L1).
@@ -99,9 +108,17 @@ impl Watches {
         }
     }
 
-    /// The ring has ended a poll.
-    pub(super) fn ended(&mut self, name: u64) {
+    /// There is room in a socket. True if its peer has read.
+    pub(super) fn told(&mut self, name: u64) -> bool {
+        let watched = self.watched.iter_mut().find(|watched| watched.name == name);
+        watched.is_some_and(|watched| std::mem::replace(&mut watched.begun, true))
+    }
+
+    /// The ring has ended a poll. True if it did so by itself.
+    pub(super) fn ended(&mut self, name: u64) -> bool {
+        let before = self.watched.len();
         self.watched.retain(|watched| watched.name != name);
+        self.watched.len() < before
     }
 
     /// The receives that are watched.
@@ -114,5 +131,34 @@ impl Watches {
     #[cfg(feature = "sim")]
     pub(super) fn knows(&self, name: u64) -> bool {
         self.leaving.contains(&name) || self.watched.iter().any(|watched| watched.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_use_is_not_given_again() {
+        let mut watches = Watches::default();
+        let first = watches.next_name();
+        watches.add(Token::new(0, 0));
+        watches.next = u32::MAX;
+        let last = watches.next_name();
+        watches.add(Token::new(1, 0));
+        let next = watches.next_name();
+        assert!(is_watch(first) && is_watch(last) && is_watch(next));
+        assert!(next != first && next != last);
+    }
+
+    #[test]
+    fn only_what_is_told_later_says_that_the_peer_has_read() {
+        let mut watches = Watches::default();
+        let name = watches.next_name();
+        watches.add(Token::new(0, 0));
+        assert!(!watches.told(name));
+        assert!(watches.told(name));
+        assert!(watches.ended(name));
+        assert!(!watches.told(name) && !watches.ended(name));
     }
 }
