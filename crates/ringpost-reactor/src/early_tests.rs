@@ -27,7 +27,8 @@ fn late_peer(far: UnixStream) -> thread::JoinHandle<UnixStream> {
     thread::spawn(move || {
         thread::sleep(Duration::from_millis(30));
         rustix::io::read(&far, &mut [0; QUESTION.len()]).unwrap();
-        thread::sleep(Duration::from_millis(30));
+        // Long enough for a busy machine.
+        thread::sleep(Duration::from_millis(300));
         rustix::io::write(&far, b"answer").unwrap();
         far
     })

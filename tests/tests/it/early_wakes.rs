@@ -67,9 +67,9 @@ fn answers_that_follow_at_once_pay(engine: EngineChoice) {
 fn answers_that_come_late_end_it(engine: EngineChoice) {
     const QUESTIONS: u64 = 100;
     // 16 for nothing in a row, and some that a busy machine has made look well spent.
-    const WAKES_MAX: u64 = 50;
+    const WAKES_MAX: u64 = 80;
     block_on(engine, async {
-        let (mut connection, peer) = peer(Duration::from_millis(5));
+        let (mut connection, peer) = peer(Duration::from_millis(20));
         for _ in 0..QUESTIONS {
             ask(&mut connection).await;
         }
