@@ -247,9 +247,12 @@ impl Epoll {
             let Ok(fd) = RawFd::try_from(fd) else { return };
             if !early_watches.has(fd) && early_watches.add(fd, system_calls).is_err() {
                 // No memory, or too many are watched: it goes without.
-                early.rest();
-                return;
+                break;
             }
+        }
+        if early_watches.len() < self.receives {
+            // To look for the others in every park would be in vain as often.
+            early.rest();
         }
     }
 

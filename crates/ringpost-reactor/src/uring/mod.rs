@@ -174,7 +174,7 @@ impl<R: Ring> Uring<R> {
             ..
         } = self;
         let system_calls = &mut self.system_calls;
-        let (mut bytes, mut heard) = (false, false);
+        let (mut bytes, mut heard, mut failed) = (false, false, false);
         ring.drain(|Completed { user_data, mut result, flags }| {
             let more = cqueue::more(flags);
             if is_watch(user_data) {
@@ -182,8 +182,7 @@ impl<R: Ring> Uring<R> {
                 if more && watches.told(user_data) {
                     early.tell();
                 } else if !more && watches.ended(user_data) && result < 0 {
-                    // No memory, say: it would end at once again.
-                    early.rest();
+                    failed = true;
                 }
                 return;
             }
@@ -222,6 +221,9 @@ impl<R: Ring> Uring<R> {
         });
         if early.judge(bytes, || ring.now()) == Heard::TooOften {
             watches.leave_all();
+        } else if failed {
+            // No memory, say: it would end at once again.
+            early.rest();
         }
         self.arm_rooms();
         self.leave();
@@ -249,6 +251,10 @@ impl<R: Ring> Uring<R> {
                     own.push(place);
                     watches.add(receive);
                 }
+            }
+            if watches.len() < armed {
+                // To look for the others in every park would be in vain as often.
+                early.rest();
             }
         }
     }
@@ -508,9 +514,12 @@ impl<R: Ring> Engine for Uring<R> {
         if wait {
             // From here on the kernel tells of what arrives. Without room in the queue this enter makes
             // some and the next one arms the rest.
-            self.direct.on = false;
+            let spun = std::mem::replace(&mut self.direct.on, false);
             wait = self.arm_held() && !self.rooms.has_unarmed();
-            self.watch();
+            // Behind a spin another may follow.
+            if !spun {
+                self.watch();
+            }
         }
         let mut staged = u32::try_from(self.ring.queued()).unwrap_or(u32::MAX);
         if !wait && staged == 0 && !self.ring_is_ready() {
@@ -588,6 +597,11 @@ impl<R: Ring> Engine for Uring<R> {
         // A block that is left half used goes to the ring, which takes such blocks only if it shares
         // them.
         self.direct.on = on && self.incremental;
+        if on {
+            // Who is awake need not be woken, and would enter the kernel for it.
+            self.watches.leave_all();
+            self.leave();
+        }
         if !self.direct.on {
             // An unarmed receive would never be heard of; without room it stays held and is tried.
             self.arm_held();

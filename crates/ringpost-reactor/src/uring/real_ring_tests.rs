@@ -154,3 +154,43 @@ fn no_wait_for_room_is_left_out() {
         assert_eq!(told.get(slot), Some(&Token::new(slot, 0)));
     }
 }
+
+#[test]
+fn a_thread_that_spins_is_not_woken_early() {
+    let test = concat!(module_path!(), "::a_thread_that_spins_is_not_woken_early");
+    let Some((ring, mut pool)) = ring(test) else { return };
+    if !ring.is_incremental() {
+        return eprintln!("SKIPPED {test}: nothing is received by hand");
+    }
+    let mut kept = Kept::new(ring);
+    for _ in 0..2 {
+        kept.engine.provide(pool.take_free().unwrap());
+    }
+    let (near, _far) = UnixStream::pair().unwrap();
+    kept.push(Token::new(0, 0), &Rc::new(near.into()), &Plan::Receive).unwrap();
+    let park = |kept: &mut Kept<Uring>| {
+        let deadline = Instant::now() + Duration::from_millis(1);
+        assert!(kept.enter(true, Some(deadline)).unwrap().is_empty());
+        kept.engine.watches.len()
+    };
+    assert_eq!(park(&mut kept), 1);
+    kept.engine.spin(true);
+    assert_eq!(kept.engine.watches.len(), 0);
+    assert_eq!(park(&mut kept), 0, "a spin has come before");
+    assert_eq!(park(&mut kept), 1);
+}
+
+#[test]
+fn a_search_in_vain_is_not_repeated_in_every_park() {
+    let test = concat!(module_path!(), "::a_search_in_vain_is_not_repeated_in_every_park");
+    let Some((ring, mut pool)) = ring(test) else { return };
+    let mut kept = Kept::new(ring);
+    kept.engine.provide(pool.take_free().unwrap());
+    let (near, _far) = UnixStream::pair().unwrap();
+    let far_behind = Token::new(crate::early::SEARCHED_MAX, 0);
+    kept.push(far_behind, &Rc::new(near.into()), &Plan::Receive).unwrap();
+    let deadline = Instant::now() + Duration::from_millis(1);
+    assert!(kept.enter(true, Some(deadline)).unwrap().is_empty());
+    assert_eq!(kept.engine.watches.len(), 0);
+    assert!(!kept.engine.early.pays());
+}
