@@ -2,9 +2,9 @@
 //!
 //! Most of a round trip between two sleeping threads is the time that the second one's core takes to wake up. When
 //! the peer takes bytes out of its socket, the kernel tells the socket that they came from that there is room again
-//! (`unix_write_space` in the kernel's `net/unix/af_unix.c`), before the peer has even seen them. A thread that blocks
-//! in read(2) is woken by that too, finds nothing and goes on to sleep; while it does, the answer comes. One that
-//! waits for bytes in epoll_wait(2) or in a ring sleeps on, and begins to wake up with the answer. So engines with
+//! (`unix_write_space` in the kernel's `net/unix/af_unix.c`), before the peer's call has returned. A thread that blocks
+//! in read(2) is woken by that too, and while it wakes up, finds nothing and goes on to sleep, the answer comes. One
+//! that waits for bytes in epoll_wait(2) or in a ring sleeps on, and begins to wake up with the answer. So engines with
 //! few receives have their sockets watched for room as well while their owner parks, edge-triggered, and nobody above
 //! hears of it (ARCHITECTURE.md, measured decisions).
 //!
