@@ -36,17 +36,6 @@ pub(crate) struct EarlyWakes {
     pub(crate) unpaid: u64,
 }
 
-/// What has come of an enter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// No peer has read.
-    Nothing,
-    /// One has.
-    Told,
-    /// One has, for nothing as often as this: nobody is to be watched for a while.
-    TooOften,
-}
-
 /// Whether it pays to wake up early.
 #[derive(Debug)]
 pub(crate) struct Early {
@@ -89,17 +78,14 @@ impl Early {
         self.told = true;
     }
 
-    /// After an enter: `bytes` says whether some have come with it.
+    /// After an enter: `bytes` says whether some have come with it. True if peers have read for nothing so often that
+    /// nobody is to be watched for a while.
     #[inline]
-    pub(crate) fn judge(&mut self, bytes: bool, now: impl Fn() -> Instant) -> Heard {
-        if self.told || bytes && self.announced.is_some() {
-            self.weigh(bytes, now)
-        } else {
-            Heard::Nothing
-        }
+    pub(crate) fn judge(&mut self, bytes: bool, now: impl Fn() -> Instant) -> bool {
+        (self.told || bytes && self.announced.is_some()) && self.weigh(bytes, now)
     }
 
-    fn weigh(&mut self, bytes: bool, now: impl Fn() -> Instant) -> Heard {
+    fn weigh(&mut self, bytes: bool, now: impl Fn() -> Instant) -> bool {
         let told = std::mem::take(&mut self.told);
         let earlier = self.announced.take();
         let soon = |at: Instant| now() - at <= PAID_WITHIN;
@@ -107,20 +93,20 @@ impl Early {
             self.wakes.paid += 1;
             self.unpaid_in_a_row = 0;
             self.next_rest_parks = REST_PARKS_MIN;
-        } else {
-            if !bytes {
-                self.announced = Some(now());
-            }
-            if bytes || earlier.is_some() {
-                self.wakes.unpaid += 1;
-                self.unpaid_in_a_row += 1;
-            }
+            return false;
         }
-        if self.unpaid_in_a_row >= UNPAID_MAX {
-            self.rest();
-            return Heard::TooOften;
+        if !bytes {
+            self.announced = Some(now());
         }
-        if told { Heard::Told } else { Heard::Nothing }
+        if bytes || earlier.is_some() {
+            self.wakes.unpaid += 1;
+            self.unpaid_in_a_row += 1;
+        }
+        if self.unpaid_in_a_row < UNPAID_MAX {
+            return false;
+        }
+        self.rest();
+        true
     }
 
     /// Nobody is to be watched for a while.
@@ -136,10 +122,10 @@ impl Early {
 mod tests {
     use super::*;
 
-    /// What is heard of a wake-up for nothing after which the bytes come late.
-    fn unpaid(early: &mut Early, now: &mut Instant) -> Heard {
+    /// A wake-up for nothing, after which the bytes come late. True if it was one too many.
+    fn unpaid(early: &mut Early, now: &mut Instant) -> bool {
         early.tell();
-        assert_eq!(early.judge(false, || *now), Heard::Told);
+        assert!(!early.judge(false, || *now));
         *now += PAID_WITHIN + Duration::from_micros(1);
         early.judge(true, || *now)
     }
@@ -149,12 +135,12 @@ mod tests {
         let mut early = Early::default();
         let mut now = Instant::now();
         early.tell();
-        assert_eq!(early.judge(true, || now), Heard::Told);
+        assert!(!early.judge(true, || now));
         early.tell();
-        assert_eq!(early.judge(false, || now), Heard::Told);
+        assert!(!early.judge(false, || now));
         now += PAID_WITHIN;
-        assert_eq!(early.judge(true, || now), Heard::Nothing);
-        assert_eq!(early.judge(true, || now), Heard::Nothing);
+        assert!(!early.judge(true, || now));
+        assert!(!early.judge(true, || now));
         assert_eq!(early.wakes, EarlyWakes { paid: 2, unpaid: 0 });
     }
 
@@ -165,9 +151,9 @@ mod tests {
         let mut parks = REST_PARKS_MIN;
         for round in 1..=12 {
             for _ in 1..UNPAID_MAX {
-                assert_eq!(unpaid(&mut early, &mut now), Heard::Nothing);
+                assert!(!unpaid(&mut early, &mut now));
             }
-            assert_eq!(unpaid(&mut early, &mut now), Heard::TooOften);
+            assert!(unpaid(&mut early, &mut now));
             assert_eq!(early.wakes.unpaid, round * u64::from(UNPAID_MAX));
             for _ in 0..parks {
                 assert!(!early.pays());
@@ -190,9 +176,9 @@ mod tests {
         let now = Instant::now();
         for _ in 0..UNPAID_MAX {
             early.tell();
-            assert_eq!(early.judge(false, || now), Heard::Told);
+            assert!(!early.judge(false, || now));
         }
         early.tell();
-        assert_eq!(early.judge(false, || now), Heard::TooOften);
+        assert!(early.judge(false, || now));
     }
 }

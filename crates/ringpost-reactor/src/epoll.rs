@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::by_hand::{Attempt, OwnBlock, Pending, borrow, count_of};
-use crate::early::{Early, EarlyWakes, Heard, SEARCHED_MAX, WATCHED_MAX};
+use crate::early::{Early, EarlyWakes, SEARCHED_MAX, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Request, Token, hand_over, wait_for,
 };
@@ -485,7 +485,7 @@ impl Epoll {
         }
         self.events.clear();
         let bytes = self.completions.iter().any(|done| done.received.is_some());
-        if self.early.judge(bytes, Instant::now) == Heard::TooOften {
+        if self.early.judge(bytes, Instant::now) {
             self.early_watches.remove_all(&mut self.system_calls);
         }
         Ok(told)

@@ -48,7 +48,7 @@ pub(crate) use self::setup::Setup;
 use self::watches::Watches;
 pub(crate) use self::watches::is_watch;
 use crate::by_hand::{Attempt, OwnBlock, Pending, count_of};
-use crate::early::{Early, EarlyWakes, Heard, SEARCHED_MAX, WATCHED_MAX};
+use crate::early::{Early, EarlyWakes, SEARCHED_MAX, WATCHED_MAX};
 use crate::engine::{
     Completion, Engine, EngineError, QueueFull, Received, Request, Token, hand_over, wait_for,
 };
@@ -219,7 +219,7 @@ impl<R: Ring> Uring<R> {
                 completions.push(Completion { token, result, more, received });
             }
         });
-        if early.judge(bytes, || ring.now()) == Heard::TooOften {
+        if early.judge(bytes, || ring.now()) {
             watches.leave_all();
         } else if failed {
             // No memory, say: it would end at once again.
@@ -247,8 +247,7 @@ impl<R: Ring> Uring<R> {
                 }
                 let place = ring.queued();
                 // SAFETY: a poll points to no memory.
-                if unsafe { ring.push(&watches.entry(fd)) }.is_ok() {
-                    own.push(place);
+                if own.note(place, unsafe { ring.push(&watches.entry(fd)) }) {
                     watches.add(receive);
                 }
             }
@@ -268,11 +267,7 @@ impl<R: Ring> Uring<R> {
                 let cancel = opcode::AsyncCancel::new(name).build().user_data(INTERNAL.0);
                 let place = ring.queued();
                 // SAFETY: a cancel points to no memory.
-                let pushed = unsafe { ring.push(&cancel) }.is_ok();
-                if pushed {
-                    own.push(place);
-                }
-                pushed
+                own.note(place, unsafe { ring.push(&cancel) })
             });
         }
     }
@@ -284,11 +279,7 @@ impl<R: Ring> Uring<R> {
             let place = ring.queued();
             // SAFETY: a poll points to no memory, a timeout to a static, and what a send names is valid until
             // its end has been told (U1).
-            let pushed = unsafe { ring.push(entry) }.is_ok();
-            if pushed {
-                own.push(place);
-            }
-            pushed
+            own.note(place, unsafe { ring.push(entry) })
         });
     }
 

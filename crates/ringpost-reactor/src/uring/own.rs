@@ -1,13 +1,18 @@
 //! Which entries of the submission queue are the engine's own: whoever asks what is staged means the caller's.
 
+use crate::engine::QueueFull;
+
 /// Where they stand, counted from the front of the queue.
 #[derive(Debug, Default)]
 pub(super) struct OwnEntries(Vec<usize>);
 
 impl OwnEntries {
-    /// One was put into the queue, behind so many others.
-    pub(super) fn push(&mut self, place: usize) {
-        self.0.push(place);
+    /// One was offered to the queue, behind so many others. True if that has taken it.
+    pub(super) fn note(&mut self, place: usize, pushed: Result<(), QueueFull>) -> bool {
+        if pushed.is_ok() {
+            self.0.push(place);
+        }
+        pushed.is_ok()
     }
 
     /// How many the ring has not taken.
@@ -39,8 +44,9 @@ mod tests {
     fn those_taken_are_forgotten() {
         let mut own = OwnEntries::default();
         for place in [1, 2, 5] {
-            own.push(place);
+            assert!(own.note(place, Ok(())));
         }
+        assert!(!own.note(6, Err(QueueFull)));
         own.taken(2);
         assert_eq!(own.len(), 2);
         own.taken(1);

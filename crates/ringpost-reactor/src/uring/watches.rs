@@ -68,12 +68,9 @@ impl Watches {
 
     pub(super) fn add(&mut self, receive: Token) {
         self.watched.push(Watched { receive, name: self.next_name(), begun: false });
-        let has = |name| {
-            self.leaving.contains(&name) || self.watched.iter().any(|watched| watched.name == name)
-        };
         // Not used again soon, because an end of the last use may still be on its way, and not while it is in use.
         self.next = self.next.wrapping_add(1);
-        while has(u64::from(self.next) << 32 | NAMES) {
+        while self.knows(self.next_name()) {
             self.next = self.next.wrapping_add(1);
         }
     }
@@ -127,8 +124,7 @@ impl Watches {
         self.watched.iter().map(|watched| watched.receive)
     }
 
-    /// Whether this poll will be cancelled.
-    #[cfg(feature = "sim")]
+    /// Whether this poll is watched or will be cancelled.
     pub(super) fn knows(&self, name: u64) -> bool {
         self.leaving.contains(&name) || self.watched.iter().any(|watched| watched.name == name)
     }
