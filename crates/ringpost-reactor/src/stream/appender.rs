@@ -150,6 +150,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::task::{Context, Waker};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -213,5 +214,36 @@ mod tests {
             stream.append(Prefix::NONE, b" last");
         });
         assert_eq!(bytes, b"first outer inner innermost last");
+    }
+
+    /// Its waiter was looked for in vain while the block was lent, and the send that follows tells nothing.
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_flush_that_waits_for_a_lent_block_ends_when_that_has_left() {
+        for engine in [EngineChoice::Epoll, EngineChoice::Uring] {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
+            let [(stream, _far), (other, _other_far)] = pairs.map(|(near, far)| {
+                near.set_nonblocking(true).unwrap();
+                (reactor.adopt_stream(near.into()), far)
+            });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut context = Context::from_waker(Waker::noop());
+            stream.append(Prefix::NONE, b"first ");
+            let mut appender = Appender::new(&stream, 30);
+            appender.append(Prefix::NONE, b"second");
+            assert!(stream.poll_flushed(&mut context).is_pending(), "{engine:?}");
+            other.append(Prefix::NONE, b"other");
+            while other.outbound_bytes() > 0 {
+                reactor.turn(Wait::Until(Instant::now() + Duration::from_millis(1))).unwrap();
+                assert!(Instant::now() < deadline, "{engine:?}: the other's does not leave");
+            }
+            drop(appender);
+            while stream.outbound_bytes() > 0 {
+                reactor.turn(Wait::Until(deadline)).unwrap();
+                assert!(Instant::now() < deadline, "{engine:?}: nobody tells that it has left");
+            }
+            assert!(stream.poll_flushed(&mut context).is_ready(), "{engine:?}");
+        }
     }
 }
