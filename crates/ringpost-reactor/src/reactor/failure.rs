@@ -11,12 +11,8 @@ impl Core {
     /// told.
     pub(super) fn turn_failed(&self, wait: Wait, errno: i32) -> Result<(), EngineError> {
         const NAP: Duration = Duration::from_millis(5);
-        let dirty = std::mem::take(&mut *self.dirty.borrow_mut());
-        let dirty_packets = std::mem::take(&mut *self.dirty_packets.borrow_mut());
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
-        dirty.into_iter().for_each(|stream| stream.fail(errno, &mut driver.wakers));
-        dirty_packets.into_iter().for_each(|cell| cell.fail(errno, &mut driver.wakers));
         self.fail_queued(driver, errno);
         let idle = wait != Wait::No && driver.wakers.is_empty();
         if idle && driver.timers.next_due().is_none_or(|at| at > self.clock.now()) {
@@ -30,8 +26,12 @@ impl Core {
     /// of what was dropped.
     pub(super) fn fail_queued(&self, driver: &mut Driver, errno: i32) {
         let wakers = &mut driver.wakers;
-        for stream in driver.starved.drain(..).chain(driver.retry.take()) {
+        let queued = self.dirty.take().into_iter();
+        for stream in queued.chain(driver.starved.drain(..)).chain(driver.retry.take()) {
             stream.fail(errno, wakers);
+        }
+        for cell in self.dirty_packets.take() {
+            cell.fail(errno, wakers);
         }
         while let Some(stream) = driver.rests.pop() {
             stream.fail(errno, wakers);
@@ -63,12 +63,16 @@ impl Core {
         self.fail_all();
     }
 
-    /// Tells everybody with an operation in flight that it has failed. The operations themselves stay
-    /// in their slots: the kernel may still perform them.
+    /// Tells everybody that nothing more will come, with the failure of the engine.
     pub(super) fn fail_all(&self) {
         let mut driver = self.driver.borrow_mut();
-        let driver = &mut *driver;
         let errno = driver.failed.unwrap_or(libc::EIO);
+        self.fail_waiting(&mut driver, errno);
+    }
+
+    /// Tells everybody with an operation in flight that it has failed, and everybody who waits without one. The
+    /// operations themselves stay in their slots: the kernel may still perform them.
+    pub(super) fn fail_waiting(&self, driver: &mut Driver, errno: i32) {
         let wakers = &mut driver.wakers;
         for (_, slot) in driver.ops.in_flight() {
             match &slot.owner {

@@ -49,7 +49,8 @@ impl Core {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
         let errno = libc::ECANCELED;
-        self.fail_queued(driver, errno);
+        // Operations are left if the engine has failed meanwhile, or the time was over.
+        self.fail_waiting(driver, errno);
         // Who holds on to a connection may still ask for something; nothing is started for them.
         driver.failed.get_or_insert(errno);
         if let Some(block) = driver.hands.surrender_block() {

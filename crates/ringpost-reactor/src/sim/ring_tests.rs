@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use io_uring::{opcode, types};
 
@@ -71,6 +72,45 @@ fn a_ring_that_fails_ends_every_stream_and_frees_nothing_in_flight() {
         drop((left, right, reactor));
         assert_eq!(simulation.enters(), enters, "a ring that has failed was entered");
         assert!(simulation.operations_left() > 0, "seed {seed}");
+    }
+}
+
+/// Notes that it was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_ring_that_fails_during_shutdown_leaves_nobody_waiting() {
+    for seed in 0..200 {
+        let simulation = simulation(Seeded::new(seed), seed % 2 == 0);
+        let reactor = Reactor::simulated(Config::default(), &simulation).unwrap();
+        let (left, right) = pair(&reactor);
+        reactor.turn(Wait::No).unwrap();
+        let (reader, writer) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+        let (reads, writes) = (Waker::from(Arc::clone(&reader)), Waker::from(Arc::clone(&writer)));
+        assert!(right.poll_receive(&mut Context::from_waker(&reads)).is_pending());
+        left.append(Prefix::NONE, &[7; 3000]);
+        assert!(left.poll_flushed(&mut Context::from_waker(&writes)).is_pending());
+        let mut rates = Rates::NONE;
+        rates.set(Fault::EnterFails, 128);
+        rates.set(Fault::PartialEnter, 64);
+        rates.set(Fault::Held, 64);
+        simulation.set_rates(rates);
+        reactor.shutdown();
+        assert!(reader.0.load(Ordering::Relaxed), "seed {seed}: the reader waits");
+        assert!(writer.0.load(Ordering::Relaxed), "seed {seed}: the writer waits");
+        while right.try_receive().is_some() {}
+        let ended = receive(&right);
+        assert!(matches!(ended, Poll::Ready(Err(_) | Ok(Inbound::EndOfFile))), "{ended:?}");
+        let enters = simulation.enters();
+        drop((left, right, reactor));
+        assert_eq!(simulation.enters(), enters, "a ring that has failed was entered");
     }
 }
 
