@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use ringpost::{
-    Batch, Closed, Connection, ConnectionOptions, EngineChoice, Frame, Listener, Receiver,
-    RecvError, Runtime, SendBatch, SendError, Sender, Spin,
+    Batch, ByteOrder, Closed, Connection, ConnectionOptions, EngineChoice, Frame, LengthPrefix,
+    Listener, Receiver, RecvError, Runtime, SendBatch, SendError, Sender, Spin,
 };
 
 use super::{Client, Contender, Server, ringpost_datagrams};
@@ -32,6 +32,7 @@ pub(super) struct Ringpost {
     about: &'static str,
     engine: EngineChoice,
     transport: Transport,
+    framing: Framing,
     spin: Spin,
 }
 
@@ -41,12 +42,20 @@ enum Transport {
     Tcp,
 }
 
-pub(super) static ALL: [Ringpost; 6] = [
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Native,
+    /// That of the hand-written programs and of tokio.
+    Le32,
+}
+
+pub(super) static ALL: [Ringpost; 7] = [
     Ringpost {
         name: "ringpost-uring",
         about: "ringpost on io_uring, parking",
         engine: EngineChoice::Uring,
         transport: Transport::Unix,
+        framing: Framing::Native,
         spin: Spin::Never,
     },
     Ringpost {
@@ -54,6 +63,7 @@ pub(super) static ALL: [Ringpost; 6] = [
         about: "ringpost on io_uring, always spinning",
         engine: EngineChoice::Uring,
         transport: Transport::Unix,
+        framing: Framing::Native,
         spin: Spin::Always,
     },
     Ringpost {
@@ -61,6 +71,7 @@ pub(super) static ALL: [Ringpost; 6] = [
         about: "ringpost on epoll, parking",
         engine: EngineChoice::Epoll,
         transport: Transport::Unix,
+        framing: Framing::Native,
         spin: Spin::Never,
     },
     Ringpost {
@@ -68,13 +79,23 @@ pub(super) static ALL: [Ringpost; 6] = [
         about: "ringpost on epoll, always spinning",
         engine: EngineChoice::Epoll,
         transport: Transport::Unix,
+        framing: Framing::Native,
         spin: Spin::Always,
+    },
+    Ringpost {
+        name: "ringpost-le32",
+        about: "ringpost on io_uring, parking, framed as by the hand-written ones: 4 bytes instead of 8",
+        engine: EngineChoice::Uring,
+        transport: Transport::Unix,
+        framing: Framing::Le32,
+        spin: Spin::Never,
     },
     Ringpost {
         name: "tcp",
         about: "ringpost on io_uring over TCP loopback, parking",
         engine: EngineChoice::Uring,
         transport: Transport::Tcp,
+        framing: Framing::Native,
         spin: Spin::Never,
     },
     Ringpost {
@@ -82,6 +103,7 @@ pub(super) static ALL: [Ringpost; 6] = [
         about: "ringpost on io_uring over TCP loopback, always spinning",
         engine: EngineChoice::Uring,
         transport: Transport::Tcp,
+        framing: Framing::Native,
         spin: Spin::Always,
     },
 ];
@@ -96,6 +118,9 @@ impl Contender for Ringpost {
     }
 
     fn scenarios(&self) -> &'static [Scenario] {
+        if self.framing == Framing::Le32 {
+            return &[Scenario::Stream];
+        }
         match (self.transport, self.engine, self.spin) {
             (Transport::Unix, EngineChoice::Uring, Spin::Never) => &Scenario::ALL,
             (Transport::Unix, ..) => &[
@@ -184,7 +209,7 @@ impl Ringpost {
     fn listen(&self, server: &Server) -> Result<Listener> {
         match self.transport {
             Transport::Unix => {
-                let options = options(&server.workload);
+                let options = self.options(&server.workload);
                 let listener = Listener::builder().connection(options).bind(&server.path)?;
                 server.ready()?;
                 Ok(listener)
@@ -200,7 +225,7 @@ impl Ringpost {
     async fn connect(&self, client: &Client) -> Result<Connection> {
         match self.transport {
             Transport::Unix => {
-                let options = options(&client.workload);
+                let options = self.options(&client.workload);
                 Ok(Connection::connect_with(client.path(), options).await?)
             }
             Transport::Tcp => {
@@ -214,18 +239,25 @@ impl Ringpost {
         }
     }
 
+    fn options(&self, workload: &Workload) -> ConnectionOptions {
+        let options = match self.framing {
+            Framing::Native => ConnectionOptions::new(),
+            Framing::Le32 => ConnectionOptions::new().length_prefixed(LengthPrefix {
+                width: PrefixWidth::U32,
+                byte_order: ByteOrder::Little,
+            }),
+        };
+        match workload.socket_kind() {
+            SocketKind::Seqpacket => options.seqpacket(),
+            _ => options,
+        }
+    }
+
     fn tune(&self, connection: &Connection) -> Result<()> {
         if self.transport == Transport::Tcp {
             rustix::net::sockopt::set_tcp_nodelay(connection, true).context("TCP_NODELAY")?;
         }
         Ok(())
-    }
-}
-
-fn options(workload: &Workload) -> ConnectionOptions {
-    match workload.socket_kind() {
-        SocketKind::Seqpacket => ConnectionOptions::new().seqpacket(),
-        _ => ConnectionOptions::new(),
     }
 }
 
