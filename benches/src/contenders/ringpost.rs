@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use ringpost::{
     Batch, ByteOrder, Closed, Connection, ConnectionOptions, EngineChoice, Frame, LengthPrefix,
-    Listener, Receiver, RecvError, Runtime, SendBatch, SendError, Sender, Spin,
+    Listener, PrefixWidth, Receiver, RecvError, Runtime, SendBatch, SendError, Sender, Spin,
 };
 
 use super::{Client, Contender, Server, ringpost_datagrams};
