@@ -28,12 +28,15 @@ pub(super) struct Channel {
     pub(super) settled: bool,
     /// The rest of a record did not leave, so nothing else may.
     broken: bool,
+    /// A child that this one forks has no say.
+    process: u32,
 }
 
 impl Channel {
     pub(super) fn new(socket: OwnedFd) -> Self {
         let stream = Inner::current().reactor.adopt_stream(socket);
-        Self { stream, input: Assembler::default(), settled: false, broken: false }
+        let (input, process) = (Assembler::default(), std::process::id());
+        Self { stream, input, settled: false, broken: false, process }
     }
 
     /// Sends a record. By hand: the reactor's sends carry no descriptors, and with room in the socket, as
@@ -124,7 +127,8 @@ impl Channel {
 
     /// Tells the successor why nothing comes of it. Best effort, and the last thing that is sent.
     pub(super) fn give_up(&mut self, kind: Kind, body: &[u8]) {
-        if !std::mem::replace(&mut self.settled, true) && !self.broken {
+        let may_say = !self.broken && self.process == std::process::id();
+        if !std::mem::replace(&mut self.settled, true) && may_say {
             let record = [&wire::header(kind, body.len(), 0), body].concat();
             let _ = handover::send(self.stream.socket(), &record, &[]);
         }

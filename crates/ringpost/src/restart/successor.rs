@@ -225,7 +225,7 @@ impl SuccessorBuilder {
         if let Err(denied) = self.policy.check_with_groups(&peer, groups) {
             return Err(RestartError::Denied { peer, reason: denied.to_string() });
         }
-        let mut channel = Blocking { socket, input: Assembler::default(), settled: false };
+        let mut channel = Blocking::new(socket);
         let connections = u32::try_from(self.connections_max).unwrap_or(u32::MAX);
         let hello = Writer::default().u64(MAGIC).u16(VERSION).u32(connections).0;
         match channel.send(Stage::Greeting, Kind::Hello, &hello) {
@@ -300,7 +300,7 @@ pub(super) fn take_over_from(
     socket: OwnedFd,
     connections_max: usize,
 ) -> Result<Inherited, RestartError> {
-    let channel = Blocking { socket, input: Assembler::default(), settled: false };
+    let channel = Blocking::new(socket);
     receive_offer(channel, connections_max)?.take_over()
 }
 
@@ -352,9 +352,16 @@ struct Blocking {
     socket: OwnedFd,
     input: Assembler,
     settled: bool,
+    /// A child that this one forks has no say.
+    process: u32,
 }
 
 impl Blocking {
+    fn new(socket: OwnedFd) -> Self {
+        let (input, process) = (Assembler::default(), std::process::id());
+        Self { socket, input, settled: false, process }
+    }
+
     /// Sends a short record. There is room for it: at most three of them are ever sent.
     fn send(&mut self, stage: Stage, kind: Kind, body: &[u8]) -> Result<(), RestartError> {
         let record = [&wire::header(kind, body.len(), 0), body].concat();
@@ -419,7 +426,7 @@ impl Blocking {
     }
 
     fn give_up(&mut self, reason: &str) {
-        if !std::mem::replace(&mut self.settled, true) {
+        if !std::mem::replace(&mut self.settled, true) && self.process == std::process::id() {
             let _ = self.send(Stage::Commit, Kind::GiveUp, wire::reason(reason));
         }
     }
@@ -494,7 +501,7 @@ mod tests {
     #[test]
     fn who_says_nothing_and_can_not_be_seen_to_end_is_alive() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        let channel = Blocking { socket: ours.into(), input: Assembler::default(), settled: false };
+        let channel = Blocking::new(ours.into());
         let successor = Successor {
             channel,
             listeners: Vec::new(),
