@@ -196,8 +196,8 @@ const ZEROED_AHEAD_BYTES_MAX: u32 = 4096;
 unsafe impl Send for OutboundBlock {}
 
 impl OutboundBlock {
-    /// The longest body that a block holds behind a prefix, bytes.
-    const BODY_BYTES_MAX: usize = u32::MAX as usize - Prefix::BYTES_MAX;
+    /// The longest body that a block holds behind a prefix, bytes: the result of its send is an `i32`.
+    const BODY_BYTES_MAX: usize = i32::MAX as usize - Prefix::BYTES_MAX;
 
     /// True if there are blocks that hold a body of `len` bytes behind a prefix.
     #[inline]
@@ -602,7 +602,7 @@ mod tests {
         let most = OutboundBlock::BODY_BYTES_MAX;
         for (len, held) in [(0, true), (1 << 30, true), (most, true), (most + 1, false)] {
             assert_eq!(OutboundBlock::can_hold(len), held, "{len}");
-            assert_eq!(u32::try_from(len + Prefix::BYTES_MAX).is_ok(), held, "{len}");
+            assert_eq!(i32::try_from(len + Prefix::BYTES_MAX).is_ok(), held, "{len}");
         }
         assert!(!OutboundBlock::can_hold(usize::MAX));
     }
