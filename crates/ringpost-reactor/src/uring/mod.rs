@@ -506,7 +506,7 @@ impl<R: Ring> Engine for Uring<R> {
             // From here on the kernel tells of what arrives. Without room in the queue this enter makes
             // some and the next one arms the rest.
             let spun = std::mem::replace(&mut self.direct.on, false);
-            wait = self.arm_held() && !self.rooms.has_unarmed();
+            wait = self.arm_held() && !self.rooms.has_unarmed() && !self.watches.has_leaving();
             // Behind a spin another may follow.
             if !spun {
                 self.watch();
