@@ -407,7 +407,7 @@ impl Packets {
         let mut state = self.cell.state.borrow_mut();
         state.check_len(prefix.len() + len)?;
         let accepted = state.check(to, &self.cell.options)?;
-        if accepted != Accepted::Yes {
+        if accepted != Accepted::Yes || !self.is_sent(prefix.len() + len) {
             return Ok(accepted);
         }
         drop(state);
@@ -439,9 +439,10 @@ impl Packets {
         payload: Payload,
     ) -> Result<Accepted, PacketError> {
         let mut state = self.cell.state.borrow_mut();
-        state.check_len(prefix.len() + payload.as_slice().len())?;
+        let packet_bytes = prefix.len() + payload.as_slice().len();
+        state.check_len(packet_bytes)?;
         let accepted = state.check(to, &self.cell.options)?;
-        if accepted != Accepted::Yes {
+        if accepted != Accepted::Yes || !self.is_sent(packet_bytes) {
             return Ok(accepted);
         }
         Ok(if state.queue.append_shared(to, prefix, payload) {
