@@ -39,8 +39,9 @@ impl Timers {
         }
     }
 
-    pub(crate) fn remove(&mut self, id: TimerId) {
-        self.queue.remove(&id);
+    /// The waker is to be dropped without a borrow, as that may run code of others.
+    pub(crate) fn remove(&mut self, id: TimerId) -> Option<Waker> {
+        self.queue.remove(&id)
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {

@@ -49,7 +49,9 @@ impl Drop for Sleep {
         if let Some(id) = self.timer
             && let Ok(mut driver) = self.core.driver.try_borrow_mut()
         {
-            driver.timers.remove(id);
+            let waker = driver.timers.remove(id);
+            drop(driver);
+            drop(waker);
         }
     }
 }
