@@ -268,16 +268,17 @@ impl HandReceiver {
     }
 
     /// Receives what is there, without waiting; `None` at the end of the stream. Bytes are copied while
-    /// three quarters of the pool or more are lent.
+    /// three quarters of the pool or more are lent. `reserved` blocks are held elsewhere.
     pub(crate) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
         pool: &mut Pool,
+        reserved: usize,
     ) -> Result<Option<Delivery>, Errno> {
         let Self { block, control, system_calls } = self;
         let control = control.get_or_insert_with(Control::new);
         // The last quarter of the pool is neither lent nor taken here: it is the engine's.
-        if block.is_none() && pool.unlent_blocks() * 4 > pool.blocks() {
+        if block.is_none() && pool.may_use(reserved) {
             *block = pool.take_free().map(OwnBlock::new);
         }
         let mut descriptors = Descriptors::None;
@@ -302,7 +303,7 @@ impl HandReceiver {
         // claimed was filled by the kernel.
         let received = unsafe { own.fill(pool.shared(), receive) }?;
         let Some(Received { block: id, offset, len, last }) = received else { return Ok(None) };
-        let chunk = if pool.may_lend(id, 0) {
+        let chunk = if pool.may_lend(id, reserved) {
             Chunk::Leased(pool.lease(id, offset, len))
         } else {
             Chunk::Copied(pool.copy(id, offset, len))
@@ -338,7 +339,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"bytes").unwrap();
         let mut hands = HandReceiver::default();
-        let delivery = hands.receive(ours.as_fd(), &mut pool).unwrap().unwrap();
+        let delivery = hands.receive(ours.as_fd(), &mut pool, 0).unwrap().unwrap();
         assert_eq!(delivery.chunk.as_slice(), b"bytes");
         assert_eq!((hands.blocks(), pool.free_blocks()), (0, 1));
         drop(lent);
@@ -350,10 +351,10 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut hands = HandReceiver::default();
         assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (0, 0));
-        assert_eq!(hands.receive(ours.as_fd(), &mut pool).err(), Some(Errno::AGAIN));
+        assert_eq!(hands.receive(ours.as_fd(), &mut pool, 0).err(), Some(Errno::AGAIN));
         assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (1, 1));
         theirs.write_all(b"bytes").unwrap();
-        let delivery = hands.receive(ours.as_fd(), &mut pool).unwrap();
+        let delivery = hands.receive(ours.as_fd(), &mut pool, 0).unwrap();
         assert_eq!((hands.blocks(), hands.unlent_blocks(&pool)), (1, 0));
         drop(delivery);
     }
@@ -366,7 +367,7 @@ mod tests {
         let mut kept = Vec::new();
         for byte in 1..=200_u8 {
             theirs.write_all(&[byte; 100]).unwrap();
-            kept.push((byte, hands.receive(ours.as_fd(), &mut pool).unwrap().unwrap()));
+            kept.push((byte, hands.receive(ours.as_fd(), &mut pool, 0).unwrap().unwrap()));
         }
         for (byte, delivery) in &kept {
             assert_eq!(delivery.chunk.as_slice(), [*byte; 100]);

@@ -209,7 +209,11 @@ impl Epoll {
     /// Registers interest; a refusal ends the operation that wanted it.
     fn want(&mut self, fd: RawFd, token: Token, set: impl FnOnce(&mut Watch)) {
         set(self.watch(fd));
-        if let Err(errno) = self.update(fd) {
+        if let Err(mut errno) = self.update(fd) {
+            // The user's limit on watches is reached (epoll_ctl(2)): no fault of the socket's either.
+            if errno == Errno::NOSPC {
+                errno = Errno::NOMEM;
+            }
             let sent = self.forget(fd, token).unwrap_or(0);
             self.complete(token, ended_early(sent, errno));
         }

@@ -377,7 +377,8 @@ impl PacketCell {
         }
         match -result {
             // Ended for no fault of the socket.
-            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ENOMEM => {}
+            ..=0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+            libc::ENOMEM => return self.rest_from_receiving(driver, &mut state),
             errno => {
                 self.end(&mut state, driver, Err(StreamError::from_errno(errno)));
                 return;
@@ -387,6 +388,13 @@ impl PacketCell {
             drop(state);
             self.arm(driver);
         }
+    }
+
+    /// The kernel has no memory: looks again later.
+    fn rest_from_receiving(self: &Rc<Self>, driver: &mut Driver, state: &mut State) {
+        let until = driver.clock.now() + RECEIVE_REST;
+        state.receive = Receive::Resting(until);
+        driver.packets.rest(until, self, None);
     }
 
     /// Receives what is there. True if the engine is to tell of more.
@@ -427,9 +435,7 @@ impl PacketCell {
                 // The peer of a connected datagram socket has gone (unix(7)); others may still send.
                 Err(Errno::CONNRESET | Errno::CONNREFUSED) if !self.options.connection => {}
                 Err(Errno::NOBUFS | Errno::NOMEM) => {
-                    let until = driver.clock.now() + RECEIVE_REST;
-                    state.receive = Receive::Resting(until);
-                    driver.packets.rest(until, self, None);
+                    self.rest_from_receiving(driver, state);
                     return false;
                 }
                 Err(errno) => {
@@ -449,7 +455,7 @@ impl PacketCell {
 
     /// Makes sure that there is a block to receive into, if the pool has one, and divides it.
     fn prepare(&self, driver: &mut Driver, shape: &Shape) -> Slots {
-        let Driver { pool, packets, .. } = driver;
+        let Driver { pool, packets, hands, .. } = driver;
         let block_bytes = pool.shared().block_bytes();
         let packet_bytes_max = u32::try_from(self.options.packet_bytes_max).unwrap_or(u32::MAX);
         let slots = |block: &PacketBlock, pool: &_| {
@@ -464,7 +470,7 @@ impl PacketCell {
             block.retire(pool);
         }
         pool.collect_returns();
-        packets.block = PacketBlock::take(pool);
+        packets.block = PacketBlock::take(pool, hands.unlent_blocks(pool));
         let divided = packets.block.as_ref().and_then(|block| slots(block, pool));
         divided.unwrap_or_else(|| shape.without_block(packet_bytes_max))
     }
@@ -478,12 +484,13 @@ impl PacketCell {
         slots: Slots,
         count: usize,
     ) {
-        let Driver { pool, packets, wakers, .. } = driver;
+        let Driver { pool, packets, hands, wakers, .. } = driver;
+        let elsewhere = hands.unlent_blocks(pool);
         let PacketWork { io: Some(io), block, .. } = packets else { return };
         let block_bytes = pool.shared().block_bytes();
         // The last quarter of the pool is never lent: whatever readers hold on to, receiving can go on, into
         // the same bytes again and again.
-        let low = !block.as_ref().is_some_and(|block| block.may_lend(pool));
+        let low = !block.as_ref().is_some_and(|block| block.may_lend(pool, elsewhere));
         let (mut lent, mut lent_bytes, mut empty) = (0, 0, 0);
         let mut start = 0;
         for index in 0..count {

@@ -199,8 +199,12 @@ pub(crate) struct PacketBlock {
 }
 
 impl PacketBlock {
-    /// Takes a free block; `None` if the pool has none.
-    pub(crate) fn take(pool: &mut Pool) -> Option<Self> {
+    /// Takes a free block; `None` if the pool has none, or only its last quarter, which is the engine's.
+    /// `reserved` blocks are held elsewhere.
+    pub(crate) fn take(pool: &mut Pool, reserved: usize) -> Option<Self> {
+        if !pool.may_use(reserved) {
+            return None;
+        }
         Some(Self { block: pool.take_free()?, written: 0 })
     }
 
@@ -220,8 +224,8 @@ impl PacketBlock {
     }
 
     /// True if bytes of it may be lent, see [`Pool::may_lend`].
-    pub(crate) fn may_lend(&self, pool: &Pool) -> bool {
-        pool.may_lend(self.block, 0)
+    pub(crate) fn may_lend(&self, pool: &Pool, reserved: usize) -> bool {
+        pool.may_lend(self.block, reserved)
     }
 
     /// Lends the next `len` bytes; from then on they are nobody's to write.
@@ -487,7 +491,31 @@ impl fmt::Debug for PacketIo {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::wake::Inbox;
+
+    #[test]
+    fn the_last_quarter_of_the_pool_is_left_to_the_engine() {
+        let mut pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
+        let lent = [lend_one(&mut pool), lend_one(&mut pool)];
+        assert!(PacketBlock::take(&mut pool, 1).is_none(), "another holds one of the two");
+        let block = PacketBlock::take(&mut pool, 0).unwrap();
+        assert!(block.may_lend(&pool, 0) && !block.may_lend(&pool, 1));
+        block.retire(&mut pool);
+        pool.collect_returns();
+        let lent = (lent, lend_one(&mut pool));
+        assert!(PacketBlock::take(&mut pool, 0).is_none());
+        drop(lent);
+    }
+
+    fn lend_one(pool: &mut Pool) -> Lease {
+        let block = pool.take_free().unwrap();
+        let lease = pool.lease(block, 0, 1);
+        pool.retire(block);
+        lease
+    }
 
     #[test]
     fn names_are_what_the_kernel_takes_and_gives() {

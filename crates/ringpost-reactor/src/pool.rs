@@ -318,11 +318,16 @@ impl Pool {
         self.lent[block as usize]
     }
 
-    /// True if bytes of `block` may be lent: the last quarter of the pool never is, so that receiving can
-    /// go on whatever readers hold on to. `reserved` more blocks are of no use to whoever asks.
+    /// True if bytes of `block` may be lent, see [`Pool::may_use`].
     pub(crate) fn may_lend(&self, block: BlockId, reserved: usize) -> bool {
-        self.lent[block as usize]
-            || self.unlent_blocks().saturating_sub(reserved) * 4 > self.places.len()
+        self.lent[block as usize] || self.may_use(reserved)
+    }
+
+    /// True if another block may be lent, or held by somebody else than the engine: the last quarter of the pool never
+    /// is, so that receiving can go on whatever readers hold on to. `reserved` more blocks are of no use to
+    /// whoever asks.
+    pub(crate) fn may_use(&self, reserved: usize) -> bool {
+        self.unlent_blocks().saturating_sub(reserved) * 4 > self.places.len()
     }
 
     /// A lease of bytes that the kernel has just delivered from `block`.

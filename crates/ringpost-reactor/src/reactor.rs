@@ -343,8 +343,8 @@ impl Reactor {
     pub fn turn(&self, wait: Wait) -> Result<(), EngineError> {
         let core = &self.core;
         add(&core.counters.turns, 1);
-        // Before it parks, for what was given up since the last turn.
-        core.drop_released();
+        // What was given up since the last turn may wake somebody as it goes, who would be slept over.
+        let wait = if core.drop_released() { Wait::No } else { wait };
         let result = core.turn(wait);
         let mut wakers = std::mem::take(&mut core.driver.borrow_mut().wakers);
         for waker in wakers.drain(..) {
@@ -418,6 +418,12 @@ impl Driver {
     fn wants_blocks(&self) -> bool {
         let held = self.engine.extra_blocks() + self.hands.blocks() + self.packets.blocks();
         self.pool.kernel_blocks() < self.provide_target + held
+    }
+
+    /// Blocks that the engine has.
+    fn engine_blocks(&self) -> usize {
+        let elsewhere = self.hands.blocks() + self.packets.blocks();
+        self.pool.kernel_blocks().saturating_sub(elsewhere)
     }
 
     /// Keeps enough blocks with the engine. True if any was added.
@@ -529,13 +535,15 @@ fn blocks_to_provide_max(pool: &Pool) -> usize {
 }
 
 impl Core {
-    /// Drops payloads that are not needed any more, with nothing borrowed.
-    fn drop_released(&self) {
+    /// Drops payloads that are not needed any more, with nothing borrowed. True if there were any.
+    fn drop_released(&self) -> bool {
         let mut released = self.blocks.borrow_mut().take_released();
+        let any = !released.is_empty();
         if released.capacity() > 0 {
             released.clear();
             self.blocks.borrow_mut().reuse_list(released);
         }
+        any
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -626,7 +634,7 @@ impl Core {
     fn feed_starved(&self, driver: &mut Driver) {
         driver.provide();
         // One receive an available block at most: the rest would only starve again.
-        for _ in 0..driver.pool.kernel_blocks().max(1) {
+        for _ in 0..driver.engine_blocks().max(1) {
             let Some(stream) = driver.starved.pop_front() else { break };
             stream.arm_receive(self, driver);
         }
@@ -689,7 +697,7 @@ impl Core {
             }
             // The receives that were fed may have nothing to receive, and leave a block for the others
             // that no return would tell of. They get their turn; a wait of no time ends spinning.
-            if driver.pool.kernel_blocks() > driver.hands.blocks() + driver.packets.blocks() {
+            if driver.engine_blocks() > 0 {
                 driver.engine.enter(true, Some(self.clock.now()))?;
                 driver.engine.reap(&mut driver.batch);
                 return Ok(());
@@ -800,7 +808,7 @@ impl Core {
             driver.pool.collect_returns();
             driver.provide();
         }
-        if !driver.starved.is_empty() && driver.pool.kernel_blocks() > 0 {
+        if !driver.starved.is_empty() && driver.engine_blocks() > 0 {
             self.feed_starved(driver);
         }
         self.run_clocks(driver);
@@ -869,7 +877,7 @@ impl Core {
                 driver.told.push(Owner::Readable(stream));
             }
             Owner::Writable(stream) => {
-                stream.writable(self, driver);
+                stream.writable(self, driver, done.result);
                 driver.told.push(Owner::Writable(stream));
             }
             Owner::PacketsReadable(cell) => {

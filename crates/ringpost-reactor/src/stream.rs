@@ -281,7 +281,7 @@ impl Stream {
     #[inline]
     pub fn has_room(&self) -> Result<bool, StreamError> {
         let state = self.cell.state.borrow();
-        match state.send_error() {
+        match self.send_error(&state) {
             Some(error) => Err(error),
             None => Ok(state.unsent_bytes() < self.core.config.outbound_bytes_max),
         }
@@ -296,7 +296,7 @@ impl Stream {
     #[inline]
     pub fn has_prompt_room(&self) -> Result<bool, StreamError> {
         let state = self.cell.state.borrow();
-        match state.send_error() {
+        match self.send_error(&state) {
             Some(error) => Err(error),
             None => Ok(state.prompt_room(self.core.config.outbound_bytes_max) > 0),
         }
@@ -311,7 +311,7 @@ impl Stream {
     #[inline]
     pub fn prompt_room(&self) -> Result<usize, StreamError> {
         let state = self.cell.state.borrow();
-        match state.send_error() {
+        match self.send_error(&state) {
             Some(error) => Err(error),
             None => Ok(state.prompt_room(self.core.config.outbound_bytes_max)),
         }
@@ -328,9 +328,6 @@ impl Stream {
         match self.has_prompt_room() {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
-                if let Some(error) = self.core.end() {
-                    return Poll::Ready(Err(error));
-                }
                 replace_waker(&mut self.cell.state.borrow_mut().writer, context);
                 self.core.writers_wait.set(true);
                 Poll::Pending
@@ -368,7 +365,7 @@ impl Stream {
     #[inline]
     pub fn try_append(&self, prefix: Prefix, body: &[u8]) -> Result<bool, StreamError> {
         let mut state = self.cell.state.borrow_mut();
-        if let Some(error) = state.send_error() {
+        if let Some(error) = self.send_error(&state) {
             return Err(error);
         }
         if state.unsent_bytes() >= self.core.config.outbound_bytes_max {
@@ -398,7 +395,7 @@ impl Stream {
         {
             let mut state = self.cell.state.borrow_mut();
             let full = state.unsent_bytes() >= self.core.config.outbound_bytes_max;
-            if state.send_error().is_some() || (full && state.beyond) {
+            if self.send_error(&state).is_some() || (full && state.beyond) {
                 return false;
             }
             state.beyond = full;
@@ -422,7 +419,7 @@ impl Stream {
     #[inline]
     pub fn appender(&self) -> Result<Appender<'_>, StreamError> {
         let state = self.cell.state.borrow();
-        if let Some(error) = state.send_error() {
+        if let Some(error) = self.send_error(&state) {
             return Err(error);
         }
         Ok(Appender::new(self, state.prompt_room(self.core.config.outbound_bytes_max)))
@@ -470,6 +467,12 @@ impl Stream {
             }
         }
         self.shutdown_write();
+    }
+
+    /// Why nothing more is accepted for sending. Streams without anything in flight do not hear of the reactor's end.
+    #[inline]
+    fn send_error(&self, state: &State) -> Option<StreamError> {
+        state.send_error().or_else(|| self.core.end())
     }
 
     #[inline]
@@ -866,7 +869,7 @@ impl StreamCell {
         let cancelled = self.forget_writable(core, &mut state);
         let drained = state.is_drained();
         if drained {
-            state.outbound.clear(&mut core.blocks.borrow_mut());
+            state.release_queue(core);
             if !core.is_in_child() {
                 self.shut_down_in(&mut state);
             }

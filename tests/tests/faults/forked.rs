@@ -21,7 +21,8 @@ on_both_engines_alone!(
     the_child_unwinds,
     the_child_exits,
     a_runtime_of_its_own,
-    payloads_of_what_was_dropped
+    payloads_of_what_was_dropped,
+    nothing_is_sent_at_once
 );
 
 /// What a runtime has under way when it forks.
@@ -137,6 +138,34 @@ fn every_operation_ends(engine: EngineChoice) {
     });
     run(&runtime, parent.check(&path));
     assert!(!path.exists(), "the parent removes its path");
+}
+
+/// Also what would not wait, before the child's first turn.
+fn nothing_is_sent_at_once(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let options = ConnectionOptions::new().descriptors_max(4);
+    let (mut client, mut server) = run(&runtime, async {
+        let (mut client, mut server) = pair(options);
+        client.send(b"before").await.expect("open");
+        client.flush().await.expect("open");
+        assert_eq!(*server.recv().await.expect("open").expect("no end"), *b"before");
+        (client, server)
+    });
+    let file = std::fs::File::open("/dev/null").expect("open");
+    forked(|| {
+        let ended = SendError::Closed(Closed::RuntimeEnded);
+        assert_eq!(client.try_send(b"x"), Err(ended.clone()));
+        let sent = client.try_send_with_descriptors(b"x", &[&file]);
+        assert_eq!(sent, Err(ended.clone()));
+        let sent = runtime.block_on(client.send_with_descriptors(b"x", &[&file]));
+        assert_eq!(sent, Err(ended));
+    });
+    run(&runtime, async {
+        client.send_with_descriptors(b"after", &[&file]).await.expect("open");
+        let mut message = server.recv().await.expect("open").expect("no end");
+        assert_eq!(*message, *b"after");
+        assert_eq!(message.take_descriptors().len(), 1);
+    });
 }
 
 /// The child drops all it has inherited: sockets stay open, the path stays, the parent's memory is its own.

@@ -2,13 +2,16 @@
 //! may use the very connection.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ringpost::{ConnectionOptions, EngineChoice, Sender};
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{block_on, pair};
+use ringpost_tests::rig::{adopt, block_on, pair, sockets};
 
-on_both_engines!(a_destructor_sends, a_destructor_of_what_is_never_sent);
+on_both_engines!(a_destructor_sends, a_destructor_of_what_is_never_sent, a_destructor_wakes_a_task);
 
 thread_local! {
     static SENDER: RefCell<Option<Sender>> = const { RefCell::new(None) };
@@ -78,6 +81,76 @@ fn a_destructor_of_what_is_never_sent(engine: EngineChoice) {
         }
         drop(keep);
         drop(SENDER.take());
-        ringpost::sleep(std::time::Duration::from_millis(1)).await;
+        ringpost::sleep(Duration::from_millis(1)).await;
     });
+}
+
+thread_local! {
+    /// Who waits for a [`Signal`] to be dropped.
+    static WAITING: RefCell<Option<Waker>> = const { RefCell::new(None) };
+}
+
+/// Bytes whose end wakes a task.
+struct Signal(Vec<u8>);
+
+impl AsRef<[u8]> for Signal {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Signal {
+    fn drop(&mut self) {
+        if let Some(waker) = WAITING.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The payload has left, by hand, before the runtime turns, and nothing else happens in it.
+fn a_destructor_wakes_a_task(engine: EngineChoice) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let (ours, theirs) = sockets();
+    let options = ConnectionOptions::new().descriptors_max(4);
+    let peer_options = options.clone();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let peer = std::thread::spawn(move || {
+        let received = block_on(engine, async {
+            let mut peer = adopt(theirs, peer_options);
+            let mut lengths = Vec::new();
+            for _ in 0..3 {
+                let message = peer.recv().await.expect("a message").expect("no end");
+                lengths.push(message.len());
+            }
+            // Silent until the other side has seen what it wanted.
+            let _ = is_over.recv_timeout(2 * PATIENCE);
+            lengths
+        });
+        assert_eq!(received, [6, 10_000, 8]);
+    });
+    let woken = block_on(engine, async {
+        let mut connection = adopt(ours, options);
+        connection.send(b"before").await.expect("open");
+        connection.flush().await.expect("open");
+        let task = ringpost::spawn(async {
+            let mut begun = false;
+            poll_fn(|context| {
+                if std::mem::replace(&mut begun, true) {
+                    return Poll::Ready(());
+                }
+                WAITING.set(Some(context.waker().clone()));
+                Poll::Pending
+            })
+            .await;
+        });
+        ringpost::sleep(Duration::from_millis(50)).await;
+        let payload = Bytes::from_owner(Signal(vec![7; 10_000]));
+        connection.send_bytes(payload).await.expect("open");
+        let file = std::fs::File::open("/dev/null").expect("open");
+        connection.try_send_with_descriptors(b"and file", &[&file]).expect("room");
+        ringpost::timeout(PATIENCE, task).await.is_ok()
+    });
+    let _ = over.send(());
+    peer.join().expect("the peer");
+    assert!(woken, "the task was slept over");
 }

@@ -19,6 +19,7 @@ use ringpost_tests::{on_both_engines, on_both_engines_alone};
 on_both_engines!(
     messages_outlive_it,
     connections_outlive_it,
+    half_closed_connections_outlive_it,
     accepted_bytes_leave_first,
     two_in_one_thread,
     two_in_two_threads,
@@ -177,6 +178,23 @@ fn connections_outlive_it(engine: EngineChoice) {
     drop((left, right));
     drop(listener);
     assert!(!path.exists());
+}
+
+/// Nothing of theirs is in flight when the runtime ends.
+fn half_closed_connections_outlive_it(engine: EngineChoice) {
+    let ended = runtime(engine);
+    let (mut left, _right) = run(&ended, async {
+        let (mut left, mut right) = pair(ConnectionOptions::new().bytes());
+        right.shutdown().await.expect("open");
+        assert!(left.recv().await.expect("a proper end").is_none());
+        (left, right)
+    });
+    drop(ended);
+    let gone = SendError::Closed(Closed::RuntimeEnded);
+    assert_eq!(left.try_send(b"after"), Err(gone.clone()));
+    block_on(engine, async {
+        assert_eq!(left.send(b"after").await, Err(gone));
+    });
 }
 
 fn accepted_bytes_leave_first(engine: EngineChoice) {

@@ -25,6 +25,24 @@ impl Core {
     /// Tells everybody who waits without an operation in flight that nothing will come of it, and lets go
     /// of what was dropped.
     pub(super) fn fail_queued(&self, driver: &mut Driver, errno: i32) {
+        self.fail_idle(driver, errno);
+        if self.is_in_child() {
+            // The parent sends what is left.
+            while let Some(stream) = driver.lingering.pop() {
+                stream.forget(self);
+            }
+            self.forget_packets(driver);
+        }
+        while let Some(stream) = driver.lingering.pop() {
+            stream.give_up(self, driver);
+        }
+        self.give_up_packets(driver);
+        // The engine performs none.
+        driver.cancels.clear();
+    }
+
+    /// Tells everybody who would start an operation later that nothing will come of it.
+    pub(super) fn fail_idle(&self, driver: &mut Driver, errno: i32) {
         let wakers = &mut driver.wakers;
         let queued = self.dirty.take().into_iter();
         for stream in queued.chain(driver.starved.drain(..)).chain(driver.retry.take()) {
@@ -40,19 +58,6 @@ impl Core {
             listener.fail(errno, wakers);
         }
         driver.packets.fail_waiting(errno, wakers);
-        if self.is_in_child() {
-            // The parent sends what is left.
-            while let Some(stream) = driver.lingering.pop() {
-                stream.forget(self);
-            }
-            self.forget_packets(driver);
-        }
-        while let Some(stream) = driver.lingering.pop() {
-            stream.give_up(self, driver);
-        }
-        self.give_up_packets(driver);
-        // The engine performs none.
-        driver.cancels.clear();
     }
 
     /// As [`Core::fail_all`], behind what the kernel had done by then: it may be an accepted socket.

@@ -81,7 +81,9 @@ impl Core {
     /// more, so that this comes to an end.
     fn has_more_to_send(&self) -> bool {
         let driver = self.driver.borrow();
-        let staged = driver.engine.staged() > 0 || !self.dirty.borrow().is_empty();
+        let staged = driver.engine.staged() > 0
+            || !self.dirty.borrow().is_empty()
+            || !self.dirty_packets.borrow().is_empty();
         driver.failed.is_none() && staged
     }
 
@@ -113,6 +115,8 @@ impl Core {
             if !cancelled {
                 cancelled = true;
                 let errno = libc::ECANCELED;
+                // Or they would start something that nobody cancels.
+                self.fail_idle(driver, errno);
                 let mut targets = Vec::with_capacity(driver.ops.len());
                 for (token, slot) in driver.ops.in_flight() {
                     let fd = match &slot.owner {

@@ -181,7 +181,7 @@ impl Stream {
     ) -> Poll<Result<usize, DescriptorSendError>> {
         const PARTS_MAX: usize = 64;
         let mut state = self.cell.state.borrow_mut();
-        if let Some(error) = state.send_error() {
+        if let Some(error) = self.send_error(&state) {
             return Poll::Ready(Err(DescriptorSendError::Ended(error)));
         }
         if state.intake.is_none() {
@@ -196,9 +196,6 @@ impl Stream {
             }
         }
         if state.sending || state.unsent.is_some() || !state.outbound.is_empty() {
-            if let Some(error) = self.core.end() {
-                return Poll::Ready(Err(DescriptorSendError::Ended(error)));
-            }
             replace_waker(&mut state.writer, context);
             self.core.writers_wait.set(true);
             return Poll::Pending;
@@ -210,6 +207,10 @@ impl Stream {
         }
         let parts = &parts[..=body.len().min(PARTS_MAX)];
         let mut driver = self.core.driver.borrow_mut();
+        if let Some(errno) = driver.failure() {
+            let error = StreamError::from_errno(errno);
+            return Poll::Ready(Err(DescriptorSendError::Ended(error)));
+        }
         let calls = &mut driver.hands.system_calls;
         match ancillary::send(self.socket(), parts, descriptors, calls) {
             Ok(count) => {
@@ -349,6 +350,10 @@ impl StreamCell {
             state.end.get_or_insert(end);
             return;
         }
+        if -result == libc::ENOMEM {
+            self.rest(&mut state, driver);
+            return;
+        }
         drop(state);
         self.arm_receive(core, driver);
     }
@@ -365,8 +370,9 @@ impl StreamCell {
             if state.intake.is_none() || state.is_sated(core.config.inbound_bytes_max) {
                 return None;
             }
-            let Driver { hands, pool, .. } = driver;
-            match hands.receive(self.socket.as_fd(), pool) {
+            let Driver { hands, pool, packets, .. } = driver;
+            let elsewhere = packets.unlent_blocks(pool);
+            match hands.receive(self.socket.as_fd(), pool, elsewhere) {
                 Err(Errno::AGAIN) => return None,
                 Err(errno) => return Some(Err(StreamError::from_errno(errno.raw_os_error()))),
                 Ok(None) => return Some(Ok(())),
@@ -417,10 +423,16 @@ impl StreamCell {
         token.is_some()
     }
 
-    /// There is room in the socket, or the poll has ended.
-    pub(crate) fn writable(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
+    /// There is room in the socket, or the poll has ended. Who waits for it looks again, after a rest if the kernel had
+    /// no memory for the poll.
+    pub(crate) fn writable(self: &Rc<Self>, core: &Core, driver: &mut Driver, result: i32) {
         let mut state = self.state.borrow_mut();
-        if self.forget_writable(core, &mut state).is_some() {
+        if self.forget_writable(core, &mut state).is_none() {
+            return;
+        }
+        if -result == libc::ENOMEM && !state.closing {
+            self.rest(&mut state, driver);
+        } else {
             driver.wakers.extend(state.writer.take());
         }
     }
@@ -589,6 +601,64 @@ mod tests {
                 assert!(Instant::now() < deadline, "the stream sends nothing any more");
                 reactor.turn(Wait::No).unwrap();
                 let _ = rustix::io::read(&far, &mut [0; 1 << 16]);
+            }
+        }
+    }
+
+    /// The kernel has no memory to tell of bytes or of room: what it had told before is looked at, and then not again at
+    /// once.
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn polls_without_memory_rest() {
+        const CALLS_MAX: u64 = 30;
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            while rustix::io::write(&near, &[0; 4096]).is_ok() {}
+            let stream = reactor.adopt_stream_with_descriptors(near.into(), 64);
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut context = Context::from_waker(&waker);
+            let send = |context: &mut Context<'_>| {
+                stream.poll_send_with_descriptors(context, Prefix::NONE, &[b"x"], &[&file])
+            };
+            while stream.poll_stopped(&mut Context::from_waker(Waker::noop())).is_pending() {
+                reactor.turn(Wait::Until(Instant::now() + Duration::from_millis(1))).unwrap();
+            }
+            {
+                let mut state = stream.cell.state.borrow_mut();
+                state.stopping = false;
+                state.sending = true;
+                state.writer = Some(waker.clone());
+                state.intake.as_mut().unwrap().writable = Some(Token(0));
+            }
+            // The ends of both polls, as the kernel would report them.
+            let core = &reactor.core;
+            let mut driver = core.driver.borrow_mut();
+            stream.cell.readable(core, &mut driver, -libc::ENOMEM);
+            stream.cell.writable(core, &mut driver, -libc::ENOMEM);
+            assert!(driver.wakers.is_empty(), "{engine:?}");
+            drop(driver);
+            assert!(stream.cell.state.borrow().resting && !woken.0.load(Ordering::Relaxed));
+            let (start, before) = (Instant::now(), reactor.stats().system_calls);
+            while !woken.0.load(Ordering::Relaxed) {
+                assert!(start.elapsed() < Duration::from_secs(20), "{engine:?}: nobody is woken");
+                reactor.turn(Wait::Until(start + Duration::from_secs(20))).unwrap();
+            }
+            let calls = reactor.stats().system_calls - before;
+            assert!(calls <= CALLS_MAX, "{engine:?}: {calls} system calls during a rest");
+            // Both go on.
+            rustix::io::write(&far, b"bytes").unwrap();
+            while stream.try_receive().is_none() {
+                assert!(start.elapsed() < Duration::from_secs(20), "{engine:?}: no bytes");
+                reactor.turn(Wait::Until(start + Duration::from_secs(20))).unwrap();
+            }
+            while send(&mut context).is_pending() {
+                assert!(start.elapsed() < Duration::from_secs(20), "{engine:?}: no room");
+                rustix::io::read(&far, &mut [0; 1 << 16]).unwrap();
+                reactor.turn(Wait::No).unwrap();
             }
         }
     }

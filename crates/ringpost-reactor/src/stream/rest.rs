@@ -53,7 +53,12 @@ impl StreamCell {
 
     /// The rest is over: the next turn tries again.
     pub(crate) fn rest_is_over(self: Rc<Self>, driver: &mut Driver) {
-        self.state.borrow_mut().resting = false;
+        {
+            let mut state = self.state.borrow_mut();
+            state.resting = false;
+            // Who waits for room has no poll for it any more.
+            driver.wakers.extend(state.writer.take());
+        }
         driver.retry.push(self);
     }
 
