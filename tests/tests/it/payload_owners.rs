@@ -112,7 +112,7 @@ fn a_destructor_wakes_a_task(engine: EngineChoice) {
     const PATIENCE: Duration = Duration::from_secs(10);
     let (ours, theirs) = sockets();
     let options = ConnectionOptions::new().descriptors_max(4);
-    let peer_options = options.clone();
+    let peer_options = options;
     let (over, is_over) = std::sync::mpsc::channel::<()>();
     let peer = std::thread::spawn(move || {
         let received = block_on(engine, async {
