@@ -146,6 +146,7 @@ mod tests {
 
     #[test]
     fn too_many_for_nothing_end_it_for_longer_each_time() {
+        const { assert!(REST_PARKS_MIN < REST_PARKS_MAX) };
         let mut early = Early::default();
         let mut now = Instant::now();
         let mut parks = REST_PARKS_MIN;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::any_engine::AnyEngine;
 use crate::capabilities::EngineChoice;
 use crate::config::Config;
-use crate::early::EarlyWakes;
+use crate::early::{EarlyWakes, WATCHED_MAX};
 use crate::engine::kept::{Kept, Plan};
 use crate::engine::{Engine, Token};
 use crate::epoll::Epoll;
@@ -111,6 +111,10 @@ fn epoll_watches_whoever_receives_and_nobody_else() {
     assert_eq!(kept.engine.watched(), 0, "nobody has parked");
     assert!(park(&mut kept).is_empty());
     assert_eq!(kept.engine.watched(), 3);
+    // Bytes alone are no peer that has read, and room to begin with is none either.
+    rustix::io::write(&peers[2], b"bytes").unwrap();
+    assert_eq!(park(&mut kept).len(), 1);
+    assert_eq!(kept.engine.early_wakes(), EarlyWakes::default());
     // One is cancelled, one ends.
     kept.push(Token::new(3, 0), &sockets[0], &Plan::Cancel(Token::new(0, 0))).unwrap();
     assert_eq!(park(&mut kept).len(), 2);
@@ -120,4 +124,14 @@ fn epoll_watches_whoever_receives_and_nobody_else() {
     assert_eq!(kept.engine.watched(), 1);
     assert!(park(&mut kept).is_empty());
     assert_eq!(kept.engine.watched(), 1);
+    // One more, and then too many.
+    for slot in 10..=10 + WATCHED_MAX {
+        let (near, far) = UnixStream::pair().unwrap();
+        kept.push(Token::new(slot, 0), &Rc::new(near.into()), &Plan::Receive).unwrap();
+        peers.push(far);
+        park(&mut kept);
+        let receives = slot - 10 + 2;
+        let watched = if receives > WATCHED_MAX { 0 } else { receives };
+        assert_eq!(kept.engine.watched(), watched);
+    }
 }

@@ -1,6 +1,7 @@
 //! What only a ring of this machine's kernel can show. Skipped where it has none.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -204,4 +205,36 @@ fn a_search_in_vain_is_not_repeated_in_every_park() {
     assert!(kept.enter(true, Some(deadline)).unwrap().is_empty());
     assert_eq!(kept.engine.watches.len(), 0);
     assert!(!kept.engine.early.pays());
+}
+
+/// The poll would keep the socket open, and its peer waiting for the end.
+#[test]
+fn a_socket_is_watched_once_and_no_longer_than_it_receives() {
+    let test = concat!(module_path!(), "::a_socket_is_watched_once_and_no_longer_than_it_receives");
+    let Some((ring, mut pool)) = ring(test) else { return };
+    let mut kept = Kept::new(ring);
+    kept.engine.provide(pool.take_free().unwrap());
+    let mut pairs = Vec::new();
+    let park = |kept: &mut Kept<Uring>| {
+        kept.enter(true, Some(Instant::now() + Duration::from_millis(1))).unwrap()
+    };
+    for count in 1..=3 {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let near = Rc::new(near.into());
+        kept.push(Token::new(count, 0), &near, &Plan::Receive).unwrap();
+        pairs.push((near, far));
+        assert!(park(&mut kept).is_empty());
+        assert_eq!(kept.engine.watches.len(), count);
+    }
+    let (near, mut far) = pairs.remove(1);
+    kept.push(Token::new(9, 0), &near, &Plan::Cancel(Token::new(2, 0))).unwrap();
+    let mut ended = 0;
+    while ended < 2 {
+        ended += park(&mut kept).len();
+    }
+    assert_eq!(kept.engine.watches.len(), 2);
+    assert!(!kept.engine.watches.has(Token::new(2, 0)) && !kept.engine.watches.has_leaving());
+    drop(near);
+    assert_eq!(far.read(&mut [0]).unwrap(), 0, "the end");
 }

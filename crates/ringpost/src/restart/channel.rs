@@ -162,3 +162,29 @@ impl Deadline {
         RestartError::TimedOut { stage, milliseconds: self.milliseconds }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::Runtime;
+
+    /// As after a fork: the socket is its parent's, whose restart goes on.
+    #[test]
+    fn another_process_gives_nothing_up() {
+        let runtime = Runtime::new().expect("a runtime");
+        for (is_ours, tells) in [(true, true), (false, false)] {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+            runtime.block_on(async {
+                let mut channel = Channel::new(ours.into());
+                channel.process += u32::from(!is_ours);
+            });
+            runtime.turn(Some(std::time::Duration::ZERO)).expect("the engine runs");
+            let mut said = Vec::new();
+            theirs.read_to_end(&mut said).expect("the end");
+            assert_eq!(!said.is_empty(), tells);
+        }
+    }
+}

@@ -515,4 +515,20 @@ mod tests {
         let error = successor.take_over().expect_err("the sockets are the predecessor's");
         assert!(matches!(error, RestartError::Ended { stage: Stage::Commit }), "{error}");
     }
+
+    /// As after a fork: the socket is its parent's, whose restart goes on.
+    #[test]
+    fn another_process_gives_nothing_up() {
+        use std::io::Read;
+
+        for (is_ours, tells) in [(true, true), (false, false)] {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            let mut channel = Blocking::new(ours.into());
+            channel.process += u32::from(!is_ours);
+            drop(channel);
+            let mut said = Vec::new();
+            theirs.read_to_end(&mut said).expect("the end");
+            assert_eq!(!said.is_empty(), tells);
+        }
+    }
 }
