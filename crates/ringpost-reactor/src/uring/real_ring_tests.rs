@@ -228,7 +228,10 @@ fn a_socket_is_watched_once_and_no_longer_than_it_receives() {
         assert_eq!(kept.engine.watches.len(), count);
     }
     let (near, mut far) = pairs.remove(1);
+    assert!(!kept.engine.ready());
     kept.push(Token::new(9, 0), &near, &Plan::Cancel(Token::new(2, 0))).unwrap();
+    assert_eq!(kept.engine.staged(), 1, "the cancel of the poll is the engine's own");
+    assert!(kept.engine.ready());
     let mut ended = 0;
     while ended < 2 {
         ended += park(&mut kept).len();
