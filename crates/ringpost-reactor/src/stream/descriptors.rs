@@ -641,7 +641,11 @@ mod tests {
             stream.cell.writable(core, &mut driver, -libc::ENOMEM);
             assert!(driver.wakers.is_empty(), "{engine:?}");
             drop(driver);
-            assert!(stream.cell.state.borrow().resting && !woken.0.load(Ordering::Relaxed));
+            {
+                let state = stream.cell.state.borrow();
+                assert!(state.resting && matches!(state.receive, Receive::Idle), "{engine:?}");
+                assert!(!woken.0.load(Ordering::Relaxed));
+            }
             let (start, before) = (Instant::now(), reactor.stats().system_calls);
             while !woken.0.load(Ordering::Relaxed) {
                 assert!(start.elapsed() < Duration::from_secs(20), "{engine:?}: nobody is woken");
