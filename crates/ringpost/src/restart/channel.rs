@@ -181,7 +181,7 @@ mod tests {
                 let mut channel = Channel::new(ours.into());
                 channel.process += u32::from(!is_ours);
             });
-            runtime.turn(Some(std::time::Duration::ZERO)).expect("the engine runs");
+            runtime.turn(Some(Duration::ZERO)).expect("the engine runs");
             let mut said = Vec::new();
             theirs.read_to_end(&mut said).expect("the end");
             assert_eq!(!said.is_empty(), tells);
