@@ -17,28 +17,36 @@ thread_local! {
     static SENDER: RefCell<Option<Sender>> = const { RefCell::new(None) };
 }
 
-/// Bytes whose end sends another message on the connection they were sent on.
-struct Owner(Vec<u8>);
+/// Bytes with a destructor.
+struct Owner {
+    bytes: Vec<u8>,
+    end: fn(),
+}
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        SENDER.with_borrow_mut(|sender| {
-            if let Some(sender) = sender {
-                // Refused once the connection is over, which is an answer as well.
-                let _ = sender.try_send(b"that was the last of it");
-            }
-        });
+        (self.end)();
     }
 }
 
-fn payload(len: usize) -> Bytes {
-    Bytes::from_owner(Owner(vec![7; len]))
+fn payload(len: usize, end: fn()) -> Bytes {
+    Bytes::from_owner(Owner { bytes: vec![7; len], end })
+}
+
+/// Sends another message on the connection that the payload was sent on.
+fn say_that_was_the_last() {
+    SENDER.with_borrow_mut(|sender| {
+        if let Some(sender) = sender {
+            // Refused once the connection is over, which is an answer as well.
+            let _ = sender.try_send(b"that was the last of it");
+        }
+    });
 }
 
 fn a_destructor_sends(engine: EngineChoice) {
@@ -49,7 +57,7 @@ fn a_destructor_sends(engine: EngineChoice) {
         // Whole at once, and in several bites.
         for len in [10_000, 3_000_000] {
             let mut sending = Box::pin(async {
-                sender.send_bytes(payload(len)).await.expect("accepted");
+                sender.send_bytes(payload(len, say_that_was_the_last)).await.expect("accepted");
                 sender
             });
             sender = sending.as_mut().await;
@@ -69,7 +77,7 @@ fn a_destructor_of_what_is_never_sent(engine: EngineChoice) {
         let (left, right) = pair(ConnectionOptions::new());
         let (mut sender, keep) = left.split();
         // More than the socket takes.
-        sender.send_bytes(payload(8 << 20)).await.expect("accepted");
+        sender.send_bytes(payload(8 << 20, say_that_was_the_last)).await.expect("accepted");
         SENDER.set(Some(sender));
         for _ in 0..10 {
             ringpost::yield_now().await;
@@ -86,24 +94,13 @@ fn a_destructor_of_what_is_never_sent(engine: EngineChoice) {
 }
 
 thread_local! {
-    /// Who waits for a [`Signal`] to be dropped.
+    /// Who waits for a payload to be dropped.
     static WAITING: RefCell<Option<Waker>> = const { RefCell::new(None) };
 }
 
-/// Bytes whose end wakes a task.
-struct Signal(Vec<u8>);
-
-impl AsRef<[u8]> for Signal {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Signal {
-    fn drop(&mut self) {
-        if let Some(waker) = WAITING.take() {
-            waker.wake();
-        }
+fn wake_who_waits() {
+    if let Some(waker) = WAITING.take() {
+        waker.wake();
     }
 }
 
@@ -144,8 +141,7 @@ fn a_destructor_wakes_a_task(engine: EngineChoice) {
             .await;
         });
         ringpost::sleep(Duration::from_millis(50)).await;
-        let payload = Bytes::from_owner(Signal(vec![7; 10_000]));
-        connection.send_bytes(payload).await.expect("open");
+        connection.send_bytes(payload(10_000, wake_who_waits)).await.expect("open");
         let file = std::fs::File::open("/dev/null").expect("open");
         connection.try_send_with_descriptors(b"and file", &[&file]).expect("room");
         ringpost::timeout(PATIENCE, task).await.is_ok()

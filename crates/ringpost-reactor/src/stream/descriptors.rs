@@ -570,15 +570,21 @@ mod tests {
         assert!(matches!(intake.claim(taken + 20), Ok(DescriptorClaim::Lost)));
     }
 
+    /// A stream without room in its socket, and the peer's end.
+    fn full(engine: EngineChoice) -> (Reactor, Stream, UnixStream) {
+        let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        while rustix::io::write(&near, &[0; 4096]).is_ok() {}
+        let stream = reactor.adopt_stream_with_descriptors(near.into(), 64);
+        (reactor, stream, far)
+    }
+
     #[test]
     #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
     fn a_send_that_waits_for_room_ends_if_descriptors_are_refused() {
         for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
-            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
-            let (near, far) = UnixStream::pair().unwrap();
-            near.set_nonblocking(true).unwrap();
-            while rustix::io::write(&near, &[0; 4096]).is_ok() {}
-            let stream = reactor.adopt_stream_with_descriptors(near.into(), 64);
+            let (reactor, stream, far) = full(engine);
             let file = std::fs::File::open("/dev/null").unwrap();
             let woken = Arc::new(Woken::default());
             let waker = Waker::from(Arc::clone(&woken));
@@ -612,11 +618,7 @@ mod tests {
     fn polls_without_memory_rest() {
         const CALLS_MAX: u64 = 30;
         for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
-            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
-            let (near, far) = UnixStream::pair().unwrap();
-            near.set_nonblocking(true).unwrap();
-            while rustix::io::write(&near, &[0; 4096]).is_ok() {}
-            let stream = reactor.adopt_stream_with_descriptors(near.into(), 64);
+            let (reactor, stream, far) = full(engine);
             let file = std::fs::File::open("/dev/null").unwrap();
             let woken = Arc::new(Woken::default());
             let waker = Waker::from(Arc::clone(&woken));
