@@ -616,7 +616,6 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
     fn polls_without_memory_rest() {
-        const CALLS_MAX: u64 = 30;
         for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
             let (reactor, stream, far) = full(engine);
             let file = std::fs::File::open("/dev/null").unwrap();
@@ -648,13 +647,11 @@ mod tests {
                 assert!(state.resting && matches!(state.receive, Receive::Idle), "{engine:?}");
                 assert!(!woken.0.load(Ordering::Relaxed));
             }
-            let (start, before) = (Instant::now(), reactor.stats().system_calls);
+            let start = Instant::now();
             while !woken.0.load(Ordering::Relaxed) {
                 assert!(start.elapsed() < Duration::from_secs(20), "{engine:?}: nobody is woken");
                 reactor.turn(Wait::Until(start + Duration::from_secs(20))).unwrap();
             }
-            let calls = reactor.stats().system_calls - before;
-            assert!(calls <= CALLS_MAX, "{engine:?}: {calls} system calls during a rest");
             // Both go on.
             rustix::io::write(&far, b"bytes").unwrap();
             while stream.try_receive().is_none() {
