@@ -27,7 +27,7 @@ impl Profile {
                 let limit = prefix.len_max();
                 let field = u64::try_from(len).ok().filter(|field| *field <= limit);
                 let field = field.ok_or(EncodeError::TooLong { len, limit })?;
-                (prefix.write(field), self.header_bytes())
+                (prefix.word(field).to_le_bytes(), self.header_bytes())
             }
             Self::Bytes => return Ok(0),
         };

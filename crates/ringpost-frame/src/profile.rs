@@ -50,12 +50,13 @@ impl LengthPrefix {
         }
     }
 
-    /// The field that states `len`, at the front of eight bytes.
+    /// The field that states `len`, as the word whose first little-endian bytes are sent. The bytes behind the field
+    /// are zero, as long as `len` is within [`len_max`](Self::len_max).
     #[inline(always)]
-    pub(crate) const fn write(&self, len: u64) -> [u8; 8] {
+    pub const fn word(&self, len: u64) -> u64 {
         match self.byte_order {
-            ByteOrder::Little => len.to_le_bytes(),
-            ByteOrder::Big => (len << self.spare_bits()).to_be_bytes(),
+            ByteOrder::Little => len,
+            ByteOrder::Big => (len << self.spare_bits()).swap_bytes(),
         }
     }
 
@@ -121,7 +122,7 @@ mod tests {
             for byte_order in ByteOrder::ALL {
                 let prefix = LengthPrefix { width, byte_order };
                 for len in [0, 1, 0x1234, prefix.len_max() - 1, prefix.len_max()] {
-                    let mut window = prefix.write(len);
+                    let mut window = prefix.word(len).to_le_bytes();
                     for byte in window.iter_mut().skip(width.bytes()) {
                         assert_eq!(*byte, 0);
                         *byte = 0xA5;
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn fields_have_the_bytes_that_their_names_say() {
         let check = |width, byte_order, bytes: &[u8]| {
-            let written = LengthPrefix { width, byte_order }.write(0x0102);
+            let written = LengthPrefix { width, byte_order }.word(0x0102).to_le_bytes();
             assert_eq!(&written[..width.bytes()], bytes);
         };
         check(PrefixWidth::U16, ByteOrder::Little, &[2, 1]);

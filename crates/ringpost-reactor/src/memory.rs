@@ -5,9 +5,9 @@
 //! * **R1 (region)** A [`Region`] is one mapping of `len` bytes at a fixed address, alive until the
 //!   `Region` is dropped. No reference to the whole of it is ever formed; every slice is derived
 //!   from the base pointer and covers a range whose writer has finished.
-//! * **O1 (outbound)** An [`OutboundBlock`] exclusively owns `capacity` bytes. Bytes in
-//!   `start..end` are initialised, and those in `end..zeroed` are zero. While a send that names the block is in flight the block itself
-//!   is owned by the operation's slot, so nothing can write to it.
+//! * **O1 (outbound)** An [`OutboundBlock`] exclusively owns `capacity` bytes; with a capacity of zero it owns nothing.
+//!   Bytes in `start..end` are initialised, and those in `end..zeroed` are zero. While a send that names the block is
+//!   in flight the block itself is owned by the operation's slot, so nothing can write to it.
 
 mod fork;
 mod map;
@@ -113,6 +113,15 @@ impl Prefix {
         Self { bytes: word.to_le_bytes(), len: 8 }
     }
 
+    /// The first `len` of the eight little-endian bytes of `word`; the others are zero already.
+    #[inline(always)]
+    pub const fn front(word: u64, len: usize) -> Self {
+        debug_assert!(len >= Self::BYTES_MAX || word >> (8 * len) == 0);
+        #[expect(clippy::cast_possible_truncation, reason = "at most eight")]
+        let len = if len < Self::BYTES_MAX { len as u8 } else { 8 };
+        Self { bytes: word.to_le_bytes(), len }
+    }
+
     /// The first `len` bytes of `bytes`; all of them if there are fewer.
     #[inline]
     pub const fn new(bytes: [u8; Self::BYTES_MAX], len: usize) -> Self {
@@ -189,6 +198,22 @@ pub(crate) struct OutboundBlock {
     zeroed: u32,
 }
 
+/// A message that is being filled in place. Should that panic, what has been written does not count as zero.
+struct Filling<'block> {
+    zeroed: &'block mut u32,
+    end: u32,
+    finished: bool,
+}
+
+impl Drop for Filling<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if !self.finished {
+            *self.zeroed = self.end;
+        }
+    }
+}
+
 /// Bytes that [`OutboundBlock::append_with`] zeroes ahead at most: what the nearest cache holds well.
 const ZEROED_AHEAD_BYTES_MAX: u32 = 4096;
 
@@ -214,6 +239,11 @@ impl OutboundBlock {
         let raw = unsafe { alloc(layout) };
         let Some(base) = NonNull::new(raw) else { handle_alloc_error(layout) };
         Self { base, capacity: capacity_u32, start: 0, end: 0, zeroed: 0 }
+    }
+
+    /// No memory, without room for anything.
+    pub(crate) const fn none() -> Self {
+        Self { base: NonNull::dangling(), capacity: 0, start: 0, end: 0, zeroed: 0 }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -296,7 +326,7 @@ impl OutboundBlock {
     #[inline]
     pub(crate) fn fits(&self, body_bytes: usize) -> bool {
         // An empty body needs the prefix's room, too.
-        self.room().checked_sub(Prefix::BYTES_MAX).is_some_and(|room| body_bytes <= room)
+        body_bytes.saturating_add(self.end as usize + Prefix::BYTES_MAX) <= self.capacity as usize
     }
 
     /// Appends `prefix` and `body`. The caller has checked [`OutboundBlock::fits`].
@@ -337,10 +367,10 @@ impl OutboundBlock {
         // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`), are ours, and are zero
         // since `end <= zeroed` (O1).
         let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
-        // Should `fill` panic, what it has written does not count as zero.
-        let zeroed = std::mem::replace(&mut self.zeroed, self.end);
+        let mut filling = Filling { zeroed: &mut self.zeroed, end: self.end, finished: false };
         fill(slice);
-        self.zeroed = zeroed;
+        filling.finished = true;
+        drop(filling);
         self.end = end;
     }
 
@@ -361,6 +391,9 @@ impl OutboundBlock {
 
 impl Drop for OutboundBlock {
     fn drop(&mut self) {
+        if self.capacity == 0 {
+            return;
+        }
         self.unseal();
         shadow::allow(self.base.as_ptr(), self.capacity());
         // SAFETY: allocated in `with_capacity` with this very layout and not freed before (O1).

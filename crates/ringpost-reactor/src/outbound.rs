@@ -241,6 +241,16 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
+    /// None, without room.
+    pub(crate) fn none() -> Self {
+        Self { block: OutboundBlock::none(), queued: 0 }
+    }
+
+    /// What there is; none is left.
+    pub(crate) fn take(&mut self) -> Option<Self> {
+        (self.block.capacity() > 0).then(|| std::mem::replace(self, Self::none()))
+    }
+
     /// Bytes that have been appended since.
     pub(crate) fn new_bytes(&self) -> usize {
         self.block.len() - self.queued as usize

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use ringpost_frame::{ControlFrame, Decoder, FrameHeader, HEADER_BYTES, Profile, message_header};
+use ringpost_frame::{
+    ControlFrame, Decoder, FrameHeader, HEADER_BYTES, LengthPrefix, Profile, message_header,
+};
 use ringpost_reactor::{Appender, Chunk, DescriptorSendError, Payload, Prefix};
 
 use crate::error::SendError;
@@ -179,7 +181,7 @@ impl Sender {
         Ok(SendBatch {
             limit: self.link.stream.outbound_bytes() + appender.room_bytes(),
             appender,
-            message_bytes_max: self.link.message_bytes_max.get(),
+            usual: Usual::new(self.link.options.profile, self.link.message_bytes_max.get()),
             sender: self,
         })
     }
@@ -638,9 +640,10 @@ impl Sender {
             #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
             return Prefix::word(message_header(len as u32));
         }
-        let mut header = [0; Prefix::BYTES_MAX];
-        let size = self.link.options.profile.write_message_header(len, &mut header);
-        Prefix::new(header, size.expect("message_bytes_max is within what the prefix can say"))
+        match self.link.options.profile {
+            Profile::LengthPrefixed(prefix) => length_prefix(prefix, len),
+            _ => Prefix::NONE,
+        }
     }
 }
 
@@ -650,8 +653,33 @@ pub struct SendBatch<'sender> {
     appender: WireAppender<'sender>,
     /// Bytes in the queue, its own included, at which it is full.
     limit: usize,
-    message_bytes_max: usize,
+    usual: Usual,
     sender: &'sender Sender,
+}
+
+/// What a batch frames without a call: messages with fewer bytes than one of the ends, at most one of which is not zero.
+#[derive(Debug)]
+struct Usual {
+    native_bytes_end: usize,
+    prefixed_bytes_end: usize,
+    prefix: LengthPrefix,
+}
+
+impl Usual {
+    fn new(profile: Profile, message_bytes_max: usize) -> Self {
+        let end = message_bytes_max.saturating_add(1);
+        let mut usual =
+            Self { native_bytes_end: 0, prefixed_bytes_end: 0, prefix: LengthPrefix::default() };
+        match profile {
+            Profile::Native => usual.native_bytes_end = end,
+            Profile::LengthPrefixed(prefix) => {
+                usual.prefixed_bytes_end = end;
+                usual.prefix = prefix;
+            }
+            _ => {}
+        }
+        usual
+    }
 }
 
 impl<'sender> SendBatch<'sender> {
@@ -671,7 +699,11 @@ impl<'sender> SendBatch<'sender> {
     /// [`SendError::TooLarge`] as [`Sender::try_send`]. Nothing has been accepted then.
     #[inline(always)]
     pub fn push(&mut self, body: &[u8]) -> Result<(), SendError> {
-        if let Some((appender, prefix)) = self.at_hand(body.len()) {
+        if let Some((appender, prefix)) = self.native_at_hand(body.len()) {
+            appender.append(prefix, body);
+            return Ok(());
+        }
+        if let Some((appender, prefix)) = self.prefixed_at_hand(body.len()) {
             appender.append(prefix, body);
             return Ok(());
         }
@@ -685,23 +717,32 @@ impl<'sender> SendBatch<'sender> {
     /// As [`SendBatch::push`]; `fill` has not been called then.
     #[inline(always)]
     pub fn push_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), SendError> {
-        if let Some((appender, prefix)) = self.at_hand(len) {
+        if let Some((appender, prefix)) = self.native_at_hand(len) {
+            appender.append_with(prefix, len, fill);
+            return Ok(());
+        }
+        if let Some((appender, prefix)) = self.prefixed_at_hand(len) {
             appender.append_with(prefix, len, fill);
             return Ok(());
         }
         self.push_with_slow(len, fill)
     }
 
-    /// Where a message of `len` bytes goes in the usual case: with the length of its prefix known to the compiler, and
-    /// looked at once, it costs fewer instructions.
+    /// Where a message of `len` bytes goes in the usual case of the native framing: with the length of its prefix known
+    /// to the compiler, and looked at once, it costs fewer instructions.
     #[inline(always)]
-    fn at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
-        if !self.sender.native || len > self.message_bytes_max {
-            return None;
-        }
-        let WireAppender::Stream(appender) = &mut self.appender else { return None };
+    fn native_at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
+        let appender = self.appender.stream().filter(|_| len < self.usual.native_bytes_end)?;
         #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
         let prefix = Prefix::word(message_header(len as u32));
+        appender.is_open_for(len).then_some((appender, prefix))
+    }
+
+    /// The same with nothing but the length in front.
+    #[inline(always)]
+    fn prefixed_at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
+        let appender = self.appender.stream().filter(|_| len < self.usual.prefixed_bytes_end)?;
+        let prefix = length_prefix(self.usual.prefix, len);
         appender.is_open_for(len).then_some((appender, prefix))
     }
 
@@ -724,14 +765,12 @@ impl<'sender> SendBatch<'sender> {
     }
 
     fn check(&mut self, len: usize) -> Result<(), SendError> {
-        if len > self.message_bytes_max {
-            // Since the batch was made the peer's greeting may have come, and another task may have taken it.
-            let limit = &self.sender.link.message_bytes_max;
-            if len > limit.get() {
-                self.sender.look_for_greeting(len)?;
-            }
-            self.message_bytes_max = limit.get();
+        // Since the batch was made the peer's greeting may have come, and another task may have taken it.
+        let link = &self.sender.link;
+        if len > link.message_bytes_max.get() {
+            self.sender.look_for_greeting(len)?;
         }
+        self.usual = Usual::new(link.options.profile, link.message_bytes_max.get());
         if self.appender.has_room() { Ok(()) } else { Err(self.full()) }
     }
 
@@ -744,6 +783,12 @@ impl<'sender> SendBatch<'sender> {
         let queued = self.sender.link.stream.outbound_bytes() + held;
         SendError::Full { queued, limit: self.limit }
     }
+}
+
+/// The prefix of a message of `len` bytes, which is within what it can say.
+#[inline(always)]
+fn length_prefix(prefix: LengthPrefix, len: usize) -> Prefix {
+    Prefix::front(prefix.word(len as u64), prefix.width.bytes())
 }
 
 /// The header of a message of `len` bytes with so many descriptors, both within the agreed limits.

@@ -331,7 +331,16 @@ pub(crate) enum WireAppender<'wire> {
     },
 }
 
-impl WireAppender<'_> {
+impl<'wire> WireAppender<'wire> {
+    /// What appends to a byte stream, if it is one.
+    #[inline(always)]
+    pub(crate) fn stream(&mut self) -> Option<&mut Appender<'wire>> {
+        match self {
+            Self::Stream(appender) => Some(appender),
+            Self::Packets { .. } => None,
+        }
+    }
+
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
         match self {

@@ -15,6 +15,7 @@ use ringpost_tests::rig::{adopt, block_on, echo, join, pair, sockets};
 
 on_both_engines!(
     every_length_prefix,
+    batches_with_every_length_prefix,
     a_length_over_the_limit,
     cut_short,
     bare_bytes,
@@ -69,6 +70,51 @@ fn every_length_prefix(engine: EngineChoice) {
             });
             echo(adopt(ours, options(prefix))).await;
             join(client).await;
+        });
+    }
+}
+
+/// In one batch, by both ways to push: what the peer reads is the same as message by message.
+fn batches_with_every_length_prefix(engine: EngineChoice) {
+    for prefix in prefixes() {
+        let limit = prefix.len_max().min(200_000) as usize;
+        let lens = [0, 1, 7, 8, 255, 256, 300, 511, 512, 4096, 65_535, 3, limit];
+        block_on(engine, async {
+            let (ours, mut theirs) = sockets();
+            let client = thread::spawn(move || {
+                raw_peer(&theirs);
+                let mut bytes = Vec::new();
+                theirs.read_to_end(&mut bytes).expect("an end");
+                bytes
+            });
+            let (mut sender, _receiver) = adopt(ours, options(prefix)).split();
+            let mut expected = Vec::new();
+            for (sequence, len) in (0..).zip(lens.into_iter().cycle().take(300)) {
+                let payload = pattern::payload(sequence, len);
+                expected.extend_from_slice(&encode(prefix, len as u64));
+                expected.extend_from_slice(&payload);
+                let mut batch = sender.batch().await.expect("an open connection");
+                let too_large = Err(SendError::TooLarge { len: limit + 1, limit });
+                assert_eq!(batch.push_with(limit + 1, |_| panic!("not called")), too_large);
+                if sequence % 2 == 0 {
+                    batch.push(&payload).expect("room");
+                } else {
+                    batch.push_with(len, |bytes| bytes.copy_from_slice(&payload)).expect("room");
+                }
+                // More of them behind it, in the same block where they fit.
+                for body in [b"" as &[u8], b"x", b"further"] {
+                    if batch.has_room() {
+                        batch
+                            .push_with(body.len(), |bytes| bytes.copy_from_slice(body))
+                            .expect("room");
+                        expected.extend_from_slice(&encode(prefix, body.len() as u64));
+                        expected.extend_from_slice(body);
+                    }
+                }
+            }
+            sender.shutdown().await.expect("an open connection");
+            let received = join(client).await;
+            assert!(received == expected, "{prefix:?}: {} bytes", received.len());
         });
     }
 }

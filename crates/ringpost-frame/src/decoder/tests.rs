@@ -181,7 +181,7 @@ fn length_prefixes_of_all_widths_and_orders() {
         for byte_order in ByteOrder::ALL {
             let prefix = LengthPrefix { width, byte_order };
             let header_bytes = width.bytes();
-            let mut stream = prefix.write(3)[..header_bytes].to_vec();
+            let mut stream = prefix.word(3).to_le_bytes()[..header_bytes].to_vec();
             stream.extend_from_slice(b"abc");
             let mut decoder = Decoder::length_prefixed(prefix, 3);
             let body = header_bytes..header_bytes + 3;

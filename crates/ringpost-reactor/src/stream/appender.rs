@@ -14,8 +14,8 @@ use crate::outbound::{Lent, Payload};
 /// block; if something was in it before, what is queued behind that never leaves.)
 pub struct Appender<'stream> {
     stream: &'stream Stream,
-    /// Taken at the first payload.
-    lent: Option<Lent>,
+    /// None at first; taken at the first payload.
+    lent: Lent,
     /// Where in the block the bytes end that may be accepted; one payload may go beyond it, and into another
     /// block.
     room_end: usize,
@@ -24,7 +24,7 @@ pub struct Appender<'stream> {
 impl<'stream> Appender<'stream> {
     /// One that accepts `room` bytes.
     pub(super) fn new(stream: &'stream Stream, room: usize) -> Self {
-        Self { stream, lent: None, room_end: room }
+        Self { stream, lent: Lent::none(), room_end: room }
     }
 
     /// True if another payload may be accepted.
@@ -50,9 +50,7 @@ impl<'stream> Appender<'stream> {
             }
             self.exchange(len);
         }
-        if let Some(Lent { block, .. }) = &mut self.lent {
-            block.append_with(prefix, len, fill);
-        }
+        self.lent.block.append_with(prefix, len, fill);
     }
 
     /// Accepts `prefix` and a copy of `body`. The caller has seen [`Appender::has_room`].
@@ -65,9 +63,7 @@ impl<'stream> Appender<'stream> {
             }
             self.exchange(body.len());
         }
-        if let Some(Lent { block, .. }) = &mut self.lent {
-            block.append(prefix, body);
-        }
+        self.lent.block.append(prefix, body);
     }
 
     /// Bytes that it still accepts; one payload may go beyond.
@@ -78,17 +74,17 @@ impl<'stream> Appender<'stream> {
 
     /// Bytes that it has accepted and that are not in the queue yet.
     pub fn held_bytes(&self) -> usize {
-        self.lent.as_ref().map_or(0, Lent::new_bytes)
+        self.lent.new_bytes()
     }
 
     #[inline(always)]
     fn end(&self) -> usize {
-        self.lent.as_ref().map_or(0, |lent| lent.block.end())
+        self.lent.block.end()
     }
 
     #[inline(always)]
     fn fits(&self, len: usize) -> bool {
-        self.lent.as_ref().is_some_and(|lent| lent.block.fits(len))
+        self.lent.block.fits(len)
     }
 
     /// Accepts what no block holds: it gets memory of its own.
@@ -118,7 +114,7 @@ impl<'stream> Appender<'stream> {
         let full = self.lent.take();
         let lent = state.outbound.lend(full, len, &mut blocks);
         self.room_end = lent.block.end() + room;
-        self.lent = Some(lent);
+        self.lent = lent;
         if !state.outbound.is_empty() {
             self.stream.mark_dirty(&mut state);
         }
