@@ -63,6 +63,11 @@ pub(crate) fn check(summary: &Summary) -> Vec<Target> {
             0.9,
             ratio(own(stream), handwritten(stream), rate),
         ),
+        at_least(
+            "stream, framed alike: messages/s at least 0.9 x hand-written",
+            0.9,
+            ratio(cell(stream, OWN_LE32), handwritten(stream), rate),
+        ),
         at_most(
             "pingpong: p50 at most 1 x hand-written epoll",
             1.0,
@@ -103,6 +108,7 @@ fn at_most(promise: &'static str, bound: f64, figure: Option<f64>) -> Option<Tar
 }
 
 const OWN: &str = "ringpost-uring";
+const OWN_LE32: &str = "ringpost-le32";
 const OWN_SPIN: &str = "ringpost-uring+spin";
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 //!   path, and returns at a message without a payload, which the client sends last.
 //! - list it in [`all`].
 //!
-//! A name that ends in `+spin` polls instead of sleeping, on both sides.
+//! A name that ends in `+spin` polls instead of sleeping, on both sides. Only the one named `ringpost` does either, as
+//! it sees fit.
 
 mod blocking;
 mod epoll;

@@ -33,7 +33,8 @@ pub(super) struct Ringpost {
     engine: EngineChoice,
     transport: Transport,
     framing: Framing,
-    spin: Spin,
+    /// As it comes if none is given.
+    spin: Option<Spin>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +50,22 @@ enum Framing {
     Le32,
 }
 
-pub(super) static ALL: [Ringpost; 7] = [
+pub(super) static ALL: [Ringpost; 8] = [
+    Ringpost {
+        name: "ringpost",
+        about: "ringpost with its default settings: io_uring where there is one, spinning while that pays",
+        engine: EngineChoice::Auto,
+        transport: Transport::Unix,
+        framing: Framing::Native,
+        spin: None,
+    },
     Ringpost {
         name: "ringpost-uring",
         about: "ringpost on io_uring, parking",
         engine: EngineChoice::Uring,
         transport: Transport::Unix,
         framing: Framing::Native,
-        spin: Spin::Never,
+        spin: Some(Spin::Never),
     },
     Ringpost {
         name: "ringpost-uring+spin",
@@ -64,7 +73,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Uring,
         transport: Transport::Unix,
         framing: Framing::Native,
-        spin: Spin::Always,
+        spin: Some(Spin::Always),
     },
     Ringpost {
         name: "ringpost-epoll",
@@ -72,7 +81,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Epoll,
         transport: Transport::Unix,
         framing: Framing::Native,
-        spin: Spin::Never,
+        spin: Some(Spin::Never),
     },
     Ringpost {
         name: "ringpost-epoll+spin",
@@ -80,7 +89,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Epoll,
         transport: Transport::Unix,
         framing: Framing::Native,
-        spin: Spin::Always,
+        spin: Some(Spin::Always),
     },
     Ringpost {
         name: "ringpost-le32",
@@ -88,7 +97,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Uring,
         transport: Transport::Unix,
         framing: Framing::Le32,
-        spin: Spin::Never,
+        spin: Some(Spin::Never),
     },
     Ringpost {
         name: "tcp",
@@ -96,7 +105,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Uring,
         transport: Transport::Tcp,
         framing: Framing::Native,
-        spin: Spin::Never,
+        spin: Some(Spin::Never),
     },
     Ringpost {
         name: "tcp+spin",
@@ -104,7 +113,7 @@ pub(super) static ALL: [Ringpost; 7] = [
         engine: EngineChoice::Uring,
         transport: Transport::Tcp,
         framing: Framing::Native,
-        spin: Spin::Always,
+        spin: Some(Spin::Always),
     },
 ];
 
@@ -122,7 +131,8 @@ impl Contender for Ringpost {
             return &[Scenario::Stream];
         }
         match (self.transport, self.engine, self.spin) {
-            (Transport::Unix, EngineChoice::Uring, Spin::Never) => &Scenario::ALL,
+            (Transport::Unix, EngineChoice::Uring, Some(Spin::Never)) => &Scenario::ALL,
+            (Transport::Unix, _, None) => &Scenario::STREAMS,
             (Transport::Unix, ..) => &[
                 Scenario::Pingpong,
                 Scenario::Fanin,
@@ -203,7 +213,12 @@ impl Contender for Ringpost {
 
 impl Ringpost {
     fn runtime(&self) -> Result<Runtime> {
-        Ok(Runtime::builder().engine(self.engine).spin(self.spin).build()?)
+        let builder = Runtime::builder().engine(self.engine);
+        let builder = match self.spin {
+            Some(spin) => builder.spin(spin),
+            None => builder,
+        };
+        Ok(builder.build()?)
     }
 
     fn listen(&self, server: &Server) -> Result<Listener> {

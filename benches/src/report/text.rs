@@ -45,9 +45,10 @@ pub(super) fn tables(report: &Report) -> String {
 }
 
 /// What the columns mean; also under the page's tables.
-pub(super) const LEGEND: [&str; 6] = [
+pub(super) const LEGEND: [&str; 7] = [
     "vs epoll: messages/s (and p50 in pingpong) as a multiple of hand-written epoll, the better",
-    "of level- and edge-triggered; spinning contenders (+spin) are compared with spinning epoll.",
+    "of level- and edge-triggered; spinning contenders (+spin) are compared with spinning epoll,",
+    "the one named ringpost, which spins for a while before it sleeps, with sleeping epoll.",
     "More than one is better, a difference under 15 % is a tie. +-: half the range of the",
     "repetitions. CPU: process time per message, kernel included. One way, the server is the",
     "receiver. far: repetitions that ran while the cores were far apart, left out of the medians",
