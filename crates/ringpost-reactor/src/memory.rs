@@ -468,6 +468,12 @@ impl OutboundBlocks {
         }
     }
 
+    /// True if something was put aside.
+    #[inline]
+    pub(crate) fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
     /// What was put aside, to be dropped by who has borrowed nothing.
     pub(crate) fn take_released(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.released)

@@ -199,6 +199,15 @@ impl SendMemory {
         one.into_iter().chain(gathered)
     }
 
+    /// True if bytes of others are among it: when they are dropped, code of the user's may run.
+    pub(crate) fn has_bytes_of_others(&self) -> bool {
+        let Self::Gather(gather) = self else { return false };
+        gather
+            .segments
+            .iter()
+            .any(|segment| matches!(segment, Segment::Shared { payload: Payload::Bytes(_), .. }))
+    }
+
     /// Bytes not yet taken by the kernel.
     pub(crate) fn len(&self) -> usize {
         match self {

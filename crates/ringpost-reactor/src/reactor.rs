@@ -111,8 +111,9 @@ pub(crate) struct Core {
     report: EngineReport,
     closed: Cell<bool>,
     fork: Rc<ForkMark>,
-    /// Somebody has begun to wait for room or for a flush since this was last looked at.
-    pub(crate) writers_wait: Cell<bool>,
+    /// Since this was last looked at somebody has begun to wait for room or for a flush, or a payload was sent whose
+    /// owner may learn that it is over.
+    pub(crate) end_of_send_matters: Cell<bool>,
 }
 
 /// A reactor: engine, buffers, connections and timers of one thread. Clones share it.
@@ -236,7 +237,7 @@ impl Reactor {
             report,
             closed: Cell::new(false),
             fork,
-            writers_wait: Cell::new(false),
+            end_of_send_matters: Cell::new(false),
         };
         Self { core: Rc::new(core) }
     }
@@ -671,6 +672,7 @@ impl Core {
             || driver.packets.must_turn()
             || !self.dirty_packets.borrow().is_empty()
             || !self.drained.borrow().is_empty()
+            || self.blocks.borrow().has_released()
             || (deadline.is_some() && due(self.clock.now()));
         if must_not_wait {
             // Nothing staged and nothing to see: spare the call.
@@ -681,8 +683,11 @@ impl Core {
             return Ok(());
         }
         // A silent send performed by the call that parks would leave who waits for it asleep: nothing
-        // completes. With somebody waiting it is performed, and told whole, first.
-        if driver.ops.has_silent() && self.writers_wait.replace(false) {
+        // completes. With somebody waiting it is performed, and told whole, first. Received bytes that it passes on
+        // may be the block that starved receives wait for.
+        if driver.ops.has_silent()
+            && (self.end_of_send_matters.replace(false) || !driver.starved.is_empty())
+        {
             driver.engine.enter(false, None)?;
             driver.engine.reap(&mut driver.batch);
             // What is left of the queue is for another turn: to perform it and park is the same mistake.
@@ -801,7 +806,7 @@ impl Core {
                 self.resolve(driver);
             } else {
                 // Somebody may wait for one of them, and was looked for already.
-                self.writers_wait.set(true);
+                self.end_of_send_matters.set(true);
             }
         }
         if driver.wants_blocks() {
@@ -837,6 +842,7 @@ impl Core {
         wakers.len() > before
             || !self.dirty.borrow().is_empty()
             || !self.drained.borrow().is_empty()
+            || self.blocks.borrow().has_released()
     }
 
     #[inline]

@@ -329,7 +329,7 @@ impl Stream {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
                 replace_waker(&mut self.cell.state.borrow_mut().writer, context);
-                self.core.writers_wait.set(true);
+                self.core.end_of_send_matters.set(true);
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -353,7 +353,7 @@ impl Stream {
             return Poll::Ready(Err(error));
         }
         replace_waker(&mut state.writer, context);
-        self.core.writers_wait.set(true);
+        self.core.end_of_send_matters.set(true);
         Poll::Pending
     }
 
@@ -533,7 +533,15 @@ impl State {
     fn announce(&self, core: &Core) {
         // Whoever waits may have been looked for while there was nothing to be told.
         if self.closing || self.finishing || self.writer.is_some() {
-            core.writers_wait.set(true);
+            core.end_of_send_matters.set(true);
+        }
+    }
+
+    /// The same with what is sent at hand.
+    fn announce_send(&self, core: &Core, memory: &SendMemory) {
+        self.announce(core);
+        if memory.has_bytes_of_others() {
+            core.end_of_send_matters.set(true);
         }
     }
 
@@ -727,7 +735,7 @@ impl StreamCell {
         }
         let Some(memory) = state.outbound.take(&mut core.blocks.borrow_mut()) else { return };
         state.sending_bytes = memory.len();
-        state.announce(core);
+        state.announce_send(core, &memory);
         self.send(&mut state, driver, memory, !driver.tracked_only);
     }
 
@@ -852,6 +860,10 @@ impl StreamCell {
         // The rest waits for room in the socket.
         add(&core.counters.sends_tracked, 1);
         self.send(&mut state, driver, memory, false);
+        // More is let in than before it was in flight, also if none of it has left.
+        if state.prompt_room(core.config.outbound_bytes_max) > 0 {
+            driver.wakers.extend(state.writer.take());
+        }
     }
 
     /// The handle is gone.

@@ -1,7 +1,9 @@
 //! A peer that reads slowly, or not at all, slows its sender and nobody else.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::{
     Closed, Connection, ConnectionOptions, EngineChoice, RecvError, SendError, sleep, spawn,
@@ -17,6 +19,8 @@ on_both_engines!(
     a_reader_that_rests,
     a_reader_that_never_reads,
     a_slow_reader,
+    a_queue_longer_than_a_batch_is_filled,
+    two_that_send_before_they_read,
     large_messages_wait_too,
     a_full_batch
 );
@@ -79,6 +83,72 @@ fn a_raw_reader_that_rests(engine: EngineChoice) {
         assert_eq!(connection.halves().0.queued_bytes(), 0);
         drop(join(reader).await);
         bystander.check().await;
+    });
+}
+
+/// With nothing in flight senders wait from a batch on. Once some is in flight they may go on to the bound, though no
+/// more of it leaves.
+fn a_queue_longer_than_a_batch_is_filled(engine: EngineChoice) {
+    const LONG: usize = 1 << 20;
+    let runtime = builder(engine).outbound_bytes_max(LONG).build().expect("a runtime");
+    run(&runtime, async {
+        let (connection, mut peer) = raw();
+        peer.send(&greeting());
+        let (mut sender, receiver) = connection.split();
+        let accepted = Rc::new(Cell::new(0));
+        let sending = spawn({
+            let accepted = Rc::clone(&accepted);
+            async move {
+                for sequence in 0..2 * LONG as u64 / LEN as u64 {
+                    sender.send(&pattern::payload(sequence, LEN)).await.expect("read at last");
+                    accepted.set(sequence + 1);
+                }
+                sender.flush().await.expect("read at last");
+            }
+        });
+        // Nobody asks again in its place.
+        let least = (LONG / FRAME) as u64;
+        let patience = Instant::now() + LIMIT;
+        while accepted.get() < least && Instant::now() < patience {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(accepted.get() >= least, "{} of {least} messages were accepted", accepted.get());
+        let reader = thread::spawn(move || {
+            peer.read_hello();
+            for sequence in 0..2 * LONG as u64 / LEN as u64 {
+                pattern::check(sequence, LEN, &peer.read_message());
+            }
+            peer
+        });
+        sending.await.expect("no panic");
+        drop(join(reader).await);
+        drop(receiver);
+    });
+}
+
+/// Each with room for all that the other asks for: neither has to read in order to go on.
+fn two_that_send_before_they_read(engine: EngineChoice) {
+    const COUNT: u64 = 700;
+    let builder = builder(engine).outbound_bytes_max(4 << 20).inbound_bytes_max(BOUND);
+    run(&builder.build().expect("a runtime"), async {
+        let (mut left, mut right) = pair(ConnectionOptions::new());
+        let echo = spawn(async move {
+            while let Some(message) = right.recv().await.expect("messages") {
+                right.send_message(message).await.expect("read at last");
+            }
+        });
+        let both = async {
+            for sequence in 0..COUNT {
+                left.send(&pattern::payload(sequence, LEN)).await.expect("taken");
+            }
+            for sequence in 0..COUNT {
+                let message = left.recv().await.expect("messages").expect("no end");
+                pattern::check(sequence, LEN, &message.into_bytes());
+            }
+            left.shutdown().await.expect("an open connection");
+        };
+        timeout(LIMIT, both).await.expect("neither waits for the other");
+        echo.await.expect("no panic");
     });
 }
 

@@ -3,15 +3,22 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::os::unix::net::UnixStream;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost::{ConnectionOptions, EngineChoice, Sender};
+use ringpost::{ConnectionOptions, EngineChoice, Runtime, Sender, Spin};
 use ringpost_tests::on_both_engines;
 use ringpost_tests::rig::{adopt, block_on, pair, sockets};
 
-on_both_engines!(a_destructor_sends, a_destructor_of_what_is_never_sent, a_destructor_wakes_a_task);
+on_both_engines!(
+    a_destructor_sends,
+    a_destructor_of_what_is_never_sent,
+    a_destructor_wakes_a_task,
+    a_destructor_of_what_is_sent_last_wakes_a_task,
+    a_destructor_of_a_packet_wakes_a_task
+);
 
 thread_local! {
     static SENDER: RefCell<Option<Sender>> = const { RefCell::new(None) };
@@ -104,6 +111,72 @@ fn wake_who_waits() {
     }
 }
 
+async fn until_woken() {
+    let mut begun = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut begun, true) {
+            return Poll::Ready(());
+        }
+        WAITING.set(Some(context.waker().clone()));
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The call that sends the payload is the one that sleeps, and the peer only reads.
+fn a_destructor_of_what_is_sent_last_wakes_a_task(engine: EngineChoice) {
+    wakes_while_nothing_else_happens(engine, ConnectionOptions::new(), &sockets);
+}
+
+fn a_destructor_of_a_packet_wakes_a_task(engine: EngineChoice) {
+    wakes_while_nothing_else_happens(engine, ConnectionOptions::new().seqpacket(), &|| {
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let pair = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None);
+        let (ours, theirs) = pair.expect("sockets");
+        (ours.into(), theirs.into())
+    });
+}
+
+fn wakes_while_nothing_else_happens(
+    engine: EngineChoice,
+    options: ConnectionOptions,
+    sockets: &dyn Fn() -> (UnixStream, UnixStream),
+) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    for spin in [Spin::Never, Spin::default(), Spin::Always] {
+        let (ours, theirs) = sockets();
+        let (over, is_over) = std::sync::mpsc::channel::<()>();
+        let peer = std::thread::spawn(move || {
+            let received = block_on(engine, async {
+                let mut peer = adopt(theirs, options);
+                let mut lengths = Vec::new();
+                for _ in 0..2 {
+                    let message = peer.recv().await.expect("a message").expect("no end");
+                    lengths.push(message.len());
+                }
+                // Silent until the other side has seen what it wanted.
+                let _ = is_over.recv_timeout(2 * PATIENCE);
+                lengths
+            });
+            assert_eq!(received, [6, 10_000]);
+        });
+        let runtime = Runtime::builder().engine(engine).spin(spin).build().expect("a runtime");
+        let woken = runtime.block_on(async {
+            let mut connection = adopt(ours, options);
+            connection.send(b"before").await.expect("open");
+            connection.flush().await.expect("open");
+            let task = ringpost::spawn(until_woken());
+            ringpost::sleep(Duration::from_millis(50)).await;
+            connection.send_bytes(payload(10_000, wake_who_waits)).await.expect("open");
+            ringpost::timeout(PATIENCE, task).await.is_ok()
+        });
+        let _ = over.send(());
+        peer.join().expect("the peer");
+        assert!(woken, "the task was slept over, {spin:?}");
+    }
+}
+
 /// The payload has left, by hand, before the runtime turns, and nothing else happens in it.
 fn a_destructor_wakes_a_task(engine: EngineChoice) {
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -129,17 +202,7 @@ fn a_destructor_wakes_a_task(engine: EngineChoice) {
         let mut connection = adopt(ours, options);
         connection.send(b"before").await.expect("open");
         connection.flush().await.expect("open");
-        let task = ringpost::spawn(async {
-            let mut begun = false;
-            poll_fn(|context| {
-                if std::mem::replace(&mut begun, true) {
-                    return Poll::Ready(());
-                }
-                WAITING.set(Some(context.waker().clone()));
-                Poll::Pending
-            })
-            .await;
-        });
+        let task = ringpost::spawn(until_woken());
         ringpost::sleep(Duration::from_millis(50)).await;
         connection.send_bytes(payload(10_000, wake_who_waits)).await.expect("open");
         let file = std::fs::File::open("/dev/null").expect("open");

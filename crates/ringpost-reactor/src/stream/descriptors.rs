@@ -197,7 +197,7 @@ impl Stream {
         }
         if state.sending || state.unsent.is_some() || !state.outbound.is_empty() {
             replace_waker(&mut state.writer, context);
-            self.core.writers_wait.set(true);
+            self.core.end_of_send_matters.set(true);
             return Poll::Pending;
         }
         let mut parts = [IoSlice::new(&[]); PARTS_MAX + 1];

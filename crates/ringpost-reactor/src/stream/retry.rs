@@ -24,7 +24,7 @@ impl StreamCell {
             if !state.sending
                 && let Some(memory) = state.unsent.take()
             {
-                state.announce(core);
+                state.announce_send(core, &memory);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
             }
             match state.receive {
