@@ -1,5 +1,6 @@
 //! The receiving half of a connection: finds messages in received bytes and lends them in place.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -54,6 +55,11 @@ struct Assembled {
     message: Option<Message>,
     /// Where the receiver's cursor is as long as the batch has lent nothing after it.
     cursor: usize,
+    /// It is the first of a run that has not been asked for it yet.
+    unasked: Cell<bool>,
+    /// What is to be decoded behind the first of a run, and from where on. It is not the current chunk, so that nothing
+    /// of it is lent before.
+    behind: Option<(Chunk, usize)>,
 }
 
 /// A message whose descriptors were lost.
@@ -133,7 +139,9 @@ impl Receiver {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Option<Message>, RecvError>> {
-        self.let_go();
+        if let Some(message) = self.let_go() {
+            return Poll::Ready(Ok(Some(message)));
+        }
         self.tell_lost()?;
         loop {
             match self.next() {
@@ -192,7 +200,9 @@ impl Receiver {
     }
 
     fn poll_run(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Run>, RecvError>> {
-        self.let_go();
+        if let Some(message) = self.let_go() {
+            return Poll::Ready(Ok(Some(self.single(message))));
+        }
         self.tell_lost()?;
         loop {
             if let Some(run) = self.whole_run() {
@@ -440,6 +450,7 @@ impl Receiver {
     ///
     /// A message in pieces starts anew with its header; what the peer has said about its end is said again.
     pub(crate) fn into_received(mut self, behind: Vec<Chunk>) -> Vec<u8> {
+        let unasked = self.let_go();
         self.tell();
         let mut bytes = Vec::new();
         if self.link.peer_going_away.get() {
@@ -451,6 +462,10 @@ impl Receiver {
         {
             bytes.extend_from_slice(ControlFrame::fin().as_bytes());
         }
+        if let Some(message) = unasked {
+            self.put_header(message.len(), &mut bytes);
+            message.chunks().for_each(|piece| bytes.extend_from_slice(piece));
+        }
         match decoder.and_then(Decoder::unfinished) {
             Some(Unfinished::Header(part)) => bytes.extend_from_slice(part),
             Some(Unfinished::Body { mut header, remaining }) => {
@@ -458,14 +473,10 @@ impl Receiver {
                     // Nothing of it is kept: what is left to skip is a frame of its own.
                     header.len = remaining;
                 }
-                let profile = self.link.options.profile;
-                let mut prefix = [0; Prefix::BYTES_MAX];
-                if matches!(profile, Profile::Native) {
+                if matches!(self.link.options.profile, Profile::Native) {
                     bytes.extend_from_slice(&header.encode());
-                } else if let Ok(size) =
-                    profile.write_message_header(header.len as usize, &mut prefix)
-                {
-                    bytes.extend_from_slice(&prefix[..size]);
+                } else {
+                    self.put_header(header.len as usize, &mut bytes);
                 }
                 self.pieces.take().chunks().for_each(|piece| bytes.extend_from_slice(piece));
             }
@@ -477,6 +488,13 @@ impl Receiver {
         let leftover = self.link.take_leftover();
         leftover.iter().chain(&behind).for_each(|chunk| bytes.extend_from_slice(chunk.as_slice()));
         bytes
+    }
+
+    fn put_header(&self, len: usize, bytes: &mut Vec<u8>) {
+        let mut header = [0; Prefix::BYTES_MAX];
+        if let Ok(size) = self.link.options.profile.write_message_header(len, &mut header) {
+            bytes.extend_from_slice(&header[..size]);
+        }
     }
 
     /// The error after which nothing more is received.
@@ -507,29 +525,58 @@ impl Receiver {
     }
 
     /// Lets go of the message in pieces or with descriptors that was lent last, and keeps its list for the
-    /// next one.
+    /// next one. The message itself if it was not asked for.
     #[inline]
-    fn let_go(&mut self) {
-        if self.assembled_message().is_some() {
-            self.recycle_assembled();
-        }
+    fn let_go(&mut self) -> Option<Message> {
+        if self.assembled_message().is_some() { self.let_go_of_assembled() } else { None }
     }
 
     /// Out of the way of receives that have nothing to let go of.
     #[inline(never)]
-    fn recycle_assembled(&mut self) {
-        if let Some(assembled) = &mut self.assembled
-            && let Some(message) = assembled.message.take()
-            && let Some(pieces) = message.recycle()
-        {
+    fn let_go_of_assembled(&mut self) -> Option<Message> {
+        let assembled = self.assembled.as_mut()?;
+        let message = assembled.message.take()?;
+        let unasked = assembled.unasked.replace(false);
+        self.resume();
+        if unasked {
+            return Some(message);
+        }
+        if let Some(pieces) = message.recycle() {
             self.spare = pieces;
+        }
+        None
+    }
+
+    /// Keeps a message for a run of its own: it stays, before all that follows, until it is asked for.
+    fn keep_unasked(&mut self, message: Message) {
+        self.tell();
+        let behind = self.current.take().map(|chunk| (chunk, self.cursor));
+        (self.cursor, self.told) = (0, 0);
+        let assembled = self.assembled.get_or_insert_default();
+        **assembled =
+            Assembled { message: Some(message), cursor: 0, unasked: Cell::new(true), behind };
+    }
+
+    fn is_unasked(&self) -> bool {
+        self.assembled.as_ref().is_some_and(|assembled| assembled.unasked.get())
+    }
+
+    /// Makes what lies behind a run of one current again.
+    fn resume(&mut self) {
+        let behind = self.assembled.as_mut().and_then(|assembled| assembled.behind.take());
+        if let Some((chunk, cursor)) = behind {
+            self.set_current(Some(chunk));
+            (self.cursor, self.told) = (cursor, cursor);
+            self.let_go();
         }
     }
 
     /// Lets go of it if the fast path, which knows nothing of it, has lent another one since.
     fn let_go_of_earlier(&mut self) {
         if self.assembled.as_ref().is_some_and(|assembled| assembled.cursor != self.cursor) {
-            self.let_go();
+            // Another one has been lent since: it was asked for.
+            let unasked = self.let_go();
+            debug_assert!(unasked.is_none());
         }
     }
 
@@ -546,6 +593,9 @@ impl Receiver {
 
     /// Waits until there is undecoded input. False at the clean end.
     fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, RecvError>> {
+        if self.is_unasked() {
+            return Poll::Ready(Ok(true));
+        }
         self.let_go();
         self.tell_lost()?;
         if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
@@ -706,25 +756,44 @@ impl Batch<'_> {
         let range = match self.receiver.next_whole() {
             Some(range) => range,
             None => match self.advance_slow()? {
-                Found::Whole(range) => range,
-                Found::Assembled => {
-                    let message = self.receiver.assembled_message()?;
-                    let first = Some(Frame::of(message));
-                    return Some(Frames { first, source: None });
-                }
+                Found::Whole(range) if self.receiver.told < self.receiver.cursor => range,
+                found => return self.run_of_one(found),
             },
         };
-        let Receiver { decoder, current, cursor, .. } = &mut *self.receiver;
+        let Receiver { decoder, current, cursor, link, .. } = &mut *self.receiver;
         let (Some(decoder), Some(chunk)) = (decoder, current) else { return None };
+        // It stays in the batch until it is asked for.
+        let header_bytes = link.options.profile.header_bytes();
+        let rest = chunk.as_slice().get(range.start.checked_sub(header_bytes)?..)?;
+        let behind = chunk.as_slice().get(*cursor..)?;
         let first = Frame::new(chunk, chunk.as_slice().get(range)?);
-        let rest = chunk.as_slice().get(*cursor..)?;
-        Some(Frames { first: Some(first), source: Some(Source { decoder, chunk, rest, cursor }) })
+        let source = Some(Source { decoder, chunk, rest, cursor });
+        Some(Frames { first: Some(first), behind, source, unasked: None })
+    }
+
+    /// A run of a message that does not lie whole in the current chunk, or that was not found there as it lies.
+    #[cold]
+    fn run_of_one(&mut self, found: Found) -> Option<Frames<'_>> {
+        let receiver = &mut *self.receiver;
+        if !receiver.is_unasked() {
+            let message = match found {
+                Found::Whole(range) => Message::whole(receiver.current.as_ref()?.slice(range)),
+                Found::Assembled => receiver.assembled.as_mut()?.message.take()?,
+            };
+            receiver.keep_unasked(message);
+        }
+        let Assembled { message, unasked, .. } = receiver.assembled.as_deref()?;
+        let first = Some(Frame::of(message.as_ref()?));
+        Some(Frames { first, behind: &[], source: None, unasked: Some(unasked) })
     }
 
     /// Takes the file descriptors of the message that was lent last, if it came with some. After the next
     /// message they can't be taken any more; they are closed then or soon after it, at the latest when
     /// something is received behind this batch.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        if self.receiver.is_unasked() {
+            return Vec::new();
+        }
         self.receiver.let_go_of_earlier();
         let message =
             self.receiver.assembled.as_mut().and_then(|assembled| assembled.message.as_mut());
@@ -734,6 +803,10 @@ impl Batch<'_> {
     /// Control frames, messages in pieces, and the next chunk if it has arrived.
     #[cold]
     fn advance_slow(&mut self) -> Option<Found> {
+        if self.receiver.is_unasked() {
+            return Some(Found::Assembled);
+        }
+        self.receiver.resume();
         self.receiver.let_go_of_earlier();
         let found = self.find();
         if matches!(found, Some(Found::Whole(_))) {
@@ -747,7 +820,8 @@ impl Batch<'_> {
 
     fn find(&mut self) -> Option<Found> {
         let receiver = &mut *self.receiver;
-        if receiver.lost.is_some() {
+        // What lies behind an end that has been found is not to be used.
+        if receiver.lost.is_some() || receiver.end.is_some() {
             return None;
         }
         loop {
@@ -790,7 +864,11 @@ impl Batch<'_> {
                 let chunk = self.receiver.current.as_ref()?;
                 Some(Frame::new(chunk, chunk.as_slice().get(range)?))
             }
-            Found::Assembled => self.receiver.assembled_message().map(Frame::of),
+            Found::Assembled => {
+                let assembled = self.receiver.assembled.as_deref()?;
+                assembled.unasked.set(false);
+                assembled.message.as_ref().map(Frame::of)
+            }
         }
     }
 }
@@ -807,7 +885,11 @@ enum Found {
 #[derive(Debug)]
 pub struct Frames<'batch> {
     first: Option<Frame<'batch>>,
+    /// What lies behind the first in the source.
+    behind: &'batch [u8],
     source: Option<Source<'batch>>,
+    /// Where it is told that the first has been asked for, if there is no source.
+    unasked: Option<&'batch Cell<bool>>,
 }
 
 /// Where more whole messages may follow.
@@ -826,6 +908,12 @@ impl<'batch> Iterator for Frames<'batch> {
     #[inline(always)]
     fn next(&mut self) -> Option<Frame<'batch>> {
         if let Some(first) = self.first.take() {
+            if let Some(source) = &mut self.source {
+                source.rest = self.behind;
+            }
+            if let Some(unasked) = self.unasked {
+                unasked.set(false);
+            }
             return Some(first);
         }
         let source = self.source.as_mut()?;

@@ -37,3 +37,4 @@ mod signals;
 mod sizes;
 mod spinning;
 mod threads;
+mod unasked;

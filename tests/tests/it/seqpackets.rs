@@ -31,6 +31,7 @@ on_both_engines!(
     other_profiles,
     bad_greetings,
     packets_that_are_not_one_frame,
+    an_end_in_a_batch_is_the_end,
     a_packet_over_the_limit,
     ping_gets_its_pong,
     pings_to_a_full_queue,
@@ -431,6 +432,36 @@ fn packets_that_are_not_one_frame(engine: EngineChoice) {
                 bystander.check().await;
             });
         }
+    }
+}
+
+/// However often the batch is asked, and whatever has arrived behind it.
+fn an_end_in_a_batch_is_the_end(engine: EngineChoice) {
+    let length = ProtocolError::PacketLength { packet_bytes: 7, frame_bytes: 8 };
+    let rejected = Closed::Rejected { reason: "no more".into() };
+    let cases = [
+        (vec![0; 7], RecvError::Protocol { position: 11, source: length }),
+        (frame(FrameKind::Reject, b"no more"), RecvError::Closed(rejected)),
+    ];
+    for (packet, error) in cases {
+        block_on(engine, async {
+            let (mut connection, peer) = raw(options());
+            peer.greet().await;
+            connection.ready().await.expect("a greeting");
+            for packet in [&message(b"abc"), &packet, &message(b"not to be used"), &packet] {
+                peer.send(packet);
+            }
+            ringpost::sleep(Duration::from_millis(20)).await;
+            let mut batch = connection.recv_batch().await.expect("open").expect("no end");
+            assert_eq!(batch.next().expect("a message").to_vec(), b"abc");
+            for _ in 0..3 {
+                assert!(batch.next().is_none(), "behind {error}");
+                assert!(batch.next_run().is_none(), "behind {error}");
+            }
+            for _ in 0..2 {
+                assert_eq!(connection.recv().await.map(|_| ()), Err(error.clone()));
+            }
+        });
     }
 }
 
