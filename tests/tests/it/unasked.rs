@@ -23,7 +23,8 @@ const MESSAGES: u64 = 400;
 const LENGTHS: [usize; 6] = [0, 1, 8, 300, 5000, 20_000];
 
 fn len_of(sequence: u64) -> usize {
-    LENGTHS[(sequence % LENGTHS.len() as u64) as usize]
+    let turn = usize::try_from(sequence).expect("few");
+    LENGTHS[turn % LENGTHS.len()]
 }
 
 /// Writes in parts of ever other lengths, so that headers and bodies are cut everywhere.
