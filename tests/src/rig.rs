@@ -16,6 +16,7 @@ use ringpost::{
 use ringpost_testkit::child::skip;
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::RawPeer;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tempfile::TempDir;
 
 /// Longest run of a future; sanitizers slow it down.
@@ -74,6 +75,18 @@ pub fn shared_blocks_or_skip(test: &str, runtime: &Runtime) -> bool {
 /// If the kernel has none.
 pub fn sockets() -> (UnixStream, UnixStream) {
     UnixStream::pair().expect("a pair of sockets")
+}
+
+/// Two connected SOCK_SEQPACKET sockets.
+///
+/// # Panics
+///
+/// If the kernel has none.
+pub fn packet_sockets() -> (UnixStream, UnixStream) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let (left, right) = pair.expect("a pair of sockets");
+    (left.into(), right.into())
 }
 
 /// A connection over this socket.

@@ -280,7 +280,7 @@ impl Packets {
     /// [`PacketError`] if the last packets for it could not be sent (told once), or nothing can be sent.
     #[inline]
     pub fn check(&self, to: &SocketName) -> Result<Accepted, PacketError> {
-        self.cell.state.borrow_mut().check(to, &self.cell.options)
+        self.accepts(&mut self.cell.state.borrow_mut(), to)
     }
 
     /// Waits until a packet for this destination may be accepted. With a batch gathered that is after the
@@ -296,12 +296,9 @@ impl Packets {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), PacketError>> {
         let mut state = self.cell.state.borrow_mut();
-        match state.check(to, &self.cell.options) {
+        match self.accepts(&mut state, to) {
             Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
             Ok(accepted) => {
-                if let Some(error) = self.core.end() {
-                    return Poll::Ready(Err(error.into()));
-                }
                 state.wait(to, accepted, place, context.waker());
                 Poll::Pending
             }
@@ -315,7 +312,7 @@ impl Packets {
         let mut state = self.cell.state.borrow_mut();
         state.failures.is_empty()
             && state.is_prompt()
-            && matches!(state.check(to, &self.cell.options), Ok(Accepted::Yes))
+            && matches!(self.accepts(&mut state, to), Ok(Accepted::Yes))
     }
 
     /// Packets accepted so far, for [`Packets::poll_flushed`].
@@ -377,7 +374,7 @@ impl Packets {
     ) -> Result<Accepted, PacketError> {
         let mut state = self.cell.state.borrow_mut();
         state.check_len(prefix.len() + body.len())?;
-        let accepted = state.check(to, &self.cell.options)?;
+        let accepted = self.accepts(&mut state, to)?;
         if accepted != Accepted::Yes || !self.is_sent(prefix.len() + body.len()) {
             return Ok(accepted);
         }
@@ -406,7 +403,7 @@ impl Packets {
     ) -> Result<Accepted, PacketError> {
         let mut state = self.cell.state.borrow_mut();
         state.check_len(prefix.len() + len)?;
-        let accepted = state.check(to, &self.cell.options)?;
+        let accepted = self.accepts(&mut state, to)?;
         if accepted != Accepted::Yes || !self.is_sent(prefix.len() + len) {
             return Ok(accepted);
         }
@@ -414,7 +411,7 @@ impl Packets {
         let block = self.filled(prefix, len, fill);
         let mut state = self.cell.state.borrow_mut();
         let blocks = &mut self.core.blocks.borrow_mut();
-        if let Some(error) = state.send_error() {
+        if let Some(error) = self.send_error(&state) {
             blocks.give_back(block);
             return Err(error.into());
         }
@@ -441,7 +438,7 @@ impl Packets {
         let mut state = self.cell.state.borrow_mut();
         let packet_bytes = prefix.len() + payload.as_slice().len();
         state.check_len(packet_bytes)?;
-        let accepted = state.check(to, &self.cell.options)?;
+        let accepted = self.accepts(&mut state, to)?;
         if accepted != Accepted::Yes || !self.is_sent(packet_bytes) {
             return Ok(accepted);
         }
@@ -458,7 +455,7 @@ impl Packets {
     #[inline]
     pub fn append(&self, prefix: Prefix, body: &[u8]) {
         let mut state = self.cell.state.borrow_mut();
-        if state.send_error().is_none() && self.is_sent(prefix.len() + body.len()) {
+        if self.send_error(&state).is_none() && self.is_sent(prefix.len() + body.len()) {
             let blocks = &mut self.core.blocks.borrow_mut();
             state.queue.append(&SocketName::UNNAMED, prefix, body, blocks);
             self.mark_dirty(&mut state);
@@ -471,7 +468,7 @@ impl Packets {
         {
             let mut state = self.cell.state.borrow_mut();
             let full = state.is_full(&self.cell.options);
-            if state.send_error().is_some() || (full && state.beyond) {
+            if self.send_error(&state).is_some() || (full && state.beyond) {
                 return false;
             }
             state.beyond = full;
@@ -483,13 +480,14 @@ impl Packets {
     /// As [`Packets::append`], for `len` bytes that `fill` writes in place; they are zero at first.
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        if self.cell.state.borrow().send_error().is_some() || !self.is_sent(prefix.len() + len) {
+        if self.send_error(&self.cell.state.borrow()).is_some() || !self.is_sent(prefix.len() + len)
+        {
             return;
         }
         let block = self.filled(prefix, len, fill);
         let mut state = self.cell.state.borrow_mut();
         let blocks = &mut self.core.blocks.borrow_mut();
-        if state.send_error().is_some() {
+        if self.send_error(&state).is_some() {
             blocks.give_back(block);
         } else if state.queue.append_filled(&SocketName::UNNAMED, block, blocks) {
             self.mark_dirty(&mut state);
@@ -508,7 +506,9 @@ impl Packets {
     /// As [`Packets::append`], for a payload that is sent from where it lies.
     pub fn append_shared(&self, prefix: Prefix, payload: Payload) {
         let mut state = self.cell.state.borrow_mut();
-        if state.send_error().is_none() && self.is_sent(prefix.len() + payload.as_slice().len()) {
+        if self.send_error(&state).is_none()
+            && self.is_sent(prefix.len() + payload.as_slice().len())
+        {
             state.queue.append_shared(&SocketName::UNNAMED, prefix, payload);
             self.mark_dirty(&mut state);
         }
@@ -546,6 +546,20 @@ impl Packets {
         }
         // Only ENOTCONN can come back, and then there is nobody to tell.
         let _ = rustix::net::shutdown(&self.cell.socket, Shutdown::Write);
+    }
+
+    /// Why nothing more is accepted. Sockets without anything in flight do not hear of the reactor's end.
+    #[inline]
+    fn send_error(&self, state: &State) -> Option<StreamError> {
+        state.send_error().or_else(|| self.core.end())
+    }
+
+    #[inline]
+    fn accepts(&self, state: &mut State, to: &SocketName) -> Result<Accepted, PacketError> {
+        match self.send_error(state) {
+            Some(error) => Err(error.into()),
+            None => state.check(to, &self.cell.options),
+        }
     }
 
     /// Of a connection, an empty packet is taken for its end: there is none.

@@ -12,7 +12,7 @@ use ringpost::{
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines_alone;
 use ringpost_tests::rig::{
-    Bystander, adopt, ask, expect_message, pair, place, run, runtime, sockets,
+    Bystander, adopt, ask, expect_message, packet_sockets, pair, place, run, runtime, sockets,
 };
 
 on_both_engines_alone!(
@@ -151,10 +151,21 @@ fn nothing_is_sent_at_once(engine: EngineChoice) {
         assert_eq!(*server.recv().await.expect("open").expect("no end"), *b"before");
         (client, server)
     });
+    let (mut packets, _peer, datagram) = run(&runtime, async {
+        let options = ConnectionOptions::new().seqpacket();
+        let (ours, theirs) = packet_sockets();
+        let (mut ours, mut theirs) = (adopt(ours, options), adopt(theirs, options));
+        ours.ready().await.expect("a greeting");
+        theirs.ready().await.expect("a greeting");
+        (ours, theirs, Datagram::builder().autobind().expect("a socket"))
+    });
     let file = std::fs::File::open("/dev/null").expect("open");
     forked(|| {
         let ended = SendError::Closed(Closed::RuntimeEnded);
         assert_eq!(client.try_send(b"x"), Err(ended.clone()));
+        assert_eq!(packets.try_send(b"x"), Err(ended.clone()));
+        let own = datagram.local_address().expect("bound");
+        assert!(datagram.try_send_to(own, b"x").is_err());
         let sent = client.try_send_with_descriptors(b"x", &[&file]);
         assert_eq!(sent, Err(ended.clone()));
         let sent = runtime.block_on(client.send_with_descriptors(b"x", &[&file]));

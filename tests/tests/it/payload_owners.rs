@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ringpost::{ConnectionOptions, EngineChoice, Runtime, Sender, Spin};
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{adopt, block_on, pair, sockets};
+use ringpost_tests::rig::{adopt, block_on, packet_sockets, pair, sockets};
 
 on_both_engines!(
     a_destructor_sends,
@@ -129,13 +129,7 @@ fn a_destructor_of_what_is_sent_last_wakes_a_task(engine: EngineChoice) {
 }
 
 fn a_destructor_of_a_packet_wakes_a_task(engine: EngineChoice) {
-    wakes_while_nothing_else_happens(engine, ConnectionOptions::new().seqpacket(), &|| {
-        let kind = rustix::net::SocketType::SEQPACKET;
-        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-        let pair = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None);
-        let (ours, theirs) = pair.expect("sockets");
-        (ours.into(), theirs.into())
-    });
+    wakes_while_nothing_else_happens(engine, ConnectionOptions::new().seqpacket(), &packet_sockets);
 }
 
 fn wakes_while_nothing_else_happens(

@@ -12,7 +12,8 @@ use ringpost::{
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::privileges::allow_descriptors;
 use ringpost_tests::rig::{
-    adopt, ask, block_on, builder, echo, pair, place, raw, run, runtime, sockets, until,
+    adopt, ask, block_on, builder, echo, packet_sockets, pair, place, raw, run, runtime, sockets,
+    until,
 };
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
@@ -182,19 +183,33 @@ fn connections_outlive_it(engine: EngineChoice) {
 
 /// Nothing of theirs is in flight when the runtime ends.
 fn half_closed_connections_outlive_it(engine: EngineChoice) {
-    let ended = runtime(engine);
-    let (mut left, _right) = run(&ended, async {
-        let (mut left, mut right) = pair(ConnectionOptions::new().bytes());
-        right.shutdown().await.expect("open");
-        assert!(left.recv().await.expect("a proper end").is_none());
-        (left, right)
-    });
-    drop(ended);
-    let gone = SendError::Closed(Closed::RuntimeEnded);
-    assert_eq!(left.try_send(b"after"), Err(gone.clone()));
-    block_on(engine, async {
-        assert_eq!(left.send(b"after").await, Err(gone));
-    });
+    let streams: fn() -> _ = sockets;
+    let bytes = ConnectionOptions::new().bytes();
+    let kinds = [
+        (streams, bytes),
+        (packet_sockets, ConnectionOptions::new().seqpacket()),
+        (packet_sockets, bytes.seqpacket()),
+    ];
+    for (sockets, options) in kinds {
+        let ended = runtime(engine);
+        let (mut left, _right) = run(&ended, async {
+            let (left, right) = sockets();
+            let (mut left, mut right) = (adopt(left, options), adopt(right, options));
+            right.shutdown().await.expect("open");
+            assert!(left.recv().await.expect("a proper end").is_none());
+            (left, right)
+        });
+        drop(ended);
+        let gone = SendError::Closed(Closed::RuntimeEnded);
+        assert_eq!(left.try_send(b"after"), Err(gone.clone()));
+        assert_eq!(left.halves().0.try_send_with(5, |_| {}), Err(gone.clone()));
+        assert!(left.halves().0.try_batch().is_err());
+        block_on(engine, async {
+            assert_eq!(left.send(b"after").await, Err(gone.clone()));
+            let bytes = bytes::Bytes::from_static(&[7; 5000]);
+            assert_eq!(left.halves().0.send_bytes(bytes).await, Err(gone));
+        });
+    }
 }
 
 fn accepted_bytes_leave_first(engine: EngineChoice) {

@@ -9,7 +9,7 @@ use ringpost::{ConnectionOptions, EngineChoice, LengthPrefix, Receiver};
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::{greeting, message};
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{adopt, block_on, join, pair, sockets};
+use ringpost_tests::rig::{adopt, block_on, join, packet_sockets, pair, sockets};
 
 on_both_engines!(
     native_in_pieces,
@@ -110,16 +110,10 @@ fn length_prefixed_in_pieces(engine: EngineChoice) {
 
 fn packets(engine: EngineChoice) {
     block_on(engine, async {
-        let pair = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
-            None,
-        );
-        let (ours, theirs) = pair.expect("sockets");
+        let (ours, theirs) = packet_sockets();
         let options = ConnectionOptions::new().seqpacket();
-        let (_sender, mut receiver) = adopt(ours.into(), options).split();
-        let (mut sender, _receiver) = adopt(theirs.into(), options).split();
+        let (_sender, mut receiver) = adopt(ours, options).split();
+        let (mut sender, _receiver) = adopt(theirs, options).split();
         let sending = ringpost::spawn(async move {
             for sequence in 0..MESSAGES {
                 let payload = pattern::payload(sequence, len_of(sequence));
