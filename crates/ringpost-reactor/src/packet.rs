@@ -152,6 +152,7 @@ impl Packets {
             watcher: None,
             queue: PacketQueue::new(),
             writable: None,
+            look_again: None,
             writers: Waiters::default(),
             failures: VecDeque::new(),
             send_failure: None,

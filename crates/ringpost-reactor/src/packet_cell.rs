@@ -35,7 +35,7 @@ use crate::ops::Owner;
 use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
 use crate::packet_inbox::{Arrived, Place, Shape, joined};
 use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
-use crate::packet_queue::{Gate, PacketQueue};
+use crate::packet_queue::{Gate, PacketQueue, REST_MAX};
 use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::retries::{Listed, Retried, Retries};
@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) watcher: Option<Waker>,
     pub(crate) queue: PacketQueue,
     pub(crate) writable: Option<Token>,
+    /// When room for the connected peer is looked for all the same.
+    pub(crate) look_again: Option<Instant>,
     pub(crate) writers: Waiters,
     pub(crate) failures: VecDeque<SendFailure>,
     pub(crate) send_failure: Option<StreamError>,
@@ -266,11 +268,23 @@ impl State {
         // for the others, and whoever would rather know of it than wait gets to know.
         if !options.connection
             && packets > 0
-            && let Some(queued) = self.queue.blocked(to)
+            && let Some(queued) = self.queue.blocked(to).or_else(|| self.has_its_share(to, options))
         {
             return Ok(Accepted::Full { queued });
         }
         Ok(Accepted::Yes)
+    }
+
+    /// Packets that wait for this destination if they take as much of the queue as is left for the others: it may turn
+    /// out to be full, and then nobody could send any more.
+    fn has_its_share(&self, to: &SocketName, options: &PacketOptions) -> Option<usize> {
+        let free_packets = options.outbound_packets_max.saturating_sub(self.queue.packets());
+        let free_bytes = options.outbound_bytes_max.saturating_sub(self.queue.bytes());
+        if self.queue.packets() < free_packets && self.queue.bytes() < free_bytes {
+            return None;
+        }
+        let (packets, bytes) = self.queue.waiting(to);
+        (packets > 0 && (packets >= free_packets || bytes >= free_bytes)).then_some(packets)
     }
 
     /// True if no more may be accepted for any destination.
@@ -649,6 +663,13 @@ impl PacketCell {
                 match refusals {
                     Some((Gate::Polled, _)) => {
                         self.await_room(driver, state);
+                        if !connection && state.look_again.is_none() {
+                            // With more than a quarter of the send buffer unread elsewhere the kernel tells of no room,
+                            // nor of the peer's end, and yet may take packets.
+                            let until = driver.clock.now() + REST_MAX;
+                            state.look_again = Some(until);
+                            driver.packets.rest(until, self, Some(key));
+                        }
                         return false;
                     }
                     Some((_, refusals)) if full || refusals < MEMORY_REFUSALS_MAX => return false,
@@ -738,6 +759,11 @@ impl PacketCell {
     fn rested(self: &Rc<Self>, driver: &mut Driver, until: Instant, lane: Option<usize>) -> bool {
         let mut state = self.state.borrow_mut();
         if let Some(key) = lane {
+            if state.look_again.take_if(|look_again| *look_again == until).is_some()
+                && state.queue.open_unpolled()
+            {
+                return true;
+            }
             return state.queue.open_rested(key, until);
         }
         if state.receive == Receive::Resting(until) {
@@ -850,6 +876,23 @@ impl Core {
         let mut slot = self.dirty_packets.borrow_mut();
         if slot.is_empty() {
             *slot = dirty;
+        }
+    }
+
+    /// Lanes that rest are tried once more in the next turn, whenever their rests would be over.
+    pub(crate) fn end_packet_rests(&self, driver: &mut Driver) {
+        let resting = std::mem::take(&mut driver.packets.resting);
+        for ((until, number), (cell, lane)) in resting {
+            if lane.is_none() {
+                driver.packets.resting.insert((until, number), (cell, lane));
+                continue;
+            }
+            cell.resting.update(|count| count.saturating_sub(1));
+            if cell.rested(driver, until, lane)
+                && !std::mem::replace(&mut cell.state.borrow_mut().dirty, true)
+            {
+                self.dirty_packets.borrow_mut().push(cell);
+            }
         }
     }
 

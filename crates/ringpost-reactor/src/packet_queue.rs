@@ -17,7 +17,7 @@ pub(crate) const LANES_MAX: usize = 4096;
 const SPARE_LANES_MAX: usize = 64;
 /// First and longest rest of a lane whose receiver is full and can't be polled for room.
 const REST_MIN: Duration = Duration::from_micros(100);
-const REST_MAX: Duration = Duration::from_millis(10);
+pub(crate) const REST_MAX: Duration = Duration::from_millis(10);
 /// Time from one lane that has rested for long to the next, with many of them: 10,000 tries a second, however many
 /// receivers do not read.
 const REST_PACE: Duration = Duration::from_micros(100);
@@ -279,6 +279,12 @@ impl PacketQueue {
         self.lanes.get(self.closed_lane(to)?).map(|lane| lane.packets.len())
     }
 
+    /// Packets that wait for this destination, and their bytes.
+    pub(crate) fn waiting(&self, to: &SocketName) -> (usize, usize) {
+        let lane = self.find(to).and_then(|key| self.lanes.get(key));
+        lane.map_or((0, 0), |lane| (lane.packets.len(), lane.bytes))
+    }
+
     /// The lane of this destination, if it had no room.
     pub(crate) fn closed_lane(&self, to: &SocketName) -> Option<usize> {
         let key = self.find(to)?;
@@ -527,6 +533,18 @@ impl PacketQueue {
         polled
     }
 
+    /// The same before the kernel has told of room: a refusal is then no wonder.
+    pub(crate) fn open_unpolled(&mut self) -> bool {
+        let opened = self.open_polled();
+        if opened
+            && let Some(key) = self.by_name.get(&SocketName::UNNAMED).copied()
+            && let Some(lane) = self.lanes.get_mut(key)
+        {
+            lane.refusals = 0;
+        }
+        opened
+    }
+
     /// Where an open lane leads to.
     pub(crate) fn destination(&self, key: usize) -> SocketName {
         self.lanes.get(key).map_or(SocketName::UNNAMED, |lane| lane.to)
@@ -555,6 +573,8 @@ impl PacketQueue {
                 break;
             }
         }
+        // The next packet is not to blame for what this one met.
+        lane.memory_refusals = 0;
         let (is_open, is_empty) = (lane.gate == Gate::Open, lane.packets.is_empty());
         self.bytes -= bytes;
         self.packets -= count;
@@ -606,6 +626,24 @@ mod tests {
     /// What is offered, in the form in which it was appended.
     fn offered(queue: &PacketQueue) -> Vec<(Option<SocketName>, Vec<u8>)> {
         queue.outgoing().map(|packet| (packet.to.copied(), packet.parts.concat())).collect()
+    }
+
+    #[test]
+    fn the_next_packet_is_tried_as_often_as_the_one_that_was_given_up() {
+        let mut blocks = OutboundBlocks::new();
+        let mut queue = PacketQueue::new();
+        for _ in 0..2 {
+            assert!(queue.append(&SocketName::UNNAMED, Prefix::NONE, b"x", &mut blocks));
+        }
+        let key = queue.first_open().unwrap();
+        let refused = |lane: &mut Lane| {
+            lane.memory_refusals += 1;
+            lane.memory_refusals
+        };
+        assert_eq!(queue.close_gate(key, refused), Some(1));
+        assert_eq!(queue.close_gate(key, refused), Some(2));
+        assert_eq!(queue.drop_packets(key, false, &mut blocks), 1);
+        assert_eq!(queue.close_gate(key, refused), Some(1));
     }
 
     #[test]

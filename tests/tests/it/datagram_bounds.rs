@@ -16,7 +16,7 @@ use ringpost::{
 };
 use ringpost_testkit::pattern;
 use ringpost_tests::privileges::refuse_calls;
-use ringpost_tests::rig::{block_on, place, poll_at_most, until};
+use ringpost_tests::rig::{block_on, place, poll_at_most, run, runtime, until};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
 use crate::datagrams::{expect, other, plain};
@@ -25,7 +25,10 @@ on_both_engines!(
     failures_that_nobody_asks_for,
     an_idle_reader_makes_senders_wait,
     what_lies_unread_takes_the_room_of_its_sender,
-    waiters_that_go_leave_nothing
+    waiters_that_go_leave_nothing,
+    a_peer_that_reads_while_another_does_not,
+    answers_to_one_that_does_not_read,
+    what_rests_leaves_at_the_end
 );
 on_both_engines_alone!(
     no_memory_to_receive,
@@ -203,6 +206,119 @@ fn no_memory_to_receive(engine: EngineChoice) {
         let rests = start.elapsed().as_millis() / REST.as_millis();
         assert!((2..rests + 5).contains(&looks), "{looks} looks in the time of {rests} rests");
     });
+}
+
+/// The kernel tells of no room (poll(2), `unix_dgram_poll`) as long as more than a quarter of the send buffer lies
+/// unread somewhere, though it would take packets for the connected peer.
+fn a_peer_that_reads_while_another_does_not(engine: EngineChoice) {
+    const PACKETS: u64 = 900;
+    block_on(engine, async {
+        let (directory, idle) = place();
+        let _idle_socket = other(&idle);
+        let path = directory.path().join("peer.sock");
+        let peer = other(&path);
+        let sender = plain().unbound().expect("a socket");
+        let buffer = rustix::net::sockopt::socket_send_buffer_size(&sender).expect("a socket");
+        // What the kernel counts for a packet is more than its bytes.
+        for _ in 0..6 {
+            sender.send_to(&idle, &vec![7; buffer / 20]).await.expect("room");
+        }
+        sender.flush().await.expect("taken");
+        sender.connect_to(Address::from(path)).expect("bound");
+        // More than its queue holds (net.unix.max_dgram_qlen, 10 to 512).
+        let sending = spawn(async move {
+            for sequence in 0..PACKETS {
+                sender.send(&pattern::payload(sequence, 10)).await.expect("room");
+            }
+            sender.flush().await.expect("taken");
+        });
+        sleep(Duration::from_millis(20)).await;
+        peer.set_nonblocking(true).expect("a socket");
+        let (mut bytes, mut received) = ([0; 16], 0);
+        until("all have come", || {
+            while let Ok(len) = peer.recv(&mut bytes) {
+                pattern::check(received, 10, &bytes[..len]);
+                received += 1;
+            }
+            received == PACKETS
+        })
+        .await;
+        sending.await.expect("no panic");
+    });
+}
+
+/// A peer that asks much and reads nothing does not take the room that answers to others need.
+fn answers_to_one_that_does_not_read(engine: EngineChoice) {
+    block_on(engine, async {
+        let (directory, _) = place();
+        let sender = plain().unbound().expect("a socket");
+        let idle: Vec<_> =
+            (0..4).map(|number| directory.path().join(format!("idle{number}"))).collect();
+        let idle_sockets: Vec<_> = idle.iter().map(|path| other(path)).collect();
+        for path in &idle {
+            let another = UnixDatagram::unbound().expect("a socket");
+            another.set_nonblocking(true).expect("a socket");
+            while another.send_to(b"full", path).is_ok() {}
+        }
+        // All in one turn, before anybody is known to be full.
+        for path in &idle {
+            for sequence in 0..2000 {
+                match sender.try_send_to(path, b"an answer") {
+                    Ok(()) => {}
+                    Err(DatagramSendError::Full { queued, .. }) => {
+                        assert_eq!(queued, sequence);
+                        break;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        let live = directory.path().join("live.sock");
+        let live_socket = other(&live);
+        for sequence in 0..100 {
+            let payload = pattern::payload(sequence, 20);
+            let sending = sender.send_to(&live, &payload);
+            timeout(Duration::from_secs(5), sending).await.expect("soon").expect("room");
+            let mut bytes = [0; 32];
+            live_socket.set_nonblocking(true).expect("a socket");
+            until("it has come", || match live_socket.recv(&mut bytes) {
+                Ok(len) => {
+                    pattern::check(sequence, 20, &bytes[..len]);
+                    true
+                }
+                Err(_) => false,
+            })
+            .await;
+        }
+        drop(idle_sockets);
+    });
+}
+
+/// A runtime ends before the next time that a receiver, which has read meanwhile, would be tried.
+fn what_rests_leaves_at_the_end(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let receiver = other(&path);
+    receiver.set_nonblocking(true).expect("a socket");
+    let runtime = runtime(engine);
+    let sender = run(&runtime, async {
+        let another = UnixDatagram::unbound().expect("a socket");
+        another.set_nonblocking(true).expect("a socket");
+        while another.send_to(b"full", &path).is_ok() {}
+        let sender = plain().unbound().expect("a socket");
+        sender.send_to(&path, b"first").await.expect("accepted");
+        // Until it rests for ten milliseconds each time.
+        sleep(Duration::from_millis(60)).await;
+        let mut bytes = [0; 8];
+        while receiver.recv(&mut bytes).is_ok() {
+            assert!(bytes.starts_with(b"full"));
+        }
+        sender
+    });
+    drop(runtime);
+    let mut bytes = [0; 8];
+    let len = receiver.recv(&mut bytes).expect("it was sent at the end");
+    assert_eq!(bytes[..len], *b"first");
+    drop(sender);
 }
 
 /// How often full receivers are tried again has a bound, however many there are.

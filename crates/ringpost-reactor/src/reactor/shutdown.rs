@@ -41,6 +41,7 @@ impl Core {
         while let Some(stream) = driver.rests.pop() {
             stream.rest_is_over(&mut driver);
         }
+        self.end_packet_rests(&mut driver);
     }
 
     /// The end of a shutdown: everything is let go, or leaked if the kernel may still use it. Whom to wake, and what

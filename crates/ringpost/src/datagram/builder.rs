@@ -128,7 +128,8 @@ impl DatagramBuilder {
         self
     }
 
-    /// Packets that may have been accepted and not sent before senders wait; 1024 by default, at least 1.
+    /// Packets that may have been accepted and not sent before senders wait; 1024 by default, at least 1. Those for one
+    /// destination take at most as much of this, and of the bytes, as they leave free: it may turn out to be full.
     pub fn outbound_packets_max(mut self, packets: usize) -> Self {
         self.settings.outbound_packets_max = packets.max(1);
         self
