@@ -1,11 +1,15 @@
 //! The predecessor's end of the connection to a successor, on the runtime.
 
 use std::future::poll_fn;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ringpost_reactor::{Inbound, Stream};
+use ringpost_reactor::{Inbound, Stream, StreamError};
 use ringpost_uds::handover;
+use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
@@ -28,6 +32,9 @@ pub(super) struct Channel {
     pub(super) settled: bool,
     /// The rest of a record did not leave, so nothing else may.
     broken: bool,
+    /// What tells the successor that nothing comes of it where there is no room for a record (eventfd(2)). It has a
+    /// copy.
+    revocation: Option<OwnedFd>,
     /// A child that this one forks has no say.
     process: u32,
 }
@@ -36,7 +43,14 @@ impl Channel {
     pub(super) fn new(socket: OwnedFd) -> Self {
         let stream = Inner::current().reactor.adopt_stream(socket);
         let (input, process) = (Assembler::default(), std::process::id());
-        Self { stream, input, settled: false, broken: false, process }
+        Self { stream, input, settled: false, broken: false, revocation: None, process }
+    }
+
+    /// Makes what the successor can see that it has been given up by. `None` if the kernel has none.
+    pub(super) fn revocable(&mut self) -> Option<BorrowedFd<'_>> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        self.revocation = rustix::event::eventfd(0, flags).ok();
+        self.revocation.as_ref().map(AsFd::as_fd)
     }
 
     /// Sends a record. By hand: the reactor's sends carry no descriptors, and with room in the socket, as
@@ -111,8 +125,24 @@ impl Channel {
                     self.input.push(chunk.as_slice());
                 }
                 Ok(Inbound::Chunk(_)) => return Err(wire::protocol("more than was asked for")),
-                Ok(_) | Err(_) => return Err(RestartError::Ended { stage }),
+                Ok(_) | Err(StreamError::PeerGone) => return Err(RestartError::Ended { stage }),
+                // This process can't hear the successor any more, which may well be there.
+                Err(StreamError::Kernel { errno }) => {
+                    let source = io::Error::from_raw_os_error(errno);
+                    return Err(RestartError::system("hear the successor", source));
+                }
+                Err(_) => return Err(RestartError::RuntimeEnded),
             }
+        }
+    }
+
+    /// What the successor has said unasked, or why it can't be heard; with nothing there, nothing is wrong.
+    pub(super) fn check(&mut self, stage: Stage) -> Result<(), RestartError> {
+        let record = pin!(self.record(stage));
+        match record.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(_)) => Err(wire::protocol("more than was asked for")),
+            Poll::Ready(Err(error)) => Err(error),
         }
     }
 
@@ -127,8 +157,14 @@ impl Channel {
 
     /// Tells the successor why nothing comes of it. Best effort, and the last thing that is sent.
     pub(super) fn give_up(&mut self, kind: Kind, body: &[u8]) {
-        let may_say = !self.broken && self.process == std::process::id();
-        if !std::mem::replace(&mut self.settled, true) && may_say {
+        if std::mem::replace(&mut self.settled, true) || self.process != std::process::id() {
+            return;
+        }
+        if let Some(revocation) = &self.revocation {
+            // A counter of zero has room for one.
+            let _ = rustix::io::write(revocation, &1_u64.to_ne_bytes());
+        }
+        if !self.broken {
             let record = [&wire::header(kind, body.len(), 0), body].concat();
             let _ = handover::send(self.stream.socket(), &record, &[]);
         }

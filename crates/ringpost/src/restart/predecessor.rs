@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use ringpost_uds::{self as uds, AccessPolicy, Address, BindError, PeerCredentials, handover};
+use rustix::net::Shutdown;
 
 use super::channel::{Channel, Deadline};
 use super::error::{RestartError, Stage};
@@ -259,7 +260,7 @@ async fn serve(claim: Claim, socket: OwnedFd) -> Result<ReadySuccessor, RestartE
         return Err(protocol("something other than READY"));
     }
     let deadline = Deadline::after(settings.commit_ms_max);
-    let connections = Vec::new();
+    let connections = Lent::new();
     let received_bytes = 0;
     Ok(ReadySuccessor {
         claim,
@@ -311,8 +312,14 @@ async fn offer(control: &Control, channel: &mut Channel) -> Result<(), RestartEr
         rustix::process::getpid(),
         rustix::process::PidfdFlags::empty(),
     );
-    let ourselves = ourselves.ok();
-    let descriptors: Vec<_> = ourselves.iter().map(AsFd::as_fd).collect();
+    // A dead one may have lost patience, and handed over to somebody else, before it died. Without either the successor
+    // takes over from no dead one.
+    let revocation = channel.revocable().map(|revocation| revocation.try_clone_to_owned());
+    let descriptors = match (ourselves, revocation) {
+        (Ok(ourselves), Some(Ok(revocation))) => vec![ourselves, revocation],
+        _ => Vec::new(),
+    };
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let settings = &control.settings;
     let body = Writer::default().u64(settings.startup_ms_max).u64(settings.commit_ms_max).0;
     channel.send(stage, Kind::Offer, &body, &descriptors, deadline).await
@@ -330,10 +337,43 @@ pub struct ReadySuccessor {
     peer: PeerCredentials,
     deadline: Deadline,
     connections_max: usize,
-    /// They have been sent, and are ours until the commit.
-    connections: Vec<(Vec<u8>, DetachedConnection)>,
+    connections: Lent,
     /// What they have received and not taken, bytes.
     received_bytes: usize,
+}
+
+/// Connections that have been sent, and are ours until the commit. Dropping them ends them, wherever they are: a
+/// successor that does not look may have them for long.
+#[derive(Debug)]
+struct Lent {
+    connections: Vec<(Vec<u8>, DetachedConnection)>,
+    /// The successor may have taken over.
+    in_doubt: bool,
+    /// A child that this one forks ends nothing of its parent's.
+    process: u32,
+}
+
+impl Lent {
+    fn new() -> Self {
+        Self { connections: Vec::new(), in_doubt: false, process: std::process::id() }
+    }
+
+    /// Takes them out: they go on here, or with the successor.
+    fn take(&mut self) -> Vec<(Vec<u8>, DetachedConnection)> {
+        std::mem::take(&mut self.connections)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if self.in_doubt || self.process != std::process::id() {
+            return;
+        }
+        for (_, connection) in &self.connections {
+            // Whose peer has gone is ended already.
+            let _ = rustix::net::shutdown(connection, Shutdown::Both);
+        }
+    }
 }
 
 impl ReadySuccessor {
@@ -367,7 +407,7 @@ impl ReadySuccessor {
         match self.try_send_connection(label, &connection).await {
             Ok(()) => {
                 self.received_bytes += connection.received.len();
-                self.connections.push((label.to_vec(), connection));
+                self.connections.connections.push((label.to_vec(), connection));
                 Ok(())
             }
             Err(error) => Err(NotSent { error, connection }),
@@ -379,7 +419,7 @@ impl ReadySuccessor {
         label: &[u8],
         connection: &DetachedConnection,
     ) -> Result<(), RestartError> {
-        within("connections:", self.connections.len() + 1, self.connections_max)?;
+        within("connections:", self.connections.connections.len() + 1, self.connections_max)?;
         within("bytes to say what a connection is:", label.len(), NAME_BYTES_MAX)?;
         let received = connection.received.len();
         within("bytes received and not taken:", received, CONNECTION_BYTES_MAX)?;
@@ -423,7 +463,7 @@ impl ReadySuccessor {
     /// Sends the successor away, and takes back the connections.
     pub fn abort(mut self, reason: &str) -> Vec<(Vec<u8>, Connection)> {
         self.channel.give_up(Kind::GiveUp, wire::reason(reason));
-        take_back(self.connections)
+        take_back(self.connections.take())
     }
 }
 
@@ -431,7 +471,7 @@ impl fmt::Debug for ReadySuccessor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReadySuccessor")
             .field("peer", &self.peer)
-            .field("connections", &self.connections.len())
+            .field("connections", &self.connections.connections.len())
             .finish_non_exhaustive()
     }
 }
@@ -447,12 +487,16 @@ async fn commit(mut ready: ReadySuccessor, state: Vec<u8>) -> Result<(), NotComm
             ready.channel.settled = true;
             tracing::info!(%peer, "the successor has taken over");
             // Our descriptors of the connections are closed, which the peers don't notice.
+            drop(ready.connections.take());
             Ok(())
         }
         Err(error) => {
             ready.channel.give_up(Kind::GiveUp, wire::reason(&error.to_string()));
             tracing::warn!(%peer, %error, "the successor has not taken over; this process goes on");
-            Err(NotCommitted { error, connections: take_back(ready.connections) })
+            // In doubt they may be the successor's: two would read them.
+            let in_doubt = ready.connections.in_doubt;
+            let ours = if in_doubt { Vec::new() } else { ready.connections.take() };
+            Err(NotCommitted { error, connections: take_back(ours) })
         }
     }
 }
@@ -471,10 +515,17 @@ async fn try_commit(ready: &mut ReadySuccessor, state: &[u8]) -> Result<(), Rest
         crate::timeout(left, pause).await.map_err(|_| deadline.passed(stage))?;
     }
     ready.channel.send(stage, Kind::State, state, &[], deadline).await?;
-    paused.in_doubt = true;
+    ready.channel.check(stage)?;
+    (paused.in_doubt, ready.connections.in_doubt) = (true, true);
     let sent = ready.channel.send(stage, Kind::Commit, &[], &[], deadline).await;
     let answer = match sent {
-        Ok(()) => ready.channel.next(stage, deadline).await,
+        Ok(()) => match ready.channel.next(stage, deadline).await {
+            // It may have answered, and can't be heard.
+            Err(error @ (RestartError::RuntimeEnded | RestartError::System { .. })) => {
+                return Err(error);
+            }
+            answer => answer,
+        },
         Err(error) => Err(error),
     };
     let answer = match answer {
@@ -484,7 +535,7 @@ async fn try_commit(ready: &mut ReadySuccessor, state: &[u8]) -> Result<(), Rest
         }
         answer => answer,
     };
-    paused.in_doubt = false;
+    (paused.in_doubt, ready.connections.in_doubt) = (false, false);
     if answer?.kind != Kind::Taken {
         return Err(protocol("something other than TAKEN"));
     }
@@ -533,7 +584,8 @@ pub struct NotCommitted {
     /// Why not.
     #[source]
     pub error: RestartError,
-    /// The connections that were to be handed over, with what was said about them.
+    /// The connections that were to be handed over, with what was said about them. None if the successor
+    /// can't be heard any more: they may be its own.
     pub connections: Vec<(Vec<u8>, Connection)>,
 }
 

@@ -45,6 +45,8 @@ pub struct Successor {
     commit_wait: Duration,
     /// The process of the predecessor.
     process: Option<OwnedFd>,
+    /// Readable once the predecessor has given this one up.
+    revocation: Option<OwnedFd>,
     connections_max: usize,
 }
 
@@ -133,6 +135,8 @@ impl Successor {
     ) -> Result<(), RestartError> {
         let mut bytes = 0;
         loop {
+            // Also of one that never stops talking; and what is found long after is not to be acted on.
+            in_time(Stage::Commit, deadline, self.commit_wait)?;
             let record = self.channel.next(Stage::Commit, deadline, self.commit_wait)?;
             match record.kind {
                 Kind::Connection => {
@@ -157,6 +161,16 @@ impl Successor {
         if let Some(process) = &self.process
             && wait_readable(process, Instant::now() + END_WAIT_MAX)?
         {
+            // It may have given this one up before, and handed over to another: what it said about that found no
+            // room, or has come by now.
+            self.channel.farewell(Stage::Commit)?;
+            if let Some(revocation) = &self.revocation
+                && wait_readable(revocation, Instant::now())?
+            {
+                self.channel.settled = true;
+                let reason = "the predecessor had no room for the reason".into();
+                return Err(RestartError::GaveUp { stage: Stage::Commit, reason });
+            }
             return Ok(());
         }
         self.channel.settled = true;
@@ -248,7 +262,9 @@ fn receive_offer(mut channel: Blocking, connections_max: usize) -> Result<Succes
     let mut descriptors = Vec::new();
     let mut state = Vec::new();
     loop {
-        let record = match channel.next(Stage::Offer, deadline, OFFER_WAIT_MAX) {
+        let record = in_time(Stage::Offer, deadline, OFFER_WAIT_MAX)
+            .and_then(|()| channel.next(Stage::Offer, deadline, OFFER_WAIT_MAX));
+        let record = match record {
             Ok(record) => record,
             Err(error) => {
                 channel.give_up(&error.to_string());
@@ -279,13 +295,15 @@ fn receive_offer(mut channel: Blocking, connections_max: usize) -> Result<Succes
                 if !listeners.iter().any(|parts| parts.name.is_empty()) {
                     return Err(protocol("no control socket"));
                 }
+                let mut theirs = record.descriptors.into_iter();
                 return Ok(Successor {
                     channel,
                     listeners,
                     descriptors,
                     state,
                     commit_wait: commit + COMMIT_MARGIN,
-                    process: record.descriptors.into_iter().next(),
+                    process: theirs.next(),
+                    revocation: theirs.next(),
                     connections_max,
                 });
             }
@@ -397,8 +415,7 @@ impl Blocking {
                 Ok(count) => self.input.push(&buffer[..count]),
                 Err(error) if error.is_would_block() => {
                     if !wait_readable(&self.socket, deadline)? {
-                        let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                        return Err(RestartError::TimedOut { stage, milliseconds });
+                        return Err(timed_out(stage, limit));
                     }
                 }
                 Err(HandoverError::Receive { source })
@@ -469,6 +486,15 @@ fn said(record: Record, stage: Stage) -> Result<Record, RestartError> {
     }
 }
 
+fn in_time(stage: Stage, deadline: Instant, limit: Duration) -> Result<(), RestartError> {
+    if Instant::now() < deadline { Ok(()) } else { Err(timed_out(stage, limit)) }
+}
+
+fn timed_out(stage: Stage, limit: Duration) -> RestartError {
+    let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    RestartError::TimedOut { stage, milliseconds }
+}
+
 /// Waits until there is something to read, or the other end is gone. False if the time was up.
 fn wait_readable(descriptor: impl AsFd, deadline: Instant) -> Result<bool, RestartError> {
     loop {
@@ -509,11 +535,47 @@ mod tests {
             state: Vec::new(),
             commit_wait: COMMIT_MARGIN,
             process: None,
+            revocation: None,
             connections_max: 0,
         };
         drop(theirs);
         let error = successor.take_over().expect_err("the sockets are the predecessor's");
         assert!(matches!(error, RestartError::Ended { stage: Stage::Commit }), "{error}");
+    }
+
+    /// Its predecessor is dead, but had lost patience before, and another one may have taken over.
+    #[test]
+    fn who_was_given_up_takes_nothing_over() {
+        for given_up in [0, 1] {
+            let mut child = std::process::Command::new("true").spawn().expect("a child");
+            let pid = rustix::process::Pid::from_child(&child);
+            let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+            child.wait().expect("it ends");
+            let flags = rustix::event::EventfdFlags::CLOEXEC;
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            let successor = Successor {
+                channel: Blocking::new(ours.into()),
+                listeners: Vec::new(),
+                descriptors: Vec::new(),
+                state: Vec::new(),
+                commit_wait: COMMIT_MARGIN,
+                process: Some(process.expect("a child")),
+                revocation: rustix::event::eventfd(given_up, flags).ok(),
+                connections_max: 0,
+            };
+            // A part of a record found room.
+            let part = &wire::header(Kind::State, 1000, 0);
+            handover::send(&theirs, part, &[]).expect("room");
+            drop(theirs);
+            let error = successor.take_over().expect_err("it has no control socket in any case");
+            match error {
+                RestartError::GaveUp { .. } => assert_eq!(given_up, 1),
+                RestartError::Protocol { what } => {
+                    assert_eq!((given_up, what), (0, "no control socket"));
+                }
+                other => panic!("{other}"),
+            }
+        }
     }
 
     /// As after a fork: the socket is its parent's, whose restart goes on.

@@ -1,15 +1,17 @@
 //! Successors that die, hang, or talk nonsense, at each step: the predecessor serves as before.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringpost::restart::{
     Parcel, Predecessor, PredecessorBuilder, ReadySuccessor, RestartError, Stage,
 };
-use ringpost::{AcceptError, Connection, EngineChoice, Listener};
+use ringpost::{AcceptError, Connection, EngineChoice, Listener, timeout};
 use ringpost_testkit::process;
 use ringpost_tests::rig::{ask, block_on, blocking, echo, place};
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tempfile::TempDir;
 
 use super::generation::{control_path, start};
@@ -21,6 +23,8 @@ on_both_engines!(
     gone_after_the_commit,
     hung_in_start_up,
     hung_after_the_commit,
+    hung_with_a_full_queue,
+    hung_with_connections,
     gives_up,
     speaks_nonsense,
     ends_a_drained_listener,
@@ -232,6 +236,67 @@ fn hung_after_the_commit(engine: EngineChoice) {
     });
 }
 
+/// There is no room to tell it why. It can see all the same that it was given up, and that nothing that it finds in its
+/// queue later is its own.
+fn hung_with_a_full_queue(engine: EngineChoice) {
+    let is_told = |revocation: &OwnedFd| {
+        let mut wanted = [PollFd::new(revocation, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut wanted, Some(&now)).expect("an eventfd") == 1
+    };
+    block_on(engine, async {
+        let mut old = Old::new(defaults().commit_ms_max(200));
+        for ends in [0, 1] {
+            let control = old.control.clone();
+            let ((raw, revocation), ready) = old
+                .with(move || {
+                    let (mut raw, mut descriptors) =
+                        RawSuccessor::offered_with_descriptors(&control);
+                    raw.send(READY, &[]);
+                    (raw, descriptors.pop_back().expect("at least one"))
+                })
+                .await;
+            let ready = ready.expect("it is ready");
+            assert!(!is_told(&revocation));
+            if ends == 0 {
+                let error = ready.commit(&vec![1; 1 << 20]).await.expect_err("not read").error;
+                assert!(matches!(error, RestartError::TimedOut { .. }), "{error}");
+            } else {
+                drop(ready);
+            }
+            assert!(is_told(&revocation));
+            old.serves().await;
+            drop(raw);
+        }
+    });
+}
+
+/// A successor that stands still has connections that it will never serve: their peers see an end all the same.
+fn hung_with_connections(engine: EngineChoice) {
+    block_on(engine, async {
+        let mut old = Old::new(defaults());
+        let (raw, mut ready) = old.ready(offered_and_ready).await;
+        let (mut client, server) = old.pair().await;
+        let detached = server.detach(Duration::from_secs(5)).await.expect("quiet");
+        ready.send_connection(b"", detached).await.expect("room");
+        drop(ready);
+        let end = timeout(Duration::from_secs(5), client.recv()).await.expect("soon");
+        assert!(end.is_err(), "an abort");
+        old.serves().await;
+        // One that is aborted gives them back.
+        let (another, mut ready) = old.ready(offered_and_ready).await;
+        let (mut client, server) = old.pair().await;
+        let detached = server.detach(Duration::from_secs(5)).await.expect("quiet");
+        ready.send_connection(b"", detached).await.expect("room");
+        let [(_, server)] = ready.abort("no").try_into().expect("one");
+        let serving = ringpost::spawn(echo(server));
+        ask(&mut client, 1, 100).await;
+        client.shutdown().await.expect("taken");
+        serving.await.expect("no panic");
+        drop((raw, another));
+    });
+}
+
 fn gives_up(engine: EngineChoice) {
     block_on(engine, async {
         let mut old = Old::new(defaults());
@@ -316,9 +381,13 @@ fn ends_a_drained_listener(engine: EngineChoice) {
         }
         // The kernel gives them to this process.
         ringpost::sleep(Duration::from_millis(20)).await;
-        raw.send(TAKEN, &[]);
-        ready.commit(b"").await.expect("taken");
-        blocking(move || raw.read_to(COMMIT)).await;
+        let committing = ringpost::spawn(async move { ready.commit(b"").await });
+        blocking(move || {
+            raw.read_to(COMMIT);
+            raw.send(TAKEN, &[]);
+        })
+        .await;
+        committing.await.expect("no panic").expect("taken");
         // Later ones wait for the successor, which has the socket.
         let path = old.path.clone();
         let accepted = async {

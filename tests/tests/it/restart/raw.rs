@@ -1,9 +1,13 @@
 //! A successor that speaks by hand, and stops wherever it likes.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use ringpost_uds::handover;
 
 pub(crate) const READY: u8 = 2;
 pub(crate) const TAKEN: u8 = 3;
@@ -32,6 +36,24 @@ impl RawSuccessor {
         successor
     }
 
+    /// The same, with the descriptors that came with OFFER and what came before, in order.
+    pub(crate) fn offered_with_descriptors(control: &Path) -> (Self, VecDeque<OwnedFd>) {
+        let mut successor = Self::connect(control);
+        successor.send(1, &hello(1));
+        let (mut bytes, mut descriptors) = (Vec::new(), VecDeque::new());
+        let mut buffer = vec![0; 64 << 10];
+        let patience = Instant::now() + Duration::from_secs(10);
+        while last_record(&bytes) != Some(OFFER) {
+            match handover::receive(&successor.stream, &mut buffer, &mut descriptors) {
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if error.is_would_block() => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+            assert!(Instant::now() < patience, "no offer");
+        }
+        (successor, descriptors)
+    }
+
     pub(crate) fn send(&mut self, kind: u8, body: &[u8]) {
         self.try_send(kind, body).expect("the predecessor reads");
     }
@@ -55,6 +77,16 @@ impl RawSuccessor {
             }
         }
     }
+}
+
+/// The kind of the last record, if nothing is behind it.
+fn last_record(mut bytes: &[u8]) -> Option<u8> {
+    let mut last = None;
+    while let Some((&[a, b, c, d, kind, ..], rest)) = bytes.split_first_chunk::<8>() {
+        bytes = rest.get(u32::from_le_bytes([a, b, c, d]) as usize..)?;
+        last = Some(kind);
+    }
+    last.filter(|_| bytes.is_empty())
 }
 
 /// The body of HELLO in this version of the protocol.
