@@ -260,6 +260,11 @@ impl Lent {
         (self.block.capacity() > 0).then(|| std::mem::replace(self, Self::none()))
     }
 
+    /// Nothing was in it when it was lent.
+    pub(crate) fn is_new(&self) -> bool {
+        self.queued == 0
+    }
+
     /// Bytes that have been appended since.
     pub(crate) fn new_bytes(&self) -> usize {
         self.block.len() - self.queued as usize

@@ -658,6 +658,10 @@ impl Core {
     fn wait(&self, wait: Wait) -> Result<(), EngineError> {
         let mut driver = self.driver.borrow_mut();
         let driver = &mut *driver;
+        if driver.failed.is_some() {
+            // Making room for what was staged has found out: this turn tells everybody.
+            return Ok(());
+        }
         let word = self.inbox.mailbox().wake();
         let deadline = self.deadline(wait, driver);
         let due = |now: Instant| deadline.is_some_and(|deadline| deadline <= now);

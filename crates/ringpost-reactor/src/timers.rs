@@ -65,6 +65,11 @@ impl Timers {
             wakers.push(entry.remove());
         }
     }
+
+    /// Moves the wakers of all timers to `wakers`.
+    pub(crate) fn fire_all(&mut self, wakers: &mut Vec<Waker>) {
+        wakers.extend(std::mem::take(&mut self.queue).into_values());
+    }
 }
 
 #[cfg(test)]

@@ -100,8 +100,10 @@ impl Inner {
     {
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
-        let guarded =
-            Guarded { future, entry: Entry { inner: Rc::downgrade(self), key: entry.key() } };
+        let guarded = Guarded {
+            future: Some(future),
+            entry: Entry { inner: Rc::downgrade(self), key: entry.key() },
+        };
         let shared = Arc::clone(&self.shared);
         let schedule = move |runnable| Shared::schedule(&shared, runnable);
         let (runnable, task) = async_task::spawn_local(guarded, schedule);
@@ -140,16 +142,20 @@ impl Inner {
         while let Some(runnable) = self.shared.remote.pop() {
             self.ready.borrow_mut().push_back(runnable);
         }
+        // What is left when this ends, also by a panic of a panic's payload, is looked for in the next turn.
+        let mut rest = NotifyOnDrop { inbox: &self.shared.inbox, armed: true };
         // One capacity's worth, so that a flood of work can't keep the reactor from its turn.
         for _ in 0..mailbox.capacity() {
-            let Some(work) = mailbox.pop() else { return };
+            let Some(work) = mailbox.pop() else {
+                rest.armed = false;
+                return;
+            };
             // As of tasks, one's panic is not another's end: what waits behind it would stay.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
                 let message = Panic::new(payload).text;
                 tracing::error!(message, "work that another thread had submitted panicked");
             }
         }
-        mailbox.notify();
     }
 
     /// Drops all tasks but the one that runs now, if any. Called with this runtime entered.
@@ -158,27 +164,31 @@ impl Inner {
         loop {
             let wakers: Vec<_> = self.tasks.borrow_mut().drain().collect();
             wakers.into_iter().for_each(Waker::wake);
-            loop {
+            // Those that are there now: dropping them may add more.
+            let count = self.ready.borrow().len() + self.shared.remote.len();
+            for _ in 0..count {
                 let next = self.ready.borrow_mut().pop_front();
-                let Some(runnable) = next.or_else(|| self.shared.remote.pop()) else { break };
                 // Dropping a runnable drops its future.
-                drop(runnable);
+                drop(next.or_else(|| self.shared.remote.pop()));
             }
-            // Destructors may have spawned more.
-            if !self.tasks.borrow().is_empty() {
-                continue;
-            }
+            // Destructors may have spawned more, and those again.
+            let spawned = !self.tasks.borrow().is_empty() || self.has_ready();
             // A task that another thread is just waking is in no queue yet, and can't be woken here. Left alone
             // it would keep its future, and the connections in it, for ever.
-            if self.live.get() <= self.running.get() {
+            if !spawned && self.live.get() <= self.running.get() {
                 return;
             }
             if Instant::now() >= end {
                 let tasks = self.live.get() - self.running.get();
-                tracing::warn!(tasks, "tasks that other threads were waking are leaked");
+                tracing::warn!(
+                    tasks,
+                    "tasks that other threads were waking, or that others spawn as they are dropped, are leaked"
+                );
                 return;
             }
-            thread::yield_now();
+            if !spawned {
+                thread::yield_now();
+            }
         }
     }
 }
@@ -202,6 +212,20 @@ impl Shared {
     }
 }
 
+/// Makes the next turn look into the mailbox again.
+struct NotifyOnDrop<'inbox> {
+    inbox: &'inbox Inbox,
+    armed: bool,
+}
+
+impl Drop for NotifyOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.inbox.mailbox().notify();
+        }
+    }
+}
+
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner").field("reactor", &self.reactor).finish_non_exhaustive()
@@ -211,9 +235,21 @@ impl fmt::Debug for Inner {
 pin_project! {
     /// A task's future: catches its panic and takes itself off the list of tasks at its end.
     struct Guarded<F> {
+        // None once it has ended.
         #[pin]
-        future: F,
+        future: Option<F>,
         entry: Entry,
+    }
+
+    impl<F> PinnedDrop for Guarded<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut future = this.project().future;
+            // Whoever drops the task has nothing to do with it, and the queue of tasks would not survive it.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
+                let message = Panic::new(payload).text;
+                tracing::error!(message, "a destructor in a task that was dropped panicked");
+            }
+        }
     }
 }
 
@@ -221,8 +257,17 @@ impl<F: Future> Future for Guarded<F> {
     type Output = Result<F::Output, Box<dyn Any + Send>>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let future = self.project().future;
-        match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
+        let mut future = self.project().future;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let value = match future.as_mut().as_pin_mut() {
+                Some(future) => std::task::ready!(future.poll(context)),
+                // Nobody polls a task that has ended.
+                None => return Poll::Pending,
+            };
+            future.set(None);
+            Poll::Ready(value)
+        }));
+        match polled {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
             Err(panic) => Poll::Ready(Err(panic)),
@@ -406,6 +451,76 @@ mod tests {
         drop(runtime);
         assert_eq!(Arc::strong_count(&alive), 1, "the task is still there");
         other.join().expect("no panic");
+    }
+
+    /// Does something when it is dropped.
+    struct AtEnd<F: FnMut()>(F);
+
+    impl<F: FnMut()> Drop for AtEnd<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    /// A task that spawns another like it when it is dropped.
+    fn restless() {
+        if Inner::try_current().is_some() {
+            let next = AtEnd(restless);
+            drop(crate::spawn(async move {
+                let _next = next;
+                std::future::pending::<()>().await;
+            }));
+        }
+    }
+
+    #[test]
+    fn destructors_that_spawn_again_and_again_do_not_keep_a_runtime() {
+        let start = Instant::now();
+        let runtime = Runtime::new().expect("a runtime");
+        runtime.block_on(async { restless() });
+        drop(runtime);
+        assert!(start.elapsed() < 20 * WAKING_WAIT_MAX, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_destructor_that_panics_ends_its_own_task_alone() {
+        let runtime = Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let panics = || {
+                let guard = AtEnd(|| panic!("a destructor"));
+                async move {
+                    let _guard = guard;
+                    std::future::pending::<()>().await;
+                }
+            };
+            let task = crate::spawn(panics());
+            crate::yield_now().await;
+            assert!(task.cancel().await.is_none());
+            drop(crate::spawn(panics()));
+            crate::yield_now().await;
+            let ended = crate::spawn(async { drop(AtEnd(|| panic!("a local's destructor"))) });
+            assert!(ended.await.is_err());
+        });
+        // One is left, and is dropped with the runtime.
+        drop(runtime);
+    }
+
+    #[test]
+    fn work_behind_some_whose_panic_panics_again_is_not_forgotten() {
+        let runtime = Runtime::new().expect("a runtime");
+        let handle = runtime.handle();
+        let ran = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&ran);
+        let panics = || std::panic::panic_any(AtEnd(|| panic!("once more")));
+        handle.submit(panics).expect("room");
+        handle.submit(move || seen.store(true, Ordering::Relaxed)).expect("room");
+        let turn = || runtime.turn(Some(Duration::from_secs(10)));
+        let start = Instant::now();
+        assert!(catch_unwind(AssertUnwindSafe(turn)).is_err(), "nobody can hold that one");
+        while !ran.load(Ordering::Relaxed) {
+            turn().expect("the engine runs");
+            assert!(start.elapsed() < Duration::from_secs(5), "it is slept over");
+        }
     }
 
     #[test]

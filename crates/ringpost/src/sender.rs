@@ -691,7 +691,8 @@ impl<'sender> SendBatch<'sender> {
         self.appender.has_room()
     }
 
-    /// Accepts a copy of `body`.
+    /// Accepts a copy of `body`. The end of the connection is not looked for: a batch that is held while that comes
+    /// goes nowhere, as the next use of the [`Sender`] tells.
     ///
     /// # Errors
     ///

@@ -12,8 +12,8 @@ use ringpost::{
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::privileges::allow_descriptors;
 use ringpost_tests::rig::{
-    adopt, ask, block_on, builder, echo, packet_sockets, pair, place, raw, run, runtime, sockets,
-    until,
+    adopt, ask, block_on, builder, echo, packet_sockets, pair, place, poll_at_most, raw, run,
+    runtime, sockets, until,
 };
 use ringpost_tests::{on_both_engines, on_both_engines_alone};
 
@@ -21,6 +21,8 @@ on_both_engines!(
     messages_outlive_it,
     connections_outlive_it,
     half_closed_connections_outlive_it,
+    sleeps_outlive_it,
+    queued_work_panics_as_it_is_dropped,
     accepted_bytes_leave_first,
     two_in_one_thread,
     two_in_two_threads,
@@ -210,6 +212,55 @@ fn half_closed_connections_outlive_it(engine: EngineChoice) {
             assert_eq!(left.halves().0.send_bytes(bytes).await, Err(gone));
         });
     }
+}
+
+/// With their timers set, in whatever runtime they go on.
+fn sleeps_outlive_it(engine: EngineChoice) {
+    const LONG: Duration = Duration::from_secs(1000);
+    let ended = runtime(engine);
+    let (waits, mut polled) = run(&ended, async {
+        let (mut waits, mut polled) =
+            (Box::pin(ringpost::sleep(LONG)), Box::pin(ringpost::sleep(LONG)));
+        assert!(poll_at_most(1, waits.as_mut()).await.is_none());
+        assert!(poll_at_most(1, polled.as_mut()).await.is_none());
+        (waits, polled)
+    });
+    block_on(engine, async {
+        // Told while it waits in another runtime, and afterwards.
+        let waiting = spawn(waits);
+        ringpost::yield_now().await;
+        ringpost::yield_now().await;
+        drop(ended);
+        waiting.await.expect("no panic");
+        polled.as_mut().await;
+    });
+}
+
+/// What has been accepted leaves all the same, and the panic is not lost.
+fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("dropped unused");
+        }
+    }
+    let ended = runtime(engine);
+    let peer = run(&ended, async {
+        let (mut connection, peer) = raw();
+        connection.send(b"accepted and not flushed").await.expect("open");
+        spawn(async move {
+            let _ = connection.recv().await;
+        });
+        peer
+    });
+    let panics = Panics;
+    ended.handle().submit(move || drop(panics)).expect("room");
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ended)));
+    assert!(dropped.is_err());
+    let mut peer = peer;
+    peer.read_hello();
+    assert_eq!(peer.read_message(), b"accepted and not flushed");
+    peer.expect_end();
 }
 
 fn accepted_bytes_leave_first(engine: EngineChoice) {

@@ -1,10 +1,11 @@
 //! How a reactor ends: what fits the sockets is sent, everything in flight is ended, and memory that the kernel
 //! may still use is leaked rather than freed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::Core;
+use super::{Core, Driver};
 use crate::engine::Engine;
 use crate::ops::Owner;
 
@@ -16,7 +17,8 @@ impl Core {
         if self.closed.replace(true) || self.is_in_child() {
             return;
         }
-        self.inbox.mailbox().close();
+        // Drops what was not run, which is code of others: its panic must not keep the rest from its end.
+        let dropped = catch_unwind(AssertUnwindSafe(|| self.inbox.mailbox().close()));
         if self.driver.borrow().failed.is_none() {
             // What has been accepted and fits the sockets still leaves, also what rests.
             self.end_rests();
@@ -34,6 +36,9 @@ impl Core {
         drop(owners);
         // Payloads of others that were given up.
         self.drop_released();
+        if let Err(panic) = dropped {
+            resume_unwind(panic);
+        }
     }
 
     fn end_rests(&self) {
@@ -58,6 +63,8 @@ impl Core {
             driver.pool.retire(block);
         }
         driver.packets.clear(&mut driver.pool);
+        let Driver { timers, wakers, .. } = driver;
+        timers.fire_all(wakers);
         let mut owners = Vec::new();
         if driver.ops.is_empty() {
             for block in driver.engine.surrender_blocks() {

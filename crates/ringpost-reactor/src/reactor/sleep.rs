@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::Core;
 use crate::timers::TimerId;
 
-/// Ready at an instant. Dropping it removes the timer.
+/// Ready at an instant, or once its reactor has been shut down. Dropping it removes the timer.
 #[must_use = "futures do nothing unless polled"]
 pub struct Sleep {
     core: Rc<Core>,
@@ -28,7 +28,8 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if this.core.clock.now() >= this.at {
+        // Nobody would tell of the time any more.
+        if this.core.clock.now() >= this.at || this.core.closed.get() {
             return Poll::Ready(());
         }
         let mut driver = this.core.driver.borrow_mut();

@@ -111,7 +111,7 @@ impl<'stream> Appender<'stream> {
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
-        let full = self.lent.take();
+        let full = self.lent.take().filter(|full| !(state.closing && full.is_new()));
         let lent = state.outbound.lend(full, len, &mut blocks);
         self.room_end = lent.block.end() + room;
         self.lent = lent;
@@ -127,7 +127,13 @@ impl Drop for Appender<'_> {
         if let Some(lent) = self.lent.take() {
             let Stream { cell, core } = self.stream;
             let mut state = cell.state.borrow_mut();
-            state.outbound.take_back(lent, &mut core.blocks.borrow_mut());
+            let blocks = &mut core.blocks.borrow_mut();
+            if state.closing && lent.is_new() {
+                // What was queued at the close is the last.
+                blocks.give_back(lent.block);
+                return;
+            }
+            state.outbound.take_back(lent, blocks);
             if !state.outbound.is_empty() {
                 self.stream.mark_dirty(&mut state);
             }
@@ -191,6 +197,24 @@ mod tests {
             stream.append(Prefix::NONE, b"last");
         });
         assert_eq!(bytes, b"first second third, long and fourth last");
+    }
+
+    /// A frame that says why the stream is closed is to be the last.
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn nothing_is_queued_behind_a_close() {
+        for blocks in [1, 5] {
+            let bytes = received(|stream| {
+                let mut appender = Appender::new(stream, 1 << 20);
+                appender.append(Prefix::NONE, b"before");
+                stream.append(Prefix::NONE, b"last");
+                stream.close();
+                for _ in 0..blocks {
+                    appender.append(Prefix::NONE, &[7; 60_000]);
+                }
+            });
+            assert_eq!(bytes, b"last", "{blocks}");
+        }
     }
 
     #[test]
