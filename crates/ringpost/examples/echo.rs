@@ -200,12 +200,13 @@ async fn echo(socket: OwnedFd, options: ConnectionOptions, mut stop: Stop) -> Re
     let mut connection = Connection::from_socket(socket, options);
     loop {
         let (sender, receiver) = connection.halves();
-        let Either::Left((received, _)) = select(pin!(receiver.recv_batch()), &mut stop).await
+        // The stop first: a peer that never pauses would keep it waiting.
+        let Either::Right((received, _)) = select(&mut stop, pin!(receiver.recv_batch())).await
         else {
             break;
         };
         match received? {
-            Some(batch) => answer(sender, batch).await?,
+            Some(batch) => answer(sender, batch, || stop.peek().is_some()).await?,
             None => return Ok(sender.shutdown().await?),
         }
     }
@@ -213,14 +214,21 @@ async fn echo(socket: OwnedFd, options: ConnectionOptions, mut stop: Stop) -> Re
     let (sender, receiver) = connection.halves();
     // The peer was cut short: that its end is no clean one is no news.
     while let Ok(Some(batch)) = receiver.recv_batch().await {
-        answer(sender, batch).await?;
+        answer(sender, batch, || false).await?;
     }
     Ok(sender.shutdown().await?)
 }
 
-/// Sends back all that has arrived. The answers leave together, at the end of the runtime's turn.
-async fn answer(sender: &mut Sender, mut batch: Batch<'_>) -> Result<(), SendError> {
-    while let Some(frame) = batch.next() {
+/// Sends back what has arrived, until `is_over`; the rest stays for the next batch. The answers leave together, at the
+/// end of the runtime's turn.
+async fn answer(
+    sender: &mut Sender,
+    mut batch: Batch<'_>,
+    is_over: impl Fn() -> bool,
+) -> Result<(), SendError> {
+    while !is_over()
+        && let Some(frame) = batch.next()
+    {
         match frame.as_slice() {
             // One copy, into what is about to leave.
             Some(bytes) if bytes.len() < LEND_BYTES_MIN => sender.send(bytes).await?,

@@ -2,7 +2,7 @@
 //!
 //! Shows runs of messages, which are passed on as they were received: not copied, not taken apart.
 //! Each direction ends by itself. A clean end arrives as a clean end and an abort as an abort, and if one
-//! side is refused, the other learns the reason.
+//! side is refused, the other learns the reason. A wish to end the connection (GOAWAY) is passed on as well.
 //!
 //! ```text
 //! cargo run --example echo -- --path echo.sock
@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Parser;
+use futures_util::FutureExt;
 use futures_util::future::{Either, select, try_join};
 use ringpost::{
     Address, Closed, Connection, ConnectionOptions, Listener, Receiver, RecvError, SendError,
@@ -123,9 +124,11 @@ async fn forward(mut client: Connection, to: Address, options: ConnectionOptions
     };
     let (client_sender, client_receiver) = client.halves();
     let (upstream_sender, upstream_receiver) = upstream.halves();
+    let (client_leaves, server_leaves) =
+        (client_sender.peer_going_away(), upstream_sender.peer_going_away());
     let passed = try_join(
-        pass_on(client_receiver, upstream_sender, stop.clone()),
-        pass_on(upstream_receiver, client_sender, stop),
+        pass_on(client_receiver, client_leaves, upstream_sender, stop.clone()),
+        pass_on(upstream_receiver, server_leaves, client_sender, stop),
     )
     .await;
     match passed {
@@ -140,10 +143,25 @@ async fn forward(mut client: Connection, to: Address, options: ConnectionOptions
 }
 
 /// Passes messages on until the clean end, which it passes on too. An error ends both directions.
-async fn pass_on(from: &mut Receiver, to: &mut Sender, mut stop: Stop) -> Result<(), End> {
+async fn pass_on(
+    from: &mut Receiver,
+    leaves: impl Future<Output = ()>,
+    to: &mut Sender,
+    mut stop: Stop,
+) -> Result<(), End> {
+    let mut leaves = pin!(leaves.fuse());
     loop {
-        let Either::Left((received, _)) = select(pin!(from.recv_run()), &mut stop).await else {
-            return take_gone(to.flush().await);
+        // The stop first: a peer that never pauses would keep it waiting.
+        let receiving = pin!(from.recv_run());
+        let received = select(receiving, &mut leaves);
+        let received = match select(&mut stop, received).await {
+            Either::Left(_) => return take_gone(to.flush().await),
+            Either::Right((Either::Left((received, _)), _)) => received,
+            Either::Right((Either::Right(_), _)) => {
+                // Plain profiles can't say it, and who has finished need not be asked.
+                let _ = to.go_away();
+                continue;
+            }
         };
         let Some(run) = received? else {
             return take_gone(to.shutdown().await);

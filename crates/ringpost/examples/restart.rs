@@ -116,13 +116,12 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// Starts this program again on each SIGHUP, with the same arguments.
 fn replace_on_hangup() -> Result<()> {
     let mut signals = Signals::new([SIGHUP])?;
+    // Looked up now: once a new version has taken the file's place, this process's own is one without a name.
+    let program = std::env::current_exe()?;
     thread::Builder::new().name("hangups".into()).spawn(move || {
         for _ in signals.forever() {
             let arguments = std::env::args_os().skip(1).filter(|word| word != "--takeover");
-            let program = std::env::current_exe();
-            let started = program.and_then(|program| {
-                Command::new(program).args(arguments).arg("--takeover").spawn()
-            });
+            let started = Command::new(&program).args(arguments).arg("--takeover").spawn();
             // Waited for here, because one that fails must not stay as a zombie. One that takes over
             // outlives this process.
             match started.and_then(|mut child| child.wait()) {
@@ -208,6 +207,11 @@ impl Service {
         if ready.connections_max() > 0 {
             let until = Instant::now() + MOVE_MAX;
             for connection in self.tasks.take_back(until).await {
+                if connection.agreement().is_none() {
+                    // Its peer has not said a word yet: to detach it would wait for that.
+                    self.tasks.spawn(connection);
+                    continue;
+                }
                 let left = until.saturating_duration_since(Instant::now());
                 let sent = match connection.detach(left).await {
                     Ok(detached) => ready.send_connection(b"", detached).await,

@@ -17,6 +17,9 @@
 //!
 //! **The end.** On SIGTERM or SIGINT the server stops accepting and receiving, answers what the pool
 //! has, and ends each connection cleanly. The workers end once nobody can give them work.
+//!
+//! **A panic** in the work would end its worker and the connection that waits for it; with the last worker gone
+//! nothing would be answered. The checksum has none: catch it where yours may.
 
 use std::convert::Infallible;
 use std::num::NonZero;
@@ -176,6 +179,10 @@ fn work(queue: &Mutex<Queue<Job>>) {
         // One worker waits for the queue, the others for the lock; it is free again before the work.
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { message, place, answer }) = next else { return };
+        if answer.is_closed() {
+            // Its connection has ended: nobody waits for it.
+            continue;
+        }
         let checksum = checksum(message.chunks());
         // Before the answer: once the peer has it, the memory is on its way back.
         drop(message);

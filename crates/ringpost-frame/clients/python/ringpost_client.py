@@ -16,10 +16,11 @@ From a shell, against `cargo run --example echo -- --path echo.sock`:
 `Connection` speaks the native profile, `LengthPrefixed` the length-prefixed one. Both also work as the
 server's side, over a socket that `accept` has returned. The bytes profile needs no help: it is the socket.
 
-Calls block, and raise `socket.timeout` after `timeout` seconds in which nothing moved; after a send that
-did not end the connection is closed. After a send that finds the peer gone (`BrokenPipeError`,
+Messages are bytes, or anything else that lends its bytes (memoryview). Calls block, and raise `socket.timeout`
+after `timeout` seconds in which nothing moved; after a send that did not end the connection is closed. After a send that finds the peer gone (`BrokenPipeError`,
 `ConnectionResetError`), every later one raises the same, and `recv` gives what the peer had sent, and then
-its end. One thread uses a connection at a time. Two sides that send without receiving block each other once
+its end. One thread uses a connection at a time. To wait for several, give each a thread: select on
+`connection.socket` does not see messages that have come along with an earlier one. Two sides that send without receiving block each other once
 the buffers between them are full: receive now and then.
 """
 
@@ -282,6 +283,11 @@ _GONE = (BrokenPipeError, ConnectionResetError)
 """What a send raises if the peer has closed; the second one if it waited for room meanwhile."""
 
 
+def _bytes_of(body):
+    """Its bytes, whatever its items are. Raises TypeError if it lends none."""
+    return memoryview(body).cast("B")
+
+
 def _connect(sock, path, timeout):
     sock.settimeout(timeout)
     end = time.monotonic() + (float("inf") if timeout is None else timeout)
@@ -355,12 +361,14 @@ class _Stream:
     def _write(self, header, body=b""):
         if self._gone is not None:
             raise self._gone.with_traceback(None)
+        parts = [b"".join((header, body))] if len(body) < RECEIVE_BYTES else [header, body]
         try:
-            if len(body) < RECEIVE_BYTES:
-                self.socket.sendall(header + body)
-            else:
-                self.socket.sendall(header)
-                self.socket.sendall(body)
+            for part in parts:
+                with memoryview(part) as view:
+                    sent = 0
+                    while sent < len(view):
+                        # The timeout is for each of them: sendall has one for all.
+                        sent += self.socket.send(view[sent:])
         except _GONE as error:
             # What the peer had sent before it went away can still be received.
             self._gone = error
@@ -392,6 +400,9 @@ class Connection(_Stream):
         self._waiting_bytes = 0
         self.peer_takes = 2**64 - 1
         """How many messages the peer takes, counted from the first of this connection (GOAWAY)."""
+        self.peer_going_away = False
+        """Whether the peer has asked for an end of the connection (GOAWAY), as a server does that is being replaced:
+        finish what is open, then `finish()`. Changes while receiving."""
         try:
             self._write(encode_hello(self._local))
         except _GONE:
@@ -407,6 +418,7 @@ class Connection(_Stream):
         """Sends one message."""
         if self._finished:
             raise Error("finish() has been called: there are no more messages")
+        body = _bytes_of(body)
         if self._decoder is None and len(body) <= EARLY_BYTES_MAX:
             self._send(encode_header(len(body)), body)
             return
@@ -433,6 +445,7 @@ class Connection(_Stream):
 
         Messages that come meanwhile are kept for `recv`.
         """
+        body = bytes(_bytes_of(body))
         if len(body) > PING_BYTES_MAX:
             raise ValueError(f"{len(body)} bytes, at most {PING_BYTES_MAX}")
         start = time.monotonic()
@@ -454,7 +467,7 @@ class Connection(_Stream):
 
     def finish(self):
         """Says that there are no more messages. Receiving goes on."""
-        if not self._finished:
+        if not self._finished or self._gone is not None:
             self._finished = True
             self._send(encode_header(0, FIN))
 
@@ -480,6 +493,7 @@ class Connection(_Stream):
             except _GONE:
                 pass  # It has asked and closed; what it said besides counts.
         elif frame.kind == GOAWAY:
+            self.peer_going_away = True
             self.peer_takes = min(self.peer_takes, int.from_bytes(frame.body, "little"))
         # A PONG that answers nothing and what a later version has besides are skipped.
 
@@ -580,6 +594,7 @@ class LengthPrefixed(_Stream):
 
     def send(self, body):
         """Sends one message."""
+        body = _bytes_of(body)
         self._send(self._decoder.encode(body), body)
 
     def recv(self):

@@ -3,6 +3,7 @@
     python3 test_ringpost_client.py
 """
 
+import array
 import contextlib
 import json
 import os
@@ -239,6 +240,46 @@ class Connections(unittest.TestCase):
         self.assertEqual(peer.connection.recv(), b"message")
         self.assertEqual(peer.read_frame(), (client.PONG, b"tick"))
         self.assertEqual(peer.connection.peer_takes, 3)
+
+    def test_sees_that_the_peer_wants_an_end(self):
+        peer = self.peer().greet()
+        self.assertFalse(peer.connection.peer_going_away)
+        # What ringpost says: whatever still comes is taken.
+        peer.send(client.GOAWAY, struct.pack("<Q", 2**64 - 1))
+        peer.send(client.MSG, b"message")
+        self.assertEqual(peer.connection.recv(), b"message")
+        self.assertTrue(peer.connection.peer_going_away)
+        self.assertEqual(peer.connection.peer_takes, 2**64 - 1)
+
+    def test_sends_the_bytes_of_whatever_lends_them(self):
+        peer = self.peer().greet()
+        numbers = array.array("I", range(3000))
+        bodies = [bytearray(b"bytes"), memoryview(b"a view"), numbers, memoryview(numbers)[5:70]]
+        for body in bodies:
+            peer.connection.send(body)
+            self.assertEqual(peer.read_frame(), (client.MSG, bytes(memoryview(body).cast("B"))))
+        with self.assertRaises(TypeError):
+            peer.connection.send("text")
+        # Nothing has left, and it goes on.
+        peer.connection.send(b"after")
+        self.assertEqual(peer.read_frame(), (client.MSG, b"after"))
+
+    def test_the_timeout_is_for_a_standstill(self):
+        peer = self.peer(timeout=0.5).greet()
+        body = bytes(4 << 20)
+
+        def read():
+            left = 8 + len(body)
+            while left > 0:
+                time.sleep(0.02)
+                left -= len(peer.socket.recv(min(left, 100_000)))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        self.addCleanup(reader.join)
+        start = time.monotonic()
+        peer.connection.send(body)
+        self.assertGreater(time.monotonic() - start, 0.5)
 
     def test_pings_and_keeps_what_comes_meanwhile(self):
         peer = self.peer().greet()

@@ -46,7 +46,17 @@ impl Program {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(executable(name))
+        Self::start_file(&executable(name), name, arguments, environment)
+    }
+
+    /// From a copy of its executable.
+    pub(crate) fn start_file(
+        file: &Path,
+        name: &'static str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut child = Command::new(file)
             .args(arguments)
             .env_remove("RINGPOST_ENGINE")
             .env_remove("RUST_LOG")
@@ -164,7 +174,7 @@ pub(crate) fn engines() -> &'static [&'static str] {
 }
 
 /// `cargo test` builds the examples, into a directory beside the one of the tests.
-fn executable(name: &str) -> PathBuf {
+pub(crate) fn executable(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("own path");
     let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/test");
     let path = profile.join("examples").join(name);

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 use crate::clients::{block_on, connect, plain, write_until_stuck};
-use crate::program::{Program, engines};
+use crate::program::{Program, engines, executable};
 
 /// Where its sockets are.
 struct Place {
@@ -193,6 +193,29 @@ fn a_hangup_replaces_it_and_a_failure_does_not() {
     ringpost_testkit::patience::eventually("the path is free", Duration::from_secs(10), || {
         !place.path.exists()
     });
+}
+
+/// As an installer or a build does it: the file of the running version has no name any more.
+#[test]
+fn a_hangup_starts_what_has_taken_its_place() {
+    let place = Place::new();
+    let file = place.path.with_extension("program");
+    let install = || {
+        let new = file.with_extension("new");
+        std::fs::copy(executable("restart"), &new).expect("a copy");
+        std::fs::rename(&new, &file).expect("renamed");
+    };
+    install();
+    let path = place.path.to_str().expect("UTF-8");
+    let first = Program::start_file(&file, "restart", &["--path", path], &[]);
+    ready(&first, 1);
+    install();
+    first.signal(Signal::HUP);
+    let second = Grandchild::new(ready(&first, 2));
+    block_on(async { asks(&mut connect(&place.path).await, "served").await });
+    second.signal(Signal::TERM);
+    let finished = first.finish();
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
 }
 
 #[test]
