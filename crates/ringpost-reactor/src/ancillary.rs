@@ -159,23 +159,38 @@ fn send_with_control(
 /// sockets accepted from it inherit it). Kernels that don't know it, and sockets of other families, pass
 /// them or don't as they always did: a plain receive closes them.
 pub fn let_descriptors_pass(socket: BorrowedFd<'_>, pass: bool) {
+    // ENOPROTOOPT before Linux 6.16, EOPNOTSUPP on other families.
+    if let Err(error) = set_option(socket, SO_PASSRIGHTS, pass) {
+        tracing::trace!(%error, "SO_PASSRIGHTS is not known here");
+    }
+}
+
+/// Lets no packet come with a time (socket(7), systemd.socket(5) `Timestamping=`): a socket from elsewhere may have been
+/// set up so, and then the time takes the room of the credentials.
+pub(crate) fn refuse_timestamps(socket: BorrowedFd<'_>) {
+    for option in [libc::SO_TIMESTAMP, libc::SO_TIMESTAMPNS, libc::SO_TIMESTAMPING] {
+        if let Err(error) = set_option(socket, option, false) {
+            tracing::trace!(%error, option, "a kind of time that is not known here");
+        }
+    }
+}
+
+/// Sets an option of the socket level that is on or off.
+fn set_option(socket: BorrowedFd<'_>, option: libc::c_int, on: bool) -> Result<(), Errno> {
     const LEN: libc::socklen_t = 4;
     const _: () = assert!(size_of::<libc::c_int>() == LEN as usize);
-    let value = libc::c_int::from(pass);
+    let value = libc::c_int::from(on);
     // SAFETY: the option value is an int that lives through the call, of the length stated.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_PASSRIGHTS,
+            option,
             (&raw const value).cast(),
             LEN,
         )
     };
-    // ENOPROTOOPT before Linux 6.16, EOPNOTSUPP on other families.
-    if result != 0 {
-        tracing::trace!(error = %last_error(), "SO_PASSRIGHTS is not known here");
-    }
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 fn last_error() -> Errno {

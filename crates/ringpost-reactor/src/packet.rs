@@ -137,10 +137,11 @@ impl Packets {
         let packet_bytes_max = options.packet_bytes_max.clamp(1, PacketOptions::PACKET_BYTES_MAX);
         let options = PacketOptions { packet_bytes_max, ..options };
         let mut failure = core.is_closed().then_some(libc::ECANCELED);
-        if options.credentials
-            && let Err(errno) = rustix::net::sockopt::set_socket_passcred(&socket, true)
-        {
-            failure = Some(errno.raw_os_error());
+        if options.credentials {
+            crate::ancillary::refuse_timestamps(socket.as_fd());
+            if let Err(errno) = rustix::net::sockopt::set_socket_passcred(&socket, true) {
+                failure = Some(errno.raw_os_error());
+            }
         }
         let state = State {
             receive: Receive::Idle,

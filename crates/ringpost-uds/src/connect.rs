@@ -131,6 +131,14 @@ impl fmt::Display for ConnectError {
                 "the socket itself is mounted there, and its server has ended; a server that starts \
                  again makes a new socket, so mount the directory of the socket instead",
             ),
+            ConnectErrorKind::Forbidden
+                if self.source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
+            {
+                f.write_str(
+                    "not permitted: a socket for datagrams that is connected takes them from its own \
+                     peer alone; else a security module refuses",
+                )
+            }
             ConnectErrorKind::Forbidden => f.write_str(
                 "permission denied; connecting takes write permission on the socket and execute \
                  permission on every directory on the way",

@@ -1,6 +1,7 @@
 //! The name under which a socket exists until it is ready.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -71,9 +72,12 @@ impl<'a> Temporary<'a> {
         name: &OsStr,
     ) -> Result<Option<Self>, BindError> {
         let path = directory.join(name);
-        let address = directory
-            .socket_address(name)
-            .ok_or_else(|| BindError::system(Step::Bind, &path, Errno::NAMETOOLONG))?;
+        let address = directory.socket_address(name).ok_or_else(|| {
+            let text = "its path has more than 107 bytes (unix(7)), and its name alone is too long to be bound \
+                        through its directory; use a shorter one";
+            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+            BindError::system(Step::Bind, &path, source)
+        })?;
         match rustix::net::bind(socket, &address) {
             Ok(()) => {
                 let bound = Self { directory, name: name.to_owned(), pin: None, armed: true };

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
@@ -562,6 +562,22 @@ fn credentials(engine: EngineChoice) {
             assert_eq!(peer.gid, rustix::process::getegid().as_raw());
             assert!(packet.retain_check());
         }
+
+        // One from elsewhere, whose packets come with a time.
+        let other = path.with_extension("stamped");
+        let socket = UnixDatagram::bind(&other).expect("free");
+        let on: libc::c_int = 1;
+        // SAFETY: the option value is an int that lives through the call, of the length stated.
+        let set = unsafe {
+            let (level, option) = (libc::SOL_SOCKET, libc::SO_TIMESTAMP);
+            libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4)
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        let builder = Datagram::builder().credentials(true);
+        let mut stamped = builder.adopt_socket(socket.into()).expect("a datagram socket");
+        client.send_to(&message(b"x"), &other).expect("room");
+        let packet = stamped.recv().await.expect("a packet");
+        assert_eq!(packet.credentials().expect("asked for").pid, Some(std::process::id()));
     });
 }
 
