@@ -370,8 +370,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Asks the peer to end the connection when it suits it (GOAWAY), once however often this is called; what
-    /// it still sends is taken.
+    /// Asks the peer to end the connection when it suits it (GOAWAY), once however often this is called (a connection
+    /// that has [moved](crate::Connection::detach) may say it again); what it still sends is taken.
     /// Only the native profile can say so. See [`Receiver::peer_is_going_away`](crate::Receiver::peer_is_going_away).
     ///
     /// # Errors
