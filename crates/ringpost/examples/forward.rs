@@ -151,13 +151,13 @@ async fn pass_on(
 ) -> Result<(), End> {
     let mut leaves = pin!(leaves.fuse());
     loop {
-        // The stop first: a peer that never pauses would keep it waiting.
+        // The stop and the wish first: a peer that never pauses would keep them waiting.
         let receiving = pin!(from.recv_run());
-        let received = select(receiving, &mut leaves);
+        let received = select(&mut leaves, receiving);
         let received = match select(&mut stop, received).await {
             Either::Left(_) => return take_gone(to.flush().await),
-            Either::Right((Either::Left((received, _)), _)) => received,
-            Either::Right((Either::Right(_), _)) => {
+            Either::Right((Either::Right((received, _)), _)) => received,
+            Either::Right((Either::Left(_), _)) => {
                 // Plain profiles can't say it, and who has finished need not be asked.
                 let _ = to.go_away();
                 continue;

@@ -418,14 +418,15 @@ class Connection(_Stream):
         """Sends one message."""
         if self._finished:
             raise Error("finish() has been called: there are no more messages")
-        body = _bytes_of(body)
-        if self._decoder is None and len(body) <= EARLY_BYTES_MAX:
+        # Released at the end, also with an error that is kept: what was lent can be changed again.
+        with _bytes_of(body) as body:
+            if self._decoder is None and len(body) <= EARLY_BYTES_MAX:
+                self._send(encode_header(len(body)), body)
+                return
+            limit = self.agreement()["frame_bytes_max"]
+            if len(body) > limit:
+                raise ValueError(f"a message of {len(body)} bytes, the peer takes {limit}")
             self._send(encode_header(len(body)), body)
-            return
-        limit = self.agreement()["frame_bytes_max"]
-        if len(body) > limit:
-            raise ValueError(f"a message of {len(body)} bytes, the peer takes {limit}")
-        self._send(encode_header(len(body)), body)
 
     def recv(self):
         """The next message; None once the peer has said that there are no more.
@@ -594,8 +595,8 @@ class LengthPrefixed(_Stream):
 
     def send(self, body):
         """Sends one message."""
-        body = _bytes_of(body)
-        self._send(self._decoder.encode(body), body)
+        with _bytes_of(body) as body:
+            self._send(self._decoder.encode(body), body)
 
     def recv(self):
         """The next message; None at the end of the stream.

@@ -264,6 +264,17 @@ class Connections(unittest.TestCase):
         peer.connection.send(b"after")
         self.assertEqual(peer.read_frame(), (client.MSG, b"after"))
 
+    def test_lets_go_of_what_it_could_not_send(self):
+        for length in (100, 200_000):
+            peer = self.peer().greet()
+            peer.connection.agreement()
+            peer.socket.close()
+            body = bytearray(length)
+            with self.assertRaises(client._GONE) as caught:
+                peer.connection.send(body)
+            body.clear()
+            self.assertIsNotNone(caught.exception)
+
     def test_the_timeout_is_for_a_standstill(self):
         peer = self.peer(timeout=0.5).greet()
         body = bytes(4 << 20)

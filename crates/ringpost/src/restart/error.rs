@@ -147,6 +147,12 @@ impl RestartError {
         Self::System { step, address: None, source: source.into() }
     }
 
+    /// Whether this process can't hear the other one any more, whatever that has said: its runtime has ended, or the
+    /// kernel refuses to receive.
+    pub fn is_deaf(&self) -> bool {
+        matches!(self, Self::RuntimeEnded | Self::System { .. })
+    }
+
     /// Whether accepting successors is over, after which asking again is of no use.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::HandedOver | Self::RuntimeEnded | Self::Accept { .. })

@@ -404,18 +404,32 @@ impl ReadySuccessor {
         label: &[u8],
         connection: DetachedConnection,
     ) -> Result<(), NotSent> {
-        match self.try_send_connection(label, &connection).await {
+        if let Err(error) = self.check_connection(label, &connection) {
+            return Err(NotSent { error, connection });
+        }
+        let body = encode_connection(label, &connection);
+        // Its descriptor leaves with the first byte: from then on it ends with the others.
+        self.connections.connections.push((label.to_vec(), connection));
+        let Self { channel, connections, deadline, received_bytes, .. } = self;
+        let Some((_, connection)) = connections.connections.last() else { return Ok(()) };
+        let received = connection.received.len();
+        let descriptors = [connection.as_fd()];
+        let stage = Stage::Connections;
+        let sent = channel.send(stage, Kind::Connection, &body, &descriptors, *deadline).await;
+        match sent {
             Ok(()) => {
-                self.received_bytes += connection.received.len();
-                self.connections.connections.push((label.to_vec(), connection));
+                *received_bytes += received;
                 Ok(())
             }
-            Err(error) => Err(NotSent { error, connection }),
+            Err(error) => match connections.connections.pop() {
+                Some((_, connection)) => Err(NotSent { error, connection }),
+                None => Ok(()),
+            },
         }
     }
 
-    async fn try_send_connection(
-        &mut self,
+    fn check_connection(
+        &self,
         label: &[u8],
         connection: &DetachedConnection,
     ) -> Result<(), RestartError> {
@@ -424,12 +438,7 @@ impl ReadySuccessor {
         let received = connection.received.len();
         within("bytes received and not taken:", received, CONNECTION_BYTES_MAX)?;
         let all = self.received_bytes + received;
-        within("bytes received and not taken:", all, CONNECTIONS_BYTES_MAX)?;
-        let body = encode_connection(label, connection);
-        let descriptors = [connection.as_fd()];
-        let deadline = self.deadline;
-        let stage = Stage::Connections;
-        self.channel.send(stage, Kind::Connection, &body, &descriptors, deadline).await
+        within("bytes received and not taken:", all, CONNECTIONS_BYTES_MAX)
     }
 
     /// Hands over: all listeners of the parcel stop accepting, the successor is told, and says that it has
@@ -449,7 +458,9 @@ impl ReadySuccessor {
     /// # Errors
     ///
     /// [`NotCommitted`]: the successor has not taken over. Listeners accept again, the paths are still
-    /// owned by this process, and the connections are given back.
+    /// owned by this process, and the connections are given back. Only where this process can't hear the successor's
+    /// answer any more ([`RestartError::is_deaf`]) that is not known: then the paths are left alone, and the connections
+    /// are not given back, as they may be the successor's.
     pub async fn commit(self, state: &[u8]) -> Result<(), NotCommitted> {
         let state = state.to_vec();
         match crate::spawn(commit(self, state)).await {
@@ -492,9 +503,13 @@ async fn commit(mut ready: ReadySuccessor, state: Vec<u8>) -> Result<(), NotComm
         }
         Err(error) => {
             ready.channel.give_up(Kind::GiveUp, wire::reason(&error.to_string()));
-            tracing::warn!(%peer, %error, "the successor has not taken over; this process goes on");
-            // In doubt they may be the successor's: two would read them.
+            // In doubt the connections may be the successor's: two would read them.
             let in_doubt = ready.connections.in_doubt;
+            if in_doubt {
+                tracing::error!(%peer, %error, "whether the successor has taken over is not known");
+            } else {
+                tracing::warn!(%peer, %error, "the successor has not taken over; this process goes on");
+            }
             let ours = if in_doubt { Vec::new() } else { ready.connections.take() };
             Err(NotCommitted { error, connections: take_back(ours) })
         }
@@ -516,26 +531,32 @@ async fn try_commit(ready: &mut ReadySuccessor, state: &[u8]) -> Result<(), Rest
     }
     ready.channel.send(stage, Kind::State, state, &[], deadline).await?;
     ready.channel.check(stage)?;
-    (paused.in_doubt, ready.connections.in_doubt) = (true, true);
+    // From here on nobody but the successor knows, until it is heard. What else would be said it had to take for a word
+    // against what it finds in its queue.
+    (paused.in_doubt, ready.connections.in_doubt, ready.channel.settled) = (true, true, true);
     let sent = ready.channel.send(stage, Kind::Commit, &[], &[], deadline).await;
+    let sent_whole = sent.is_ok();
     let answer = match sent {
-        Ok(()) => match ready.channel.next(stage, deadline).await {
-            // It may have answered, and can't be heard.
-            Err(error @ (RestartError::RuntimeEnded | RestartError::System { .. })) => {
-                return Err(error);
-            }
-            answer => answer,
-        },
+        Ok(()) => ready.channel.next(stage, deadline).await,
         Err(error) => Err(error),
     };
     let answer = match answer {
         // Too late, unless it is in the queue already.
-        Err(error @ RestartError::TimedOut { .. }) => {
-            ready.channel.last(stage).await.map_err(|_| error)
-        }
+        Err(error @ RestartError::TimedOut { .. }) => match ready.channel.last(stage).await {
+            Err(unheard) if unheard.is_deaf() => Err(unheard),
+            Err(_) => Err(error),
+            answer => answer,
+        },
         answer => answer,
     };
-    (paused.in_doubt, ready.connections.in_doubt) = (false, false);
+    if let Err(error) = &answer
+        && sent_whole
+        && error.is_deaf()
+    {
+        // It may have answered, and can't be heard.
+        return answer.map(drop);
+    }
+    (paused.in_doubt, ready.connections.in_doubt, ready.channel.settled) = (false, false, false);
     if answer?.kind != Kind::Taken {
         return Err(protocol("something other than TAKEN"));
     }
@@ -585,7 +606,7 @@ pub struct NotCommitted {
     #[source]
     pub error: RestartError,
     /// The connections that were to be handed over, with what was said about them. None if the successor
-    /// can't be heard any more: they may be its own.
+    /// can't be heard any more ([`RestartError::is_deaf`]): they may be its own.
     pub connections: Vec<(Vec<u8>, Connection)>,
 }
 
