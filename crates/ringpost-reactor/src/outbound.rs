@@ -255,6 +255,11 @@ impl Lent {
         Self { block: OutboundBlock::none(), queued: 0 }
     }
 
+    /// One of no queue's, with room for `len` bytes.
+    pub(crate) fn apart(len: usize, blocks: &mut OutboundBlocks) -> Self {
+        Self { block: blocks.take(len, BlockClass::default()), queued: 0 }
+    }
+
     /// What there is; none is left.
     pub(crate) fn take(&mut self) -> Option<Self> {
         (self.block.capacity() > 0).then(|| std::mem::replace(self, Self::none()))

@@ -35,7 +35,7 @@ use crate::ops::Owner;
 use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
 use crate::packet_inbox::{Arrived, Place, Shape, joined};
 use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
-use crate::packet_queue::{Gate, PacketQueue, REST_MAX};
+use crate::packet_queue::{Gate, PacketQueue, rest_of};
 use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::retries::{Listed, Retried, Retries};
@@ -666,7 +666,7 @@ impl PacketCell {
                         if !connection && state.look_again.is_none() {
                             // With more than a quarter of the send buffer unread elsewhere the kernel tells of no room,
                             // nor of the peer's end, and yet may take packets.
-                            let until = driver.clock.now() + REST_MAX;
+                            let until = driver.clock.now() + rest_of(driver.packets.resting.len());
                             state.look_again = Some(until);
                             driver.packets.rest(until, self, Some(key));
                         }

@@ -17,10 +17,15 @@ pub(crate) const LANES_MAX: usize = 4096;
 const SPARE_LANES_MAX: usize = 64;
 /// First and longest rest of a lane whose receiver is full and can't be polled for room.
 const REST_MIN: Duration = Duration::from_micros(100);
-pub(crate) const REST_MAX: Duration = Duration::from_millis(10);
+const REST_MAX: Duration = Duration::from_millis(10);
 /// Time from one lane that has rested for long to the next, with many of them: 10,000 tries a second, however many
 /// receivers do not read.
 const REST_PACE: Duration = Duration::from_micros(100);
+
+/// How long who has rested for long rests in a crowd of so many.
+pub(crate) fn rest_of(crowd: usize) -> Duration {
+    REST_MAX.max(REST_PACE.saturating_mul(u32::try_from(crowd).unwrap_or(u32::MAX)))
+}
 
 /// A packet that was written in a block of its own is copied out of it if it is a smaller part of it than this: what
 /// waits takes no more than so many times its length.
@@ -95,12 +100,7 @@ impl Lane {
     /// Closes the gate for a while that doubles each time. Who has been refused for long rests longer in a crowd of
     /// so many that rest; who is full for a moment is tried again soon all the same.
     pub(crate) fn rest(&mut self, now: Instant, crowd: usize) -> Instant {
-        let crowd = u32::try_from(crowd).unwrap_or(u32::MAX);
-        let rest = if self.rest < REST_MAX {
-            self.rest
-        } else {
-            REST_MAX.max(REST_PACE.saturating_mul(crowd))
-        };
+        let rest = if self.rest < REST_MAX { self.rest } else { rest_of(crowd) };
         let until = now + rest;
         self.rest = (self.rest * 2).min(REST_MAX);
         self.gate = Gate::Resting(until);

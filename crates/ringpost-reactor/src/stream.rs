@@ -531,8 +531,9 @@ impl State {
 
     /// Lets the reactor know that what follows a send must not wait for other events.
     fn announce(&self, core: &Core) {
-        // Whoever waits may have been looked for while there was nothing to be told.
-        if self.closing || self.finishing || self.writer.is_some() {
+        // Whoever waits may have been looked for while there was nothing to be told. What is queued behind leaves once
+        // the end of this one is known.
+        if self.closing || self.finishing || self.writer.is_some() || !self.outbound.is_empty() {
             core.end_of_send_matters.set(true);
         }
     }
@@ -542,6 +543,13 @@ impl State {
         self.announce(core);
         if memory.has_bytes_of_others() {
             core.end_of_send_matters.set(true);
+        }
+    }
+
+    /// A send that completes is in flight, or has gone on: more is let in than before, also if none of it has left.
+    fn tell_of_room(&mut self, core: &Core, driver: &mut Driver) {
+        if self.prompt_room(core.config.outbound_bytes_max) > 0 {
+            driver.wakers.extend(self.writer.take());
         }
     }
 
@@ -668,6 +676,8 @@ impl StreamCell {
                 state.receive = Receive::Ended;
                 state.end.get_or_insert(Ok(()));
             }
+            // Nobody wants more: it would wait for a block with its descriptor open.
+            libc::ENOBUFS if state.stopping || state.closing || state.end.is_some() => {}
             libc::ENOBUFS => {
                 add(&core.counters.receives_starved, 1);
                 state.receive = Receive::Starved;
@@ -737,6 +747,9 @@ impl StreamCell {
         state.sending_bytes = memory.len();
         state.announce_send(core, &memory);
         self.send(&mut state, driver, memory, !driver.tracked_only);
+        if driver.tracked_only {
+            state.tell_of_room(core, driver);
+        }
     }
 
     fn send(
@@ -860,10 +873,7 @@ impl StreamCell {
         // The rest waits for room in the socket.
         add(&core.counters.sends_tracked, 1);
         self.send(&mut state, driver, memory, false);
-        // More is let in than before it was in flight, also if none of it has left.
-        if state.prompt_room(core.config.outbound_bytes_max) > 0 {
-            driver.wakers.extend(state.writer.take());
-        }
+        state.tell_of_room(core, driver);
     }
 
     /// The handle is gone.

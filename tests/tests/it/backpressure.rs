@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringpost::{
-    Closed, Connection, ConnectionOptions, EngineChoice, RecvError, SendError, sleep, spawn,
+    Closed, Connection, ConnectionOptions, EngineChoice, RecvError, SendError, Spin, sleep, spawn,
     timeout,
 };
 use ringpost_testkit::pattern;
 use ringpost_testkit::peer::greeting;
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{Bystander, LIMIT, builder, join, pair, raw, run};
+use ringpost_tests::rig::{Bystander, LIMIT, block_on, builder, join, pair, raw, run};
 
 on_both_engines!(
     a_raw_reader_that_rests,
@@ -21,6 +21,7 @@ on_both_engines!(
     a_slow_reader,
     a_queue_longer_than_a_batch_is_filled,
     two_that_send_before_they_read,
+    more_pieces_than_a_send_carries,
     large_messages_wait_too,
     a_full_batch
 );
@@ -149,6 +150,47 @@ fn two_that_send_before_they_read(engine: EngineChoice) {
         };
         timeout(LIMIT, both).await.expect("neither waits for the other");
         echo.await.expect("no panic");
+    });
+}
+
+/// Received messages are passed on from where they lie: what does not fit one send leaves as well before the runtime
+/// sleeps, with nobody waiting for that.
+fn more_pieces_than_a_send_carries(engine: EngineChoice) {
+    const COUNT: u64 = 300;
+    let builder = builder(engine).spin(Spin::Never);
+    run(&builder.build().expect("a runtime"), async {
+        let options = ConnectionOptions::new().gather_bytes_min(1);
+        let (mut source, mut proxy) = pair(options);
+        let (mut out, mut sink) = pair(options);
+        for sequence in 0..COUNT {
+            source.send(&pattern::payload(sequence, 50)).await.expect("taken");
+        }
+        let mut held = Vec::new();
+        for _ in 0..COUNT {
+            held.push(proxy.recv().await.expect("messages").expect("no end"));
+        }
+        // In another runtime, so that nothing of it wakes this one.
+        out.ready().await.expect("greeted");
+        sink.ready().await.expect("greeted");
+        let detached = sink.detach(LIMIT).await.expect("quiet");
+        let reader = thread::spawn(move || {
+            block_on(engine, async {
+                let mut sink = detached.attach();
+                for sequence in 0..COUNT {
+                    let message = sink.recv().await.expect("messages").expect("no end");
+                    pattern::check(sequence, 50, &message.into_bytes());
+                }
+                sink.send(b"all").await.expect("open");
+                sink.shutdown().await.expect("open");
+            });
+        });
+        for message in held {
+            out.send_message(message).await.expect("room");
+        }
+        let answer =
+            timeout(Duration::from_secs(5), out.recv()).await.expect("it sleeps with some of them");
+        assert_eq!(answer.expect("an answer").expect("no end"), *b"all");
+        join(reader).await;
     });
 }
 

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringpost::{
-    AcceptError, Closed, Connection, ConnectionOptions, EngineChoice, Listener, Message, RecvError,
-    SendError, spawn,
+    AcceptError, BlockingRecvError, Closed, Connection, ConnectionOptions, EngineChoice, Listener,
+    Message, RecvError, SendError, spawn,
 };
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::privileges::allow_descriptors;
@@ -253,10 +253,19 @@ fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
         });
         peer
     });
-    let panics = Panics;
-    ended.handle().submit(move || drop(panics)).expect("room");
+    let (answer, answered) = ringpost::oneshot::<()>();
+    let handle = ended.handle();
+    for _ in 0..3 {
+        let panics = Panics;
+        handle.submit(move || drop(panics)).expect("room");
+    }
+    // Whoever waits for what is behind them learns of its end, also while handles are there.
+    handle.submit(move || drop(answer)).expect("room");
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ended)));
     assert!(dropped.is_err());
+    let answered = answered.blocking_recv(Some(Duration::from_secs(5)));
+    assert_eq!(answered, Err(BlockingRecvError::Canceled));
+    drop(handle);
     let mut peer = peer;
     peer.read_hello();
     assert_eq!(peer.read_message(), b"accepted and not flushed");

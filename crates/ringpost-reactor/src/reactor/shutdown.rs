@@ -17,8 +17,11 @@ impl Core {
         if self.closed.replace(true) || self.is_in_child() {
             return;
         }
-        // Drops what was not run, which is code of others: its panic must not keep the rest from its end.
-        let dropped = catch_unwind(AssertUnwindSafe(|| self.inbox.mailbox().close()));
+        // Drops what was not run, which is code of others: a panic must not keep the rest from its end.
+        let mut dropped = Ok(());
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.inbox.mailbox().close())) {
+            dropped = Err(panic);
+        }
         if self.driver.borrow().failed.is_none() {
             // What has been accepted and fits the sockets still leaves, also what rests.
             self.end_rests();

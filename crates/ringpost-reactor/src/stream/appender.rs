@@ -96,6 +96,9 @@ impl<'stream> Appender<'stream> {
         let room = self.room_bytes();
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
+        if state.closing {
+            return;
+        }
         if let Some(lent) = self.lent.take() {
             state.outbound.take_back(lent, &mut core.blocks.borrow_mut());
         }
@@ -111,8 +114,18 @@ impl<'stream> Appender<'stream> {
         let Stream { cell, core } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
-        let full = self.lent.take().filter(|full| !(state.closing && full.is_new()));
-        let lent = state.outbound.lend(full, len, &mut blocks);
+        let full = self.lent.take();
+        let lent = if state.closing {
+            // What was queued at the close is the last: nothing goes behind it, in its block or another.
+            match full {
+                Some(full) if full.is_new() => blocks.give_back(full.block),
+                Some(full) => state.outbound.take_back(full, &mut blocks),
+                None => {}
+            }
+            Lent::apart(len, &mut blocks)
+        } else {
+            state.outbound.lend(full, len, &mut blocks)
+        };
         self.room_end = lent.block.end() + room;
         self.lent = lent;
         if !state.outbound.is_empty() {
@@ -203,17 +216,22 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
     fn nothing_is_queued_behind_a_close() {
-        for blocks in [1, 5] {
+        for (before, behind) in
+            [(true, 60_000), (false, 1), (true, 1), (true, 300_000), (false, 60_000)]
+        {
             let bytes = received(|stream| {
                 let mut appender = Appender::new(stream, 1 << 20);
-                appender.append(Prefix::NONE, b"before");
+                if before {
+                    appender.append(Prefix::NONE, b"before");
+                }
                 stream.append(Prefix::NONE, b"last");
                 stream.close();
-                for _ in 0..blocks {
-                    appender.append(Prefix::NONE, &[7; 60_000]);
+                for _ in 0..3 {
+                    appender.append(Prefix::NONE, &vec![7; behind]);
                 }
+                appender.append_apart(Prefix::NONE, 3, |bytes| bytes.fill(8));
             });
-            assert_eq!(bytes, b"last", "{blocks}");
+            assert_eq!(bytes, b"last", "{before} {behind}");
         }
     }
 

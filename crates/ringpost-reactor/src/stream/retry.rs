@@ -26,6 +26,9 @@ impl StreamCell {
             {
                 state.announce_send(core, &memory);
                 self.send(&mut state, driver, *memory, !driver.tracked_only);
+                if driver.tracked_only {
+                    state.tell_of_room(core, driver);
+                }
             }
             match state.receive {
                 Receive::Idle => {}
