@@ -17,14 +17,24 @@ use crate::{
     results::Line,
     sample::Sampler,
     summary::Summary,
-    syscalls, targets,
+    syscalls::{self, SyscallCounter},
+    targets,
 };
 
 /// Measures what the options ask for.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let plan = Plan::new(options)?;
+    if let Some(path) = &options.json {
+        // Whether it can be written is to be known now.
+        std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
+    }
     let interrupt = Interrupt::install()?;
-    let (tracepoint, counting) = match syscalls::tracepoint() {
+    // Its number may be known where it can't be counted.
+    let counted = syscalls::tracepoint().and_then(|number| {
+        let own = i32::try_from(std::process::id())?;
+        SyscallCounter::attach(number, own).map(|_| number)
+    });
+    let (tracepoint, counting) = match counted {
         Ok(number) => (Some(number), "perf counter on raw_syscalls:sys_enter".to_owned()),
         Err(error) => (None, format!("not counted ({error:#})")),
     };

@@ -10,7 +10,8 @@ use crate::{
 
 /// What the repetitions of one contender in one workload say together.
 ///
-/// Samples that were far are left out, unless there are no others.
+/// Samples that were far are left out, unless there are no others. All contenders of a workload are summed up from
+/// samples of one state if there are such of all.
 #[derive(Clone, Debug)]
 pub(crate) struct Cell {
     pub(crate) contender: String,
@@ -25,7 +26,9 @@ pub(crate) struct Cell {
     pub(crate) client_cpu_ns: f64,
     pub(crate) syscalls: Option<f64>,
     pub(crate) quantiles_ns: Vec<(f64, f64)>,
-    pub(crate) samples: usize,
+    /// The samples that the figures are of were far.
+    pub(crate) far: bool,
+    pub(crate) near_samples: usize,
     pub(crate) far_samples: usize,
 }
 
@@ -54,7 +57,11 @@ impl Summary {
         let rounds = grouped
             .into_iter()
             .map(|(workload, contenders)| {
-                let cells = contenders.into_iter().filter_map(|(_, group)| Cell::new(&group));
+                let all_have = |far| {
+                    contenders.iter().all(|(_, group)| group.iter().any(|line| line.far == far))
+                };
+                let prefer_far = !all_have(false) && all_have(true);
+                let cells = contenders.iter().filter_map(|(_, group)| Cell::new(group, prefer_far));
                 (workload, cells.collect())
             })
             .collect();
@@ -83,10 +90,11 @@ impl Summary {
 }
 
 impl Cell {
-    fn new(lines: &[&Line]) -> Option<Self> {
+    fn new(lines: &[&Line], prefer_far: bool) -> Option<Self> {
         let far_samples = lines.iter().filter(|line| line.far).count();
-        let used: Vec<&Line> =
-            lines.iter().copied().filter(|line| !line.far || far_samples == lines.len()).collect();
+        let near_samples = lines.len() - far_samples;
+        let far = if prefer_far { far_samples > 0 } else { near_samples == 0 };
+        let used: Vec<&Line> = lines.iter().copied().filter(|line| line.far == far).collect();
         let of = |value: fn(&Line) -> f64| median(used.iter().map(|line| value(line)));
         let maybe_of =
             |value: fn(&Line) -> Option<f64>| median(used.iter().filter_map(|line| value(line)));
@@ -108,7 +116,8 @@ impl Cell {
             client_cpu_ns: of(|line| line.client_cpu_ns_per_message)?,
             syscalls: maybe_of(|line| line.syscalls_per_message),
             quantiles_ns: quantiles.collect(),
-            samples: used.len(),
+            far,
+            near_samples,
             far_samples,
         })
     }
@@ -119,12 +128,14 @@ impl Cell {
 }
 
 /// The hand-written epoll program that `cell` is compared with: the better of level- and
-/// edge-triggered, waiting in the same way as `cell` does.
+/// edge-triggered, waiting in the same way as `cell` does. The cores near each other and far apart are two machines:
+/// none that was measured on the other.
 pub(crate) fn reference<'a>(cells: &'a [Cell], cell: &Cell) -> Option<&'a Cell> {
     let names = if cell.spins() { ["epoll+spin", "epoll-et+spin"] } else { ["epoll", "epoll-et"] };
     cells
         .iter()
         .filter(|candidate| names.contains(&candidate.contender.as_str()))
+        .filter(|candidate| candidate.far == cell.far)
         .max_by(|left, right| left.messages_per_s.total_cmp(&right.messages_per_s))
 }
 
@@ -160,7 +171,7 @@ pub(crate) mod tests {
         let summary = Summary::new(&lines);
         let cell = &summary.cells(Scenario::Fanin)[0];
         assert_eq!(cell.messages_per_s, 300.0);
-        assert_eq!((cell.samples, cell.far_samples), (2, 1));
+        assert_eq!((cell.near_samples, cell.far_samples, cell.far), (2, 1, false));
     }
 
     #[test]
@@ -169,7 +180,27 @@ pub(crate) mod tests {
         far.far = true;
         let summary = Summary::new(&[far]);
         let cell = &summary.cells(Scenario::Fanin)[0];
-        assert_eq!((cell.messages_per_s, cell.samples, cell.far_samples), (100.0, 1, 1));
+        assert_eq!((cell.messages_per_s, cell.near_samples, cell.far_samples), (100.0, 0, 1));
+    }
+
+    #[test]
+    fn what_was_far_is_compared_with_what_was_far() {
+        let mut lines =
+            [line(Scenario::Fanin, "epoll", 100), line(Scenario::Fanin, "tokio", 80)].to_vec();
+        lines[0].far = true;
+        let summary = Summary::new(&lines);
+        let tokio = summary.cell(Scenario::Fanin, "tokio").expect("measured");
+        assert!(reference(summary.cells(Scenario::Fanin), tokio).is_none());
+        // With one of each, by those that both have.
+        let mut far = line(Scenario::Fanin, "tokio", 40);
+        far.far = true;
+        lines.push(far);
+        let summary = Summary::new(&lines);
+        let cells = summary.cells(Scenario::Fanin);
+        assert!(cells.iter().all(|cell| cell.far && cell.far_samples == 1));
+        let tokio = summary.cell(Scenario::Fanin, "tokio").expect("measured");
+        assert_eq!((tokio.messages_per_s, tokio.near_samples), (40.0, 1));
+        assert!(reference(cells, tokio).is_some());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the benchmark program, optimised.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -25,10 +26,6 @@ pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
         "$ cargo run --release --locked --package ringpost-bench -- {}",
         arguments.arguments.join(" ")
     );
-    let status = command.status().context("cannot start cargo")?;
-    if !status.success() {
-        // The program has said why; its code is the answer.
-        std::process::exit(status.code().unwrap_or(1));
-    }
-    Ok(())
+    // In the place of this process: its signals and its exit code are the program's.
+    Err(command.exec()).context("cannot start cargo")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use xshell::cmd;
 
 use crate::run::{observe, run as run_command, shell};
@@ -74,6 +74,7 @@ pub(crate) fn run(arguments: &SimArgs) -> Result<()> {
         bail!("nothing was run; above is why");
     }
     sums.print(start.elapsed());
+    ensure!(sums.runs() > 0, "nothing was run: no seeds, or no scenario or operation of that name");
     if sums.failures == 0 && sums.crashed {
         bail!("a process ended early, and its seeds do not count; above is the run it died in");
     }
@@ -148,6 +149,10 @@ impl Sums {
             ["sim", "failures", count] => self.failures += number(count),
             _ => {}
         }
+    }
+
+    fn runs(&self) -> u64 {
+        self.scenarios.values().map(|[runs, ..]| runs).sum()
     }
 
     fn print(&self, time: Duration) {

@@ -47,8 +47,13 @@ pub(crate) fn test(arguments: &TestArgs) -> Result<Counts> {
     let examples = cmd!(shell, "cargo build --locked --workspace --examples");
     run_command(examples, deadline.left())?;
     // `--all-targets` would leave out the documentation tests, hence two calls.
-    for targets in [&["--lib", "--bins", "--tests"][..], &["--doc"]] {
-        if arguments.no_run && targets == ["--doc"] {
+    // With packages named, cargo refuses to test the library of none.
+    let has_library = arguments.package.is_empty()
+        || arguments.package.iter().any(|package| has_library(package));
+    let programs: &[&str] =
+        if has_library { &["--lib", "--bins", "--tests"] } else { &["--bins", "--tests"] };
+    for targets in [programs, &["--doc"]] {
+        if targets == ["--doc"] && (arguments.no_run || !has_library) {
             continue;
         }
         counts += cargo_test(&shell, targets, arguments, deadline)?;
@@ -58,6 +63,17 @@ pub(crate) fn test(arguments: &TestArgs) -> Result<Counts> {
         counts += check_corpus(&counts);
     }
     Ok(counts)
+}
+
+/// Whether a package has a library; one that is not known is cargo's to refuse.
+fn has_library(package: &str) -> bool {
+    let folder = match package {
+        "ringpost-bench" => root().join("benches"),
+        "ringpost-tests" => root().join("tests"),
+        "xtask" => root().join("xtask"),
+        other => root().join("crates").join(other),
+    };
+    !folder.is_dir() || folder.join("src/lib.rs").is_file()
 }
 
 /// What became of tests.

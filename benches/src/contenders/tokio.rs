@@ -127,8 +127,14 @@ async fn ask(
     depth: usize,
 ) -> Result<()> {
     let mut now = Instant::now();
+    let mut memory = BytesMut::new();
+    let mut request = |exchange: &mut Exchange, now| {
+        let mut payload = cut(&mut memory, length, REQUESTS_BYTES);
+        exchange.request(now, &mut payload);
+        payload.freeze()
+    };
     for _ in 0..depth {
-        framed.feed(request(&mut exchange, now, length)).await.context("send")?;
+        framed.feed(request(&mut exchange, now)).await.context("send")?;
     }
     while recorder.turn(now) {
         flush(&mut framed).await.context("flush")?;
@@ -137,7 +143,7 @@ async fn ask(
         loop {
             let Some(payload) = frame else { bail!("the server has closed") };
             exchange.reply(now, &payload.context("receive")?, &mut recorder)?;
-            framed.feed(request(&mut exchange, now, length)).await.context("send")?;
+            framed.feed(request(&mut exchange, now)).await.context("send")?;
             match framed.next().now_or_never() {
                 Some(next) => frame = next,
                 None => break,
@@ -148,11 +154,16 @@ async fn ask(
     Ok(())
 }
 
-fn request(exchange: &mut Exchange, now: Instant, length: usize) -> Bytes {
-    let mut payload = BytesMut::zeroed(length);
-    exchange.request(now, &mut payload);
-    payload.freeze()
+/// Memory for one message, without an allocation for each.
+fn cut(memory: &mut BytesMut, length: usize, at_once: usize) -> BytesMut {
+    if memory.len() < length {
+        *memory = BytesMut::zeroed(at_once.max(length));
+    }
+    memory.split_to(length)
 }
+
+/// What the requests of one connection are cut from: small, so that those of many stay in the cache.
+const REQUESTS_BYTES: usize = 4096;
 
 /// Sends one way.
 async fn send(mut framed: Connection, mut sender: OneWaySender, length: usize) -> Result<()> {
@@ -190,10 +201,7 @@ impl Source {
         if self.length >= BUFFER_BYTES {
             return self.large_message(sender);
         }
-        if self.memory.len() < self.length {
-            self.memory = BytesMut::zeroed(BUFFER_BYTES);
-        }
-        let mut payload = self.memory.split_to(self.length);
+        let mut payload = cut(&mut self.memory, self.length, BUFFER_BYTES);
         sender.fill(&mut payload);
         payload.freeze()
     }

@@ -50,12 +50,13 @@ fn targets(out: &mut String, report: &Report) -> Result<()> {
     }
     write!(out, "<h2>Targets</h2><table><tr><th>target</th><th>figure</th><th></th></tr>")?;
     for target in &report.targets {
-        let (class, word) = if target.reached { ("win", "reached") } else { ("loss", "missed") };
+        let (word, figure) = target.outcome();
+        let class = if target.reached { "win" } else { "loss" };
         write!(
             out,
-            "<tr><td>{}</td><td>{:.2}</td><td class=\"{class}\">{word}</td></tr>",
+            "<tr><td>{}</td><td>{figure}</td><td class=\"{class}\">{}</td></tr>",
             escape(target.promise),
-            target.figure
+            word.to_lowercase()
         )?;
     }
     writeln!(out, "</table>")?;

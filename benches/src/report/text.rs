@@ -34,8 +34,8 @@ pub(super) fn tables(report: &Report) -> String {
     if !report.targets.is_empty() {
         let _ = writeln!(out, "\n\nTargets");
         for target in &report.targets {
-            let mark = if target.reached { "reached" } else { "MISSED " };
-            let _ = writeln!(out, "  {mark}  {:<66} {:.2}", target.promise, target.figure);
+            let (mark, figure) = target.outcome();
+            let _ = writeln!(out, "  {mark:<7}  {:<66} {figure}", target.promise);
         }
     }
     for failure in &report.failures {
@@ -45,14 +45,15 @@ pub(super) fn tables(report: &Report) -> String {
 }
 
 /// What the columns mean; also under the page's tables.
-pub(super) const LEGEND: [&str; 7] = [
+pub(super) const LEGEND: [&str; 8] = [
     "vs epoll: messages/s (and p50 in pingpong) as a multiple of hand-written epoll, the better",
     "of level- and edge-triggered; spinning contenders (+spin) are compared with spinning epoll,",
     "the one named ringpost, which spins for a while before it sleeps, with sleeping epoll.",
     "More than one is better, a difference under 15 % is a tie. +-: half the range of the",
     "repetitions. CPU: process time per message, kernel included. One way, the server is the",
     "receiver. far: repetitions that ran while the cores were far apart, left out of the medians",
-    "unless all were.",
+    "unless somebody in the scenario has no others; used: the medians are of these. What was near",
+    "is not compared with what was far.",
 ];
 
 /// Column headings.
@@ -104,10 +105,12 @@ pub(super) fn figures(workload: &Workload, cell: &Cell, cells: &[Cell]) -> Vec<S
             verdict(Verdict::of(ratio))
         }));
     }
+    let all = cell.near_samples + cell.far_samples;
     row.push(match cell.far_samples {
         0 => String::new(),
-        far if far == cell.samples => "ALL".to_owned(),
-        far => format!("{far} of {}", far + cell.samples),
+        far if far == all => "ALL".to_owned(),
+        far if cell.far => format!("{far} of {all}, used"),
+        far => format!("{far} of {all}"),
     });
     row
 }

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use super::bench::{Bench, Shape};
+use super::skip;
 use super::subjects::Subject;
 use super::subjects::simulated::{built, machine};
 use super::trace::{self, Ask, Event};
@@ -393,7 +394,7 @@ mod tests {
         for shape in [Shape::default(), FEW] {
             for seed in 0..60 {
                 let Ok(mut bench) = Bench::<S>::new(shape, 0) else {
-                    println!("SKIPPED programs: {} can't be had here", S::NAME);
+                    skip(&format!("programs: {} can't be had here", S::NAME));
                     return;
                 };
                 programs::play(&mut bench, seed);

@@ -27,6 +27,12 @@ mod subjects;
 mod trace;
 mod waiting;
 
+/// Says that a test is skipped, past the capture of what passing tests print.
+pub(crate) fn skip(what: &str) {
+    let _ =
+        std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED {what}\n").as_bytes());
+}
+
 /// Makes a test of each function, on each engine, with the shape in brackets or the usual one.
 macro_rules! conformance {
     (

@@ -3,6 +3,7 @@
 
 use super::bench::{Bench, MUCH, Shape};
 use super::referee::Referee;
+use super::skip;
 use super::subjects::Subject;
 use super::trace::{self, Ask, Event};
 
@@ -176,7 +177,7 @@ pub(super) fn record<S: Subject>((name, shape, play): Scenario<S>) -> Option<Vec
     let mut bench = match Bench::<S>::new(shape, 0) {
         Ok(bench) => bench,
         Err(reason) => {
-            println!("SKIPPED {name} on {}: {reason}", S::NAME);
+            skip(&format!("{name} on {}: {reason}", S::NAME));
             return None;
         }
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::bench::{Bench, Shape};
+use super::skip;
 use crate::engine::Engine;
 use crate::epoll::Epoll;
 use crate::pool::Pool;
@@ -252,7 +253,7 @@ pub(super) fn run<S: Subject>(name: &str, shape: Shape, test: impl Fn(&mut Bench
                 bench.finish();
             }
             Err(reason) => {
-                println!("SKIPPED {name} on {}: {reason}", S::NAME);
+                skip(&format!("{name} on {}: {reason}", S::NAME));
                 return;
             }
         }

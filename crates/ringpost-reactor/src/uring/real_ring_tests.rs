@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Refusal, Setup, Uring, preflight};
+use crate::conformance::skip;
 use crate::engine::kept::{Kept, Plan};
 use crate::engine::{Engine, Request, Token};
 use crate::pool::Pool;
@@ -23,7 +24,7 @@ fn ring(test: &str) -> Option<(Uring, Pool)> {
     let incremental = match preflight() {
         Ok(capabilities) => capabilities.incremental.is_yes(),
         Err(refusal @ (Refusal::Errno(_) | Refusal::Behaviour(_))) => {
-            eprintln!("SKIPPED {test}: {refusal:?}");
+            skip(&format!("{test}: {refusal:?}"));
             return None;
         }
     };
@@ -172,7 +173,7 @@ fn a_thread_that_spins_is_not_woken_early() {
     let test = concat!(module_path!(), "::a_thread_that_spins_is_not_woken_early");
     let Some((ring, mut pool)) = ring(test) else { return };
     if !ring.is_incremental() {
-        return eprintln!("SKIPPED {test}: nothing is received by hand");
+        return skip(&format!("{test}: nothing is received by hand"));
     }
     let mut kept = Kept::new(ring);
     for _ in 0..2 {
