@@ -253,6 +253,17 @@ impl Ops {
         self.slots.iter().map(|(key, slot)| (Token::new(key, self.generations[key]), slot))
     }
 
+    /// Silent sends that have not been told whole.
+    #[cfg(feature = "sim")]
+    pub(crate) fn silent_sends(&self) -> impl Iterator<Item = (&Rc<StreamCell>, &SendMemory)> {
+        self.silent.iter().filter_map(|token| match self.slots.get(token.slot()) {
+            Some(Slot { owner: Owner::Send(stream), memory: Some(memory) }) => {
+                Some((stream, memory))
+            }
+            _ => None,
+        })
+    }
+
     /// Everything in flight, and whether it is a silent send.
     #[cfg(feature = "sim")]
     pub(crate) fn expected(&self) -> impl Iterator<Item = (Token, bool)> {

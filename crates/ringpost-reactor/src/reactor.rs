@@ -470,6 +470,13 @@ impl Driver {
         }
     }
 
+    /// In a simulation: nobody is slept over who waits for what the end of a silent send would bring.
+    #[cfg(feature = "sim")]
+    fn check_parked(&self) {
+        let waits = self.ops.silent_sends().any(|(stream, memory)| stream.waits_for_end_of(memory));
+        assert!(!waits, "the end of a silent send is waited for, and the reactor parks");
+    }
+
     /// In a simulation: no silent send is taken for whole whose end is still with the engine.
     #[cfg(feature = "sim")]
     fn check_told(&self) {
@@ -771,6 +778,8 @@ impl Core {
             return Ok(());
         }
         add(&self.counters.parks, 1);
+        #[cfg(feature = "sim")]
+        driver.check_parked();
         let start = driver.spinner.learns().then(Instant::now);
         let result = driver.engine.enter(true, deadline);
         word.unpark();

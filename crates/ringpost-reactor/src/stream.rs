@@ -50,6 +50,7 @@ mod inbound;
 mod rest;
 mod retry;
 mod stop;
+mod telling;
 
 /// Why a stream can't go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -527,30 +528,6 @@ impl State {
     #[inline]
     fn send_error(&self) -> Option<StreamError> {
         self.send_failure.or_else(|| self.closing.then_some(StreamError::PeerGone))
-    }
-
-    /// Lets the reactor know that what follows a send must not wait for other events.
-    fn announce(&self, core: &Core) {
-        // Whoever waits may have been looked for while there was nothing to be told. What is queued behind leaves once
-        // the end of this one is known.
-        if self.closing || self.finishing || self.writer.is_some() || !self.outbound.is_empty() {
-            core.end_of_send_matters.set(true);
-        }
-    }
-
-    /// The same with what is sent at hand.
-    fn announce_send(&self, core: &Core, memory: &SendMemory) {
-        self.announce(core);
-        if memory.has_bytes_of_others() {
-            core.end_of_send_matters.set(true);
-        }
-    }
-
-    /// A send that completes is in flight, or has gone on: more is let in than before, also if none of it has left.
-    fn tell_of_room(&mut self, core: &Core, driver: &mut Driver) {
-        if self.prompt_room(core.config.outbound_bytes_max) > 0 {
-            driver.wakers.extend(self.writer.take());
-        }
     }
 
     /// Something in flight uses the socket to receive or to watch it.
