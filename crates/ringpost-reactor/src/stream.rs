@@ -884,6 +884,8 @@ impl StreamCell {
             if let Some(token) = cancelled {
                 driver.cancel(token, self.raw_fd());
             }
+            // Nobody wants the block that it waits for.
+            driver.starved.retain(|starved| !Rc::ptr_eq(starved, self));
             self.stop_receive(&mut driver);
             if !drained {
                 let linger = Duration::from_millis(core.config.linger_ms_max);

@@ -43,8 +43,8 @@ pub use half::{ByteReader, ByteWriter};
 /// operation allocates in steady state.
 ///
 /// Dropping a stream, or both halves, closes it: what was accepted still leaves in the background, at most
-/// [`linger`](crate::RuntimeBuilder::linger) long. If received bytes were not read, the peer finds
-/// its connection reset (unix(7)).
+/// [`linger`](crate::RuntimeBuilder::linger) long. If received bytes were not read, the peer may find its connection
+/// reset (unix(7)), or a plain end: that is no answer to them.
 ///
 /// # Cancel safety
 ///
@@ -54,7 +54,8 @@ pub use half::{ByteReader, ByteWriter};
 ///
 /// # Errors
 ///
-/// By [`io::ErrorKind`]; the source is a [`Closed`](crate::Closed), or
+/// By [`io::ErrorKind`]; but for errors of the kernel's by number, [`get_ref`](io::Error::get_ref) gives a
+/// [`Closed`](crate::Closed), or
 /// [`SendError::Finished`](crate::SendError::Finished).
 ///
 /// | kind | when |

@@ -199,7 +199,7 @@ impl Listener {
     ///
     /// As [`Listener::accept`].
     pub async fn accept_stream(&mut self) -> Result<ByteStream, AcceptError> {
-        let socket = self.accept_allowed(|socket, _| drop(socket)).await?;
+        let socket = self.accept_allowed(|socket, _| drop(ByteStream::from_socket(socket))).await?;
         Ok(ByteStream::from_socket(socket))
     }
 

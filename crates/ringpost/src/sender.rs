@@ -345,10 +345,12 @@ impl Sender {
     ///
     /// The end of the connection: something accepted can't be delivered.
     pub async fn flush(&mut self) -> Result<(), SendError> {
-        let link = &self.link;
-        poll_fn(|context| link.stream.poll_flushed(context))
-            .await
-            .map_err(|error| link.explain(error).into())
+        poll_fn(|context| {
+            self.poll_greeting(context)?;
+            let flushed = self.link.stream.poll_flushed(context);
+            flushed.map_err(|error| self.link.explain(error).into())
+        })
+        .await
     }
 
     /// Says that no more messages follow (FIN), and waits until the kernel has everything. The peer
@@ -386,6 +388,7 @@ impl Sender {
         if self.link.finished.get() {
             return Err(SendError::Finished);
         }
+        self.link.stream.has_room().map_err(|error| self.link.explain(error))?;
         if !self.link.going_away.replace(true) {
             self.link.stream.append(Prefix::NONE, ControlFrame::go_away(u64::MAX).as_bytes());
         }
@@ -590,7 +593,19 @@ impl Sender {
                 Poll::Ready(Ok(())) => {}
             }
         }
+        self.poll_greeting(context)?;
         self.link.stream.poll_room(context).map_err(|error| self.link.explain(error).into())
+    }
+
+    /// Whoever waits before the peer's greeting has come waits for that no longer than agreed.
+    fn poll_greeting(&self, context: &mut Context<'_>) -> Result<(), SendError> {
+        if self.native && !self.link.is_open() {
+            match self.link.poll_open(Half::Sender, context) {
+                Poll::Ready(opened) => opened?,
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
     }
 
     /// Takes the peer's greeting if it has arrived, for a message that is longer than what may be sent

@@ -188,14 +188,20 @@ fn a_refusal_without_words_is_a_clean_end(engine: EngineChoice) {
         ConnectionOptions::new().length_prefixed(LengthPrefix::default()),
         ConnectionOptions::new().bytes(),
     ];
-    for options in options {
+    for (options, as_stream) in options.into_iter().flat_map(|all| [(all, false), (all, true)]) {
         for sent in [0, 1, 1000, 100_000] {
             block_on(engine, async {
                 let builder = Listener::builder().policy(nobody_here()).connection(options);
                 let mut listener = builder.bind(&path).expect("bind");
                 let early = spawn(blocking(client_that_sends(&path, sent))).await;
                 let early = early.expect("no panic");
-                spawn(async move { drop(listener.accept().await) });
+                spawn(async move {
+                    if as_stream {
+                        drop(listener.accept_stream().await);
+                    } else {
+                        drop(listener.accept().await);
+                    }
+                });
                 let late = client_that_sends(&path, sent);
                 blocking(move || check_clean_end(early, sent)).await;
                 blocking(move || check_clean_end(late(), sent)).await;

@@ -23,6 +23,7 @@ on_both_engines!(
     every_bad_greeting,
     another_protocol,
     a_silent_peer,
+    a_silent_peer_of_a_publisher,
     every_bad_frame,
     skipped_frames,
     a_refusal_by_the_peer,
@@ -154,6 +155,30 @@ fn a_silent_peer(engine: EngineChoice) {
                 peer.expect_end();
             })
             .await;
+        });
+    }
+}
+
+/// Nobody receives; who waits for room or for a flush waits no longer for the greeting than agreed.
+fn a_silent_peer_of_a_publisher(engine: EngineChoice) {
+    let end = SendError::Closed(Closed::HandshakeTimeout { milliseconds: 100 });
+    for len in [100, 1024] {
+        block_on(engine, async {
+            let (ours, theirs) = sockets();
+            let connection = adopt(ours, ConnectionOptions::new().handshake_ms_max(100));
+            let (mut sender, receiver) = connection.split();
+            drop(receiver);
+            let publishing = async {
+                loop {
+                    if let Err(error) = sender.send(&vec![7; len]).await {
+                        return error;
+                    }
+                }
+            };
+            let error = timeout(Duration::from_secs(5), publishing).await.expect("an end in time");
+            assert_eq!(error, end);
+            assert_eq!(sender.flush().await, Err(end.clone()));
+            drop(theirs);
         });
     }
 }

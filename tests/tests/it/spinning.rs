@@ -1,16 +1,24 @@
 //! While a runtime spins, few connections are served by hand and many by the ring: connections come and
 //! go across that border, with traffic on them all and a pool that is nearly used up.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::rc::Rc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringpost::{Connection, ConnectionOptions, EngineChoice, Message, Spin};
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines;
-use ringpost_tests::rig::{adopt, builder, echo, run, runtime, sockets};
+use ringpost_tests::rig::{adopt, builder, echo, join, run, runtime, sockets};
 
-on_both_engines!(connections_come_and_go, adaptive_spins_and_parks, messages_are_kept);
+on_both_engines!(
+    connections_come_and_go,
+    adaptive_spins_and_parks,
+    messages_are_kept,
+    a_sender_without_a_pause_leaves_the_receiver_its_turns
+);
 
 /// An echo server for `count` connections on a thread and a runtime of its own.
 fn server(engine: EngineChoice, count: usize) -> (thread::JoinHandle<()>, VecDeque<Connection>) {
@@ -108,5 +116,49 @@ fn messages_are_kept(engine: EngineChoice) {
         exchange(connection, 1000, LEN).await;
         finish(connections.remove(0).expect("one")).await;
         server.join().expect("the server ends");
+    });
+}
+
+/// Every send ends its turn before the runtime would spin.
+fn a_sender_without_a_pause_leaves_the_receiver_its_turns(engine: EngineChoice) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let runtime = builder(engine).spin(Spin::Always).build().expect("built");
+    run(&runtime, async {
+        let (ours, theirs) = sockets();
+        let options = ConnectionOptions::new().bytes();
+        let peer = thread::spawn(move || {
+            let mut theirs = theirs;
+            let mut bytes = vec![0; 1 << 16];
+            let (start, mut said) = (Instant::now(), false);
+            while theirs.read(&mut bytes).is_ok_and(|count| count > 0) {
+                if !said && start.elapsed() > Duration::from_millis(100) {
+                    theirs.write_all(b"stop").expect("room");
+                    said = true;
+                }
+            }
+        });
+        let (mut sender, mut receiver) = adopt(ours, options).split();
+        let stop = Rc::new(Cell::new(false));
+        let receiving = ringpost::spawn({
+            let stop = Rc::clone(&stop);
+            async move {
+                let message = receiver.recv().await.expect("bytes").expect("no end");
+                assert_eq!(message, *b"stop");
+                stop.set(true);
+            }
+        });
+        // It spins, and serves the connection by hand from then on.
+        for _ in 0..5 {
+            ringpost::sleep(Duration::from_millis(5)).await;
+        }
+        let start = Instant::now();
+        while !stop.get() {
+            sender.send(&[7; 100]).await.expect("room");
+            sender.flush().await.expect("a reader");
+            assert!(start.elapsed() < PATIENCE, "what has arrived is not received");
+        }
+        receiving.await.expect("no panic");
+        drop(sender);
+        join(peer).await;
     });
 }

@@ -573,7 +573,10 @@ impl<R: Ring> Engine for Uring<R> {
         hand_over(&mut self.completions, batch);
     }
 
-    fn settle(&mut self) {}
+    fn settle(&mut self) {
+        // Each turn tries them once, also one that sends and ends before its owner would spin.
+        self.direct.untried = !self.direct.held.is_empty();
+    }
 
     fn ready(&mut self) -> bool {
         if !self.direct.held.is_empty() {
