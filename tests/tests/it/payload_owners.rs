@@ -4,11 +4,13 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Sender, channel};
 use std::task::{Poll, Waker};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringpost::{ConnectionOptions, EngineChoice, Runtime, Sender, Spin};
+use ringpost::{ConnectionOptions, EngineChoice, Runtime, Spin};
 use ringpost_tests::on_both_engines;
 use ringpost_tests::rig::{adopt, block_on, packet_sockets, pair, sockets};
 
@@ -21,7 +23,7 @@ on_both_engines!(
 );
 
 thread_local! {
-    static SENDER: RefCell<Option<Sender>> = const { RefCell::new(None) };
+    static SENDER: RefCell<Option<ringpost::Sender>> = const { RefCell::new(None) };
 }
 
 /// Bytes with a destructor.
@@ -111,6 +113,47 @@ fn wake_who_waits() {
     }
 }
 
+/// Longest wait for a task to be woken.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reads messages on a thread of its own, and is silent from then on, so that nothing of it wakes the other side.
+struct SilentPeer {
+    over: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl SilentPeer {
+    /// One that reads messages of these lengths.
+    fn start(
+        engine: EngineChoice,
+        socket: UnixStream,
+        options: ConnectionOptions,
+        lengths: &'static [usize],
+    ) -> Self {
+        let (over, is_over) = channel();
+        let thread = thread::spawn(move || {
+            let received = block_on(engine, async {
+                let mut peer = adopt(socket, options);
+                let mut received = Vec::new();
+                for _ in lengths {
+                    let message = peer.recv().await.expect("a message").expect("no end");
+                    received.push(message.len());
+                }
+                let _ = is_over.recv_timeout(2 * PATIENCE);
+                received
+            });
+            assert_eq!(received, lengths);
+        });
+        Self { over, thread }
+    }
+
+    /// The other side has seen what it wanted.
+    fn end(self) {
+        let _ = self.over.send(());
+        self.thread.join().expect("the peer");
+    }
+}
+
 async fn until_woken() {
     let mut begun = false;
     poll_fn(|context| {
@@ -137,24 +180,9 @@ fn wakes_while_nothing_else_happens(
     options: ConnectionOptions,
     sockets: &dyn Fn() -> (UnixStream, UnixStream),
 ) {
-    const PATIENCE: Duration = Duration::from_secs(5);
     for spin in [Spin::Never, Spin::default(), Spin::Always] {
         let (ours, theirs) = sockets();
-        let (over, is_over) = std::sync::mpsc::channel::<()>();
-        let peer = std::thread::spawn(move || {
-            let received = block_on(engine, async {
-                let mut peer = adopt(theirs, options);
-                let mut lengths = Vec::new();
-                for _ in 0..2 {
-                    let message = peer.recv().await.expect("a message").expect("no end");
-                    lengths.push(message.len());
-                }
-                // Silent until the other side has seen what it wanted.
-                let _ = is_over.recv_timeout(2 * PATIENCE);
-                lengths
-            });
-            assert_eq!(received, [6, 10_000]);
-        });
+        let peer = SilentPeer::start(engine, theirs, options, &[6, 10_000]);
         let runtime = Runtime::builder().engine(engine).spin(spin).build().expect("a runtime");
         let woken = runtime.block_on(async {
             let mut connection = adopt(ours, options);
@@ -165,33 +193,16 @@ fn wakes_while_nothing_else_happens(
             connection.send_bytes(payload(10_000, wake_who_waits)).await.expect("open");
             ringpost::timeout(PATIENCE, task).await.is_ok()
         });
-        let _ = over.send(());
-        peer.join().expect("the peer");
+        peer.end();
         assert!(woken, "the task was slept over, {spin:?}");
     }
 }
 
 /// The payload has left, by hand, before the runtime turns, and nothing else happens in it.
 fn a_destructor_wakes_a_task(engine: EngineChoice) {
-    const PATIENCE: Duration = Duration::from_secs(10);
     let (ours, theirs) = sockets();
     let options = ConnectionOptions::new().descriptors_max(4);
-    let peer_options = options;
-    let (over, is_over) = std::sync::mpsc::channel::<()>();
-    let peer = std::thread::spawn(move || {
-        let received = block_on(engine, async {
-            let mut peer = adopt(theirs, peer_options);
-            let mut lengths = Vec::new();
-            for _ in 0..3 {
-                let message = peer.recv().await.expect("a message").expect("no end");
-                lengths.push(message.len());
-            }
-            // Silent until the other side has seen what it wanted.
-            let _ = is_over.recv_timeout(2 * PATIENCE);
-            lengths
-        });
-        assert_eq!(received, [6, 10_000, 8]);
-    });
+    let peer = SilentPeer::start(engine, theirs, options, &[6, 10_000, 8]);
     let woken = block_on(engine, async {
         let mut connection = adopt(ours, options);
         connection.send(b"before").await.expect("open");
@@ -203,7 +214,6 @@ fn a_destructor_wakes_a_task(engine: EngineChoice) {
         connection.try_send_with_descriptors(b"and file", &[&file]).expect("room");
         ringpost::timeout(PATIENCE, task).await.is_ok()
     });
-    let _ = over.send(());
-    peer.join().expect("the peer");
+    peer.end();
     assert!(woken, "the task was slept over");
 }

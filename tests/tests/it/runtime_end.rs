@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use ringpost::{
     AcceptError, BlockingRecvError, Closed, Connection, ConnectionOptions, EngineChoice, Listener,
-    Message, RecvError, SendError, spawn,
+    Message, RecvError, Runtime, SendError, spawn,
 };
+use ringpost_testkit::peer::RawPeer;
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::privileges::allow_descriptors;
 use ringpost_tests::rig::{
@@ -236,6 +237,27 @@ fn sleeps_outlive_it(engine: EngineChoice) {
     });
 }
 
+const ACCEPTED: &[u8] = b"accepted and not flushed";
+
+/// The peer of a connection that has accepted a message, and is kept by a task that never ends.
+fn peer_of_accepted(runtime: &Runtime) -> RawPeer {
+    run(runtime, async {
+        let (mut connection, peer) = raw();
+        connection.send(ACCEPTED).await.expect("open");
+        spawn(async move {
+            let _ = connection.recv().await;
+        });
+        peer
+    })
+}
+
+/// It was sent, and then the end came.
+fn check_accepted(mut peer: RawPeer) {
+    peer.read_hello();
+    assert_eq!(peer.read_message(), ACCEPTED);
+    peer.expect_end();
+}
+
 /// What has been accepted leaves all the same, and the panic is not lost.
 fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
     struct Panics;
@@ -245,14 +267,7 @@ fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
         }
     }
     let ended = runtime(engine);
-    let peer = run(&ended, async {
-        let (mut connection, peer) = raw();
-        connection.send(b"accepted and not flushed").await.expect("open");
-        spawn(async move {
-            let _ = connection.recv().await;
-        });
-        peer
-    });
+    let peer = peer_of_accepted(&ended);
     let (answer, answered) = ringpost::oneshot::<()>();
     let handle = ended.handle();
     for _ in 0..3 {
@@ -266,28 +281,14 @@ fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
     let answered = answered.blocking_recv(Some(Duration::from_secs(5)));
     assert_eq!(answered, Err(BlockingRecvError::Canceled));
     drop(handle);
-    let mut peer = peer;
-    peer.read_hello();
-    assert_eq!(peer.read_message(), b"accepted and not flushed");
-    peer.expect_end();
+    check_accepted(peer);
 }
 
 fn accepted_bytes_leave_first(engine: EngineChoice) {
     let ended = runtime(engine);
-    let peer = run(&ended, async {
-        let (mut connection, peer) = raw();
-        connection.send(b"accepted and not flushed").await.expect("open");
-        // Kept by a task that never ends.
-        spawn(async move {
-            let _ = connection.recv().await;
-        });
-        peer
-    });
+    let peer = peer_of_accepted(&ended);
     drop(ended);
-    let mut peer = peer;
-    peer.read_hello();
-    assert_eq!(peer.read_message(), b"accepted and not flushed");
-    peer.expect_end();
+    check_accepted(peer);
 }
 
 fn two_in_one_thread(engine: EngineChoice) {

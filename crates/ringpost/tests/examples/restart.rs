@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 use crate::clients::{block_on, connect, plain, write_until_stuck};
-use crate::program::{Program, engines, executable};
+use crate::program::{Finished, Program, engines, executable};
 
 /// Where its sockets are.
 struct Place {
@@ -168,6 +168,19 @@ fn a_replaced_instance_can_be_stopped() {
     });
 }
 
+/// A new instance takes over from `first`, serves, and is ended. How `first` has ended.
+#[track_caller]
+fn hang_up(place: &Place, first: Program) -> Finished {
+    first.signal(Signal::HUP);
+    // The new one has the same standard output.
+    let second = Grandchild::new(ready(&first, 2));
+    block_on(async { asks(&mut connect(&place.path).await, "served").await });
+    second.signal(Signal::TERM);
+    let finished = first.finish();
+    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    finished
+}
+
 #[test]
 fn a_hangup_replaces_it_and_a_failure_does_not() {
     let place = Place::new();
@@ -182,13 +195,7 @@ fn a_hangup_replaces_it_and_a_failure_does_not() {
         client.shutdown().await.expect("open");
         assert!(client.recv().await.expect("no error").is_none());
     });
-    first.signal(Signal::HUP);
-    // The new one has the same standard output.
-    let second = Grandchild::new(ready(&first, 2));
-    block_on(async { asks(&mut connect(&place.path).await, "served").await });
-    second.signal(Signal::TERM);
-    let finished = first.finish();
-    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    let finished = hang_up(&place, first);
     assert!(finished.errors.iter().any(|line| line.starts_with("not replaced: ")), "{finished:#?}");
     ringpost_testkit::patience::eventually("the path is free", Duration::from_secs(10), || {
         !place.path.exists()
@@ -210,12 +217,7 @@ fn a_hangup_starts_what_has_taken_its_place() {
     let first = Program::start_file(&file, "restart", &["--path", path], &[]);
     ready(&first, 1);
     install();
-    first.signal(Signal::HUP);
-    let second = Grandchild::new(ready(&first, 2));
-    block_on(async { asks(&mut connect(&place.path).await, "served").await });
-    second.signal(Signal::TERM);
-    let finished = first.finish();
-    assert_eq!(finished.code, Some(0), "{finished:#?}");
+    hang_up(&place, first);
 }
 
 #[test]
