@@ -95,9 +95,10 @@ pub enum Inbound {
     },
 }
 
-/// What senders gather before they let the reactor turn. As much as a default socket buffer takes at
-/// once: less wakes the peer more often, more does not fit and has to wait for room.
-const BATCH_BYTES: usize = 2 * crate::memory::OUTBOUND_LARGE_BYTES;
+/// What senders gather before they let the reactor turn. A little more than a default socket buffer takes at
+/// once: less wakes the peer more often and leaves it waiting for more, with much more the memory of both sides
+/// falls out of the cache (ARCHITECTURE.md, measured decisions).
+const BATCH_BYTES: usize = 4 * crate::memory::OUTBOUND_LARGE_BYTES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Receive {
@@ -318,7 +319,7 @@ impl Stream {
         }
     }
 
-    /// Waits until a message may be accepted. Once a batch of 128 KiB has gathered and nothing of this
+    /// Waits until a message may be accepted. Once a batch of 256 KiB has gathered and nothing of this
     /// stream is in flight, that is after the next turn, so that the peer has something to do while
     /// more is queued. Cancel safe.
     ///

@@ -699,7 +699,7 @@ impl Usual {
 
 impl<'sender> SendBatch<'sender> {
     /// True if this batch takes another message; otherwise drop it and wait for another ([`Sender::batch`]). It
-    /// takes what the outbound queue had room for when it was made, and with nothing in flight at most 128 KiB with
+    /// takes what the outbound queue had room for when it was made, and with nothing in flight at most 256 KiB with
     /// what was queued, however high the bound: what has gathered leaves before more does.
     #[inline]
     pub fn has_room(&self) -> bool {

@@ -32,7 +32,7 @@ on_both_engines!(
 
 /// Sizes around those of blocks, batches and queues.
 fn sizes() -> Vec<usize> {
-    let around = [512, 4 << 10, 8 << 10, 64 << 10, 128 << 10, 256 << 10];
+    let around = [512, 4 << 10, 8 << 10, (64 << 10) - 64, 64 << 10, 128 << 10, 256 << 10];
     let near = |size: usize| [size - 8, size - 1, size, size + 1, size + 9];
     [0, 1, 2, 7, 8, 9]
         .into_iter()

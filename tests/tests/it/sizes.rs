@@ -37,6 +37,10 @@ fn sizes() -> Vec<usize> {
     for middle in [64 << 10, 128 << 10] {
         sizes.extend(middle - 9..=middle + 9);
     }
+    // What a large outbound block holds: 64 KiB without its last cache line.
+    for middle in [(64 << 10) - 64, (64 << 10) - 72] {
+        sizes.extend(middle - 1..=middle + 1);
+    }
     sizes.extend([1 << 20, LIMIT as usize - 1, LIMIT as usize]);
     sizes
 }
