@@ -10,6 +10,9 @@
 //!
 //! A wake-up that no bytes come with, or soon after, is one for nothing: after some of them in a row nobody is
 //! watched for a while, longer each time.
+//!
+//! Where cores wake up quickly the peer loses more time with waking this thread than that gains. So now and then waits
+//! with and without watching are compared, and what is not clearly shorter is left alone ([`Trial`]).
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,17 @@ const PAID_WITHIN: Duration = Duration::from_micros(30);
 /// Parks of the first such while, and of the longest.
 const REST_PARKS_MIN: u32 = 256;
 const REST_PARKS_MAX: u32 = 1 << 16;
+/// Waits for bytes in a round of a trial: enough that their median is no accident.
+const ROUND_WAITS: usize = 32;
+/// Rounds of a trial, half of them watched. In turn, because a machine has faster and slower moments.
+const TRIAL_ROUNDS: u32 = 8;
+/// Parks between two trials: at first, and at most. A trial that ends like the one before is followed by a longer while.
+const SETTLED_PARKS_MIN: u32 = 1 << 12;
+const SETTLED_PARKS_MAX: u32 = 1 << 16;
+/// Parks before the first trial.
+const UNTRIED_PARKS: u32 = 64;
+/// What watched waits may take to pay, of those that are not, percent: waking up twice costs CPU time.
+const WATCHED_PERCENT_MAX: u64 = 90;
 
 /// Wake-ups because a peer had read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +61,7 @@ pub(crate) struct Early {
     /// Parks until somebody is watched again.
     rest_parks: u32,
     next_rest_parks: u32,
+    trial: Trial,
     pub(crate) wakes: EarlyWakes,
 }
 
@@ -58,16 +73,23 @@ impl Default for Early {
             unpaid_in_a_row: 0,
             rest_parks: 0,
             next_rest_parks: REST_PARKS_MIN,
+            trial: Trial::default(),
             wakes: EarlyWakes::default(),
         }
     }
 }
 
 impl Early {
+    /// A park is about to begin for which receives may be watched.
+    #[inline]
+    pub(crate) fn park(&mut self, now: impl Fn() -> Instant) {
+        self.trial.park(now);
+    }
+
     /// Whether receives are to be watched in a park that is about to begin.
     pub(crate) fn pays(&mut self) -> bool {
         if self.rest_parks == 0 {
-            return true;
+            return self.trial.watches;
         }
         self.rest_parks -= 1;
         false
@@ -82,7 +104,8 @@ impl Early {
     /// nobody is to be watched for a while.
     #[inline]
     pub(crate) fn judge(&mut self, bytes: bool, now: impl Fn() -> Instant) -> bool {
-        (self.told || bytes && self.announced.is_some()) && self.weigh(bytes, now)
+        let leaves = bytes && self.trial.since.is_some() && self.trial.heard(now());
+        leaves | ((self.told || bytes && self.announced.is_some()) && self.weigh(bytes, now))
     }
 
     fn weigh(&mut self, bytes: bool, now: impl Fn() -> Instant) -> bool {
@@ -115,6 +138,90 @@ impl Early {
         self.announced = None;
         self.rest_parks = self.next_rest_parks;
         self.next_rest_parks = (self.next_rest_parks * 2).min(REST_PARKS_MAX);
+    }
+}
+
+/// Whether waits for bytes are shorter with watching.
+///
+/// ```text
+///   Settled --(so many parks)--> Rounds: watched, not, watched, not, ... --> Settled, with what was shorter
+/// ```
+#[derive(Debug)]
+struct Trial {
+    /// Receives are to be watched, as far as this goes.
+    watches: bool,
+    /// What the last trial said; as long as there was none, that it pays.
+    verdict: bool,
+    /// Parks until the next trial; zero while one goes on.
+    settled_parks: u32,
+    next_settled_parks: u32,
+    /// When the wait that is measured began.
+    since: Option<Instant>,
+    /// Rounds that have ended.
+    rounds: u32,
+    /// The waits of this round, nanoseconds.
+    waits: [u32; ROUND_WAITS],
+    count: usize,
+    /// Medians of the rounds that were not watched and of those that were, added up, nanoseconds.
+    medians: [u64; 2],
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self {
+            watches: true,
+            verdict: true,
+            settled_parks: UNTRIED_PARKS,
+            next_settled_parks: SETTLED_PARKS_MIN,
+            since: None,
+            rounds: 0,
+            waits: [0; ROUND_WAITS],
+            count: 0,
+            medians: [0; 2],
+        }
+    }
+}
+
+impl Trial {
+    #[inline]
+    fn park(&mut self, now: impl Fn() -> Instant) {
+        if self.settled_parks > 0 {
+            self.settled_parks -= 1;
+        } else if self.since.is_none() {
+            self.since = Some(now());
+        }
+    }
+
+    /// The bytes have come that a measured wait was for. True if nobody is to be watched from now on.
+    #[cold]
+    fn heard(&mut self, now: Instant) -> bool {
+        let Some(since) = self.since.take() else { return false };
+        self.waits[self.count] = u32::try_from((now - since).as_nanos()).unwrap_or(u32::MAX);
+        self.count += 1;
+        if self.count < ROUND_WAITS {
+            return false;
+        }
+        self.count = 0;
+        let (_, median, _) = self.waits.select_nth_unstable(ROUND_WAITS / 2);
+        self.medians[usize::from(self.watches)] += u64::from(*median);
+        self.rounds += 1;
+        if self.rounds < TRIAL_ROUNDS {
+            self.watches = !self.watches;
+        } else {
+            self.settle();
+        }
+        !self.watches
+    }
+
+    fn settle(&mut self) {
+        let [without, with] = std::mem::take(&mut self.medians);
+        let pays = with * 100 <= without * WATCHED_PERCENT_MAX;
+        let parks = if pays == self.verdict { self.next_settled_parks } else { SETTLED_PARKS_MIN };
+        self.verdict = pays;
+        self.watches = pays;
+        self.rounds = 0;
+        self.settled_parks = parks;
+        self.next_settled_parks = (parks * 2).min(SETTLED_PARKS_MAX);
     }
 }
 
@@ -181,5 +288,67 @@ mod tests {
         }
         early.tell();
         assert!(early.judge(false, || now));
+    }
+
+    /// Parks and hears of bytes until a trial begins, then through all of it, with waits this long. The
+    /// parks before it; at the end it says whether receives go on to be watched.
+    fn trial(
+        early: &mut Early,
+        now: &mut Instant,
+        watched_us: u64,
+        left_alone_us: u64,
+    ) -> (u32, bool) {
+        let mut parks = 0;
+        let mut waits = Vec::new();
+        while waits.len() < ROUND_WAITS * TRIAL_ROUNDS as usize {
+            early.park(|| *now);
+            if early.trial.since.is_none() {
+                parks += 1;
+                assert!(!early.judge(true, || *now));
+                continue;
+            }
+            let watched = early.pays();
+            waits.push(watched);
+            // One in a hundred is a mishap.
+            let mishap = waits.len() % 100 == 7;
+            let wait_us = if watched { watched_us } else { left_alone_us };
+            *now += Duration::from_micros(if mishap { 100_000 } else { wait_us });
+            let leaves = early.judge(true, || *now);
+            let ends = waits.len() % ROUND_WAITS == 0;
+            assert_eq!(leaves, ends && !early.pays(), "wait {}", waits.len());
+        }
+        let rounds: Vec<_> = waits.chunks(ROUND_WAITS).map(|round| round[0]).collect();
+        assert!(waits.chunks(ROUND_WAITS).all(|round| round.iter().all(|wait| *wait == round[0])));
+        assert!(rounds.windows(2).all(|pair| pair[0] != pair[1]), "in turn: {rounds:?}");
+        (parks, early.pays())
+    }
+
+    #[test]
+    fn receives_are_watched_where_waits_are_clearly_shorter_with_it() {
+        let mut early = Early::default();
+        let mut now = Instant::now();
+        // What the first trial says of the other cases is what was taken for granted.
+        let (least, most) = (SETTLED_PARKS_MIN, SETTLED_PARKS_MAX);
+        assert_eq!(trial(&mut early, &mut now, 45, 67), (UNTRIED_PARKS, true));
+        assert_eq!(trial(&mut early, &mut now, 45, 50), (least, true));
+        assert_eq!(trial(&mut early, &mut now, 46, 50), (2 * least, false));
+        assert_eq!(trial(&mut early, &mut now, 60, 50), (least, false));
+        for doubled in 1..=6 {
+            let parks = (least << doubled).min(most);
+            assert_eq!(trial(&mut early, &mut now, 50, 50), (parks, false));
+        }
+        assert_eq!(trial(&mut early, &mut now, 20, 50), (most, true));
+        assert_eq!(trial(&mut early, &mut now, 20, 50), (least, true));
+    }
+
+    #[test]
+    fn whoever_is_never_answered_is_in_no_hurry_to_be_tried() {
+        let mut early = Early::default();
+        let now = Instant::now();
+        for _ in 0..10_000 {
+            early.park(|| now);
+            assert!(!early.judge(false, || now));
+        }
+        assert!(early.pays());
     }
 }

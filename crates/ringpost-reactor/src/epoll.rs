@@ -231,7 +231,10 @@ impl Epoll {
     fn watch_early(&mut self) {
         if self.receives > WATCHED_MAX {
             self.early_watches.remove_all(&mut self.system_calls);
-        } else if self.receives != self.early_watches.len() && self.early.pays() {
+            return;
+        }
+        self.early.park(Instant::now);
+        if self.receives != self.early_watches.len() && self.early.pays() {
             self.watch_receives();
         }
     }

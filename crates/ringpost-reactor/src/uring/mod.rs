@@ -240,7 +240,10 @@ impl<R: Ring> Uring<R> {
                 watches.leave_all();
                 self.leave();
             }
-        } else if armed != watches.len() && early.pays() {
+            return;
+        }
+        early.park(|| ring.now());
+        if armed != watches.len() && early.pays() {
             for (receive, fd) in direct.armed.first(SEARCHED_MAX) {
                 if watches.has(receive) {
                     continue;
