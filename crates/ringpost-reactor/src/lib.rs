@@ -41,7 +41,11 @@ mod packet;
 mod packet_cell;
 mod packet_inbox;
 mod packet_io;
+#[cfg(feature = "sim")]
+mod packet_parked;
 mod packet_queue;
+#[cfg(feature = "sim")]
+mod parked;
 mod peer_groups;
 mod pool;
 mod reactor;

@@ -493,6 +493,15 @@ impl Outbound {
         Some(SendMemory::Gather(gather))
     }
 
+    /// In a simulation: whether [`Outbound::take`] would find something.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has_sendable(&self) -> bool {
+        match &self.gap {
+            Some(gap) => gap.ahead > 0,
+            None => !self.before.is_empty() || !self.tail_is_empty(),
+        }
+    }
+
     /// Gives the memory of a finished send back for reuse.
     pub(crate) fn finish(&mut self, memory: SendMemory, blocks: &mut OutboundBlocks) {
         if let Some(gather) = memory.recycle(blocks) {

@@ -168,6 +168,8 @@ impl Packets {
         let state = RefCell::new(state);
         let (retried, resting) = (Listed::default(), Cell::default());
         let cell = Rc::new(PacketCell { socket, options, state, retried, resting });
+        #[cfg(feature = "sim")]
+        core.packet_sockets.borrow_mut().push(&cell);
         {
             let mut driver = core.driver.borrow_mut();
             if failure.is_none() && driver.packets.io.is_none() {

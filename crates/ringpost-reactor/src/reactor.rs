@@ -111,6 +111,10 @@ pub(crate) struct Core {
     report: EngineReport,
     closed: Cell<bool>,
     fork: Rc<ForkMark>,
+    #[cfg(feature = "sim")]
+    pub(crate) streams: RefCell<crate::parked::Live<StreamCell>>,
+    #[cfg(feature = "sim")]
+    pub(crate) packet_sockets: RefCell<crate::parked::Live<PacketCell>>,
     /// Since this was last looked at somebody has begun to wait for room or for a flush, or a payload was sent whose
     /// owner may learn that it is over.
     pub(crate) end_of_send_matters: Cell<bool>,
@@ -237,6 +241,10 @@ impl Reactor {
             report,
             closed: Cell::new(false),
             fork,
+            #[cfg(feature = "sim")]
+            streams: RefCell::default(),
+            #[cfg(feature = "sim")]
+            packet_sockets: RefCell::default(),
             end_of_send_matters: Cell::new(false),
         };
         Self { core: Rc::new(core) }
@@ -472,9 +480,15 @@ impl Driver {
 
     /// In a simulation: nobody is slept over who waits for what the end of a silent send would bring.
     #[cfg(feature = "sim")]
-    fn check_parked(&self) {
+    fn check_parked(&self, core: &Core) {
         let waits = self.ops.silent_sends().any(|(stream, memory)| stream.waits_for_end_of(memory));
         assert!(!waits, "the end of a silent send is waited for, and the reactor parks");
+        // Those of a real kernel may have ten thousand; who has failed tells everybody.
+        let goes_on = !core.closed.get() && self.failure().is_none();
+        if goes_on && matches!(self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
+            core.streams.borrow().check(core, self);
+            core.packet_sockets.borrow().check(core, self);
+        }
     }
 
     /// In a simulation: no silent send is taken for whole whose end is still with the engine.
@@ -779,7 +793,7 @@ impl Core {
         }
         add(&self.counters.parks, 1);
         #[cfg(feature = "sim")]
-        driver.check_parked();
+        driver.check_parked(self);
         let start = driver.spinner.learns().then(Instant::now);
         let result = driver.engine.enter(true, deadline);
         word.unpark();

@@ -12,6 +12,13 @@ pub(crate) struct Retries<T>(Vec<Rc<T>>);
 #[derive(Debug, Default)]
 pub(crate) struct Listed(Cell<bool>);
 
+#[cfg(feature = "sim")]
+impl Listed {
+    pub(crate) fn is_listed(&self) -> bool {
+        self.0.get()
+    }
+}
+
 /// What may be among the [`Retries`].
 pub(crate) trait Retried {
     fn listed(&self) -> &Listed;

@@ -18,6 +18,7 @@
 //! ```
 
 mod appender;
+mod closing;
 mod descriptors;
 
 use std::cell::RefCell;
@@ -26,7 +27,6 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use rustix::net::Shutdown;
 
@@ -47,6 +47,8 @@ use crate::retries::Listed;
 use crate::stats::add;
 
 mod inbound;
+#[cfg(feature = "sim")]
+mod parked;
 mod rest;
 mod retry;
 mod stop;
@@ -149,6 +151,9 @@ struct State {
     stopping: bool,
     /// Where it lingers, once dropped with something left to send.
     linger: Option<Key>,
+    /// In a simulation: `writer` waits for room, not for a flush.
+    #[cfg(feature = "sim")]
+    waits_for_room: bool,
 }
 
 /// The shared part of a stream: op slots and the handle refer to it.
@@ -203,9 +208,13 @@ impl Stream {
             intake,
             stopping: false,
             linger: None,
+            #[cfg(feature = "sim")]
+            waits_for_room: false,
         };
         let state = RefCell::new(state);
         let cell = Rc::new(StreamCell { socket, state, retried: Listed::default() });
+        #[cfg(feature = "sim")]
+        core.streams.borrow_mut().push(&cell);
         if core.is_closed() {
             cell.fail(libc::ECANCELED, &mut Vec::new());
         } else {
@@ -330,7 +339,7 @@ impl Stream {
         match self.has_prompt_room() {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
-                replace_waker(&mut self.cell.state.borrow_mut().writer, context);
+                self.cell.state.borrow_mut().writer_waits(context, true);
                 self.core.end_of_send_matters.set(true);
                 Poll::Pending
             }
@@ -354,7 +363,7 @@ impl Stream {
         if let Some(error) = self.core.end() {
             return Poll::Ready(Err(error));
         }
-        replace_waker(&mut state.writer, context);
+        state.writer_waits(context, false);
         self.core.end_of_send_matters.set(true);
         Poll::Pending
     }
@@ -852,114 +861,6 @@ impl StreamCell {
         add(&core.counters.sends_tracked, 1);
         self.send(&mut state, driver, memory, false);
         state.tell_of_room(core, driver);
-    }
-
-    /// The handle is gone.
-    fn close(self: &Rc<Self>, core: &Core) {
-        let mut state = self.state.borrow_mut();
-        if std::mem::replace(&mut state.closing, true) {
-            return;
-        }
-        state.reader = None;
-        state.watcher = None;
-        state.writer = None;
-        state.inbound_bytes = 0;
-        let inbound =
-            (state.first.take(), std::mem::take(&mut state.inbound), state.drop_arrived());
-        let cancelled = self.forget_writable(core, &mut state);
-        let drained = state.is_drained();
-        if drained {
-            state.release_queue(core);
-            if !core.is_in_child() {
-                self.shut_down_in(&mut state);
-            }
-        } else {
-            state.announce(core);
-        }
-        drop(state);
-        // Leases go without a borrow: the last one of a block notifies the mailbox.
-        drop(inbound);
-        if !core.is_closed()
-            && let Ok(mut driver) = core.driver.try_borrow_mut()
-        {
-            if let Some(token) = cancelled {
-                driver.cancel(token, self.raw_fd());
-            }
-            // Nobody wants the block that it waits for.
-            driver.starved.retain(|starved| !Rc::ptr_eq(starved, self));
-            self.stop_receive(&mut driver);
-            if !drained {
-                let linger = Duration::from_millis(core.config.linger_ms_max);
-                let until = driver.clock.now() + linger;
-                let key = driver.lingering.push(until, Rc::clone(self));
-                self.state.borrow_mut().linger = Some(key);
-            }
-        }
-    }
-
-    /// Makes sure the receive ends, so that its slot lets go of the descriptor.
-    fn stop_receive(&self, driver: &mut Driver) {
-        let state = self.state.borrow();
-        if let Receive::Armed(token) = state.receive
-            && !state.shut_down
-        {
-            drop(state);
-            driver.cancel(token, self.raw_fd());
-            return;
-        }
-        if let Some(token) = state.hangup
-            && !state.shut_down
-        {
-            drop(state);
-            driver.cancel(token, self.raw_fd());
-        }
-    }
-
-    /// Nothing is left to send: a dropped stream need not linger.
-    fn drained(self: &Rc<Self>, core: &Core, state: &State) {
-        if state.linger.is_some() {
-            core.drained.borrow_mut().push(Rc::clone(self));
-        }
-    }
-
-    /// A dropped stream has drained or lingered long enough.
-    pub(crate) fn give_up(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
-        let mut state = self.state.borrow_mut();
-        if let Some(key) = state.linger.take() {
-            driver.lingering.remove(key);
-        }
-        if !state.is_drained() {
-            tracing::debug!(
-                bytes = state.unsent_bytes(),
-                "a closed connection's bytes are dropped"
-            );
-        }
-        state.release_queue(core);
-        self.end_rest(&mut state, driver);
-        // A send in flight ends with EPIPE.
-        self.shut_down_in(&mut state);
-        drop(state);
-        driver.starved.retain(|stream| !Rc::ptr_eq(stream, self));
-    }
-
-    /// A forked child lets go of a dropped stream, whose queue its parent sends.
-    pub(crate) fn forget(&self, core: &Core) {
-        let mut state = self.state.borrow_mut();
-        state.linger = None;
-        state.release_queue(core);
-    }
-
-    fn shut_down_in(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.shut_down, true) {
-            // ENOTCONN means that there is nobody to tell; a receive in flight ends all the same.
-            let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
-        }
-    }
-
-    pub(crate) fn shut_down(&self) {
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            self.shut_down_in(&mut state);
-        }
     }
 
     /// The engine or the runtime is gone: both directions report it.

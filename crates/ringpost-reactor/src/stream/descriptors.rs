@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 
 use rustix::io::Errno;
 
-use super::{Receive, State, Stream, StreamCell, StreamError, replace_waker};
+use super::{Receive, State, Stream, StreamCell, StreamError};
 use crate::ancillary::{self, Descriptors, let_descriptors_pass};
 use crate::by_hand::{Attempt, Delivery, send_now};
 use crate::chunk::Chunk;
@@ -196,7 +196,7 @@ impl Stream {
             }
         }
         if state.sending || state.unsent.is_some() || !state.outbound.is_empty() {
-            replace_waker(&mut state.writer, context);
+            state.writer_waits(context, false);
             self.core.end_of_send_matters.set(true);
             return Poll::Pending;
         }
@@ -218,10 +218,10 @@ impl Stream {
                 Poll::Ready(Ok(count))
             }
             Err(Errno::AGAIN) => {
-                replace_waker(&mut state.writer, context);
+                state.writer_waits(context, false);
                 if !self.cell.arm_writable(&mut state, &mut driver) {
                     // No room for the poll now: try again next turn.
-                    driver.wakers.push(context.waker().clone());
+                    driver.wakers.extend(state.writer.take());
                 }
                 Poll::Pending
             }
@@ -289,11 +289,17 @@ impl Intake {
 impl State {
     /// Whether enough is received for now. With all bytes taken, a frame may be in pieces: receiving
     /// goes on, whatever is held.
-    fn is_sated(&self, inbound_bytes_max: usize) -> bool {
+    pub(super) fn is_sated(&self, inbound_bytes_max: usize) -> bool {
         let descriptors = self.intake.as_ref().is_some_and(|intake| {
             intake.held >= intake.held_max || intake.arrived.len() >= intake.held_max
         });
         self.inbound_cost_bytes() >= inbound_bytes_max || (descriptors && self.inbound_bytes > 0)
+    }
+
+    /// In a simulation: somebody is told when the socket itself has room.
+    #[cfg(feature = "sim")]
+    pub(super) fn waits_for_socket(&self) -> bool {
+        self.intake.as_ref().is_some_and(|intake| intake.writable.is_some())
     }
 
     /// Takes what nobody has claimed, to be closed.

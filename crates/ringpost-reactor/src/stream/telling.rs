@@ -1,12 +1,26 @@
 //! Who is told what the end of a send brings: room, an end of everything, what is queued behind, a payload.
 
-use super::State;
+use std::task::Context;
+
 #[cfg(feature = "sim")]
 use super::StreamCell;
+use super::{State, replace_waker};
 use crate::outbound::SendMemory;
 use crate::reactor::{Core, Driver};
 
 impl State {
+    /// Whoever waits to send waits for room, or until what is queued has left.
+    #[inline]
+    pub(super) fn writer_waits(&mut self, context: &Context<'_>, for_room: bool) {
+        replace_waker(&mut self.writer, context);
+        #[cfg(feature = "sim")]
+        {
+            self.waits_for_room = for_room;
+        }
+        #[cfg(not(feature = "sim"))]
+        let _ = for_room;
+    }
+
     /// Lets the reactor know that what follows a send must not wait for other events.
     pub(super) fn announce(&self, core: &Core) {
         if self.ends_matter() {
