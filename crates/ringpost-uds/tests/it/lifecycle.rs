@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use crate::child::{Peer, eventually};
-use crate::support::{bind, connect, directory, is_socket, names};
+use crate::support::{await_closed, bind, connect, directory, is_socket, names};
 
 #[test]
 fn drop_removes_only_its_own_socket() {
@@ -118,6 +118,7 @@ fn killed_owner_is_awaited() {
     assert!(bind(&path).expect_err("it lives").is_address_in_use());
     assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
     drop(socket);
+    await_closed(&path);
     drop(bind(&path).expect("stale"));
     assert!(names(directory.path()).is_empty());
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ringpost_uds::{Address, BindError, BindOptions, Bound};
 use tempfile::TempDir;
@@ -35,6 +36,17 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd, ringpost_uds::ConnectError
 pub(crate) fn leave_stale(path: &Path) {
     drop(std::os::unix::net::UnixListener::bind(path).expect("bind"));
     assert!(is_socket(path));
+    await_closed(path);
+}
+
+/// Waits until nobody has the socket at the path any more that was closed here: a child that another test starts
+/// holds all that was open until it has become another program.
+pub(crate) fn await_closed(path: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        assert!(Instant::now() < deadline, "somebody still listens at {}", path.display());
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 pub(crate) fn is_socket(path: &Path) -> bool {
