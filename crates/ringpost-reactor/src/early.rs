@@ -31,7 +31,7 @@ const REST_PARKS_MIN: u32 = 256;
 const REST_PARKS_MAX: u32 = 1 << 16;
 /// Waits for bytes in a round of a trial: enough that their median is no accident.
 const ROUND_WAITS: usize = 32;
-/// Rounds of a trial, half of them watched. In turn, because a machine has faster and slower moments.
+/// Rounds of a trial, half of them watched. By twos, because a machine has faster and slower moments.
 const TRIAL_ROUNDS: u32 = 8;
 /// Parks between two trials: at first, and at most. A trial that ends like the one before is followed by a longer while.
 const SETTLED_PARKS_MIN: u32 = 1 << 12;
@@ -40,6 +40,8 @@ const SETTLED_PARKS_MAX: u32 = 1 << 16;
 const UNTRIED_PARKS: u32 = 64;
 /// What watched waits may take to pay, of those that are not, percent: waking up twice costs CPU time.
 const WATCHED_PERCENT_MAX: u64 = 90;
+/// Pairs of rounds that must say so, of [`TRIAL_ROUNDS`] / 2: one may have met another moment of the machine.
+const PAIRS_PAID_MIN: u32 = 3;
 
 /// Wake-ups because a peer had read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,7 +85,10 @@ impl Early {
     /// A park is about to begin for which receives may be watched.
     #[inline]
     pub(crate) fn park(&mut self, now: impl Fn() -> Instant) {
-        self.trial.park(now);
+        // While nobody is watched anyway there is nothing to compare.
+        if self.rest_parks == 0 {
+            self.trial.park(now);
+        }
     }
 
     /// Whether receives are to be watched in a park that is about to begin.
@@ -134,6 +139,7 @@ impl Early {
 
     /// Nobody is to be watched for a while.
     pub(crate) fn rest(&mut self) {
+        self.trial.give_up();
         self.unpaid_in_a_row = 0;
         self.announced = None;
         self.rest_parks = self.next_rest_parks;
@@ -144,8 +150,11 @@ impl Early {
 /// Whether waits for bytes are shorter with watching.
 ///
 /// ```text
-///   Settled --(so many parks)--> Rounds: watched, not, watched, not, ... --> Settled, with what was shorter
+///   Settled --(so many parks)--> Rounds, by twos: one is watched, one is not --> Settled, with what most pairs say
 /// ```
+///
+/// Which of a pair comes first, and how long it is settled, has some chance in it: else two peers that both try would
+/// measure each other's rounds, in the same order for ever.
 #[derive(Debug)]
 struct Trial {
     /// Receives are to be watched, as far as this goes.
@@ -155,15 +164,17 @@ struct Trial {
     /// Parks until the next trial; zero while one goes on.
     settled_parks: u32,
     next_settled_parks: u32,
-    /// When the wait that is measured began.
+    /// When the wait began that is measured.
     since: Option<Instant>,
     /// Rounds that have ended.
     rounds: u32,
     /// The waits of this round, nanoseconds.
     waits: [u32; ROUND_WAITS],
     count: usize,
-    /// Medians of the rounds that were not watched and of those that were, added up, nanoseconds.
-    medians: [u64; 2],
+    /// Medians of the last round that was not watched and of the last that was, nanoseconds.
+    medians: [u32; 2],
+    /// Pairs of rounds of which the watched one was clearly shorter.
+    pairs_paid: u32,
 }
 
 impl Default for Trial {
@@ -178,6 +189,7 @@ impl Default for Trial {
             waits: [0; ROUND_WAITS],
             count: 0,
             medians: [0; 2],
+            pairs_paid: 0,
         }
     }
 }
@@ -187,7 +199,8 @@ impl Trial {
     fn park(&mut self, now: impl Fn() -> Instant) {
         if self.settled_parks > 0 {
             self.settled_parks -= 1;
-        } else if self.since.is_none() {
+        } else {
+            // What was parked for before was something else.
             self.since = Some(now());
         }
     }
@@ -203,25 +216,38 @@ impl Trial {
         }
         self.count = 0;
         let (_, median, _) = self.waits.select_nth_unstable(ROUND_WAITS / 2);
-        self.medians[usize::from(self.watches)] += u64::from(*median);
+        self.medians[usize::from(self.watches)] = *median;
         self.rounds += 1;
-        if self.rounds < TRIAL_ROUNDS {
+        if !self.rounds.is_multiple_of(2) {
             self.watches = !self.watches;
+            return !self.watches;
+        }
+        let [without, with] = self.medians.map(u64::from);
+        self.pairs_paid += u32::from(with * 100 <= without * WATCHED_PERCENT_MAX);
+        let chance = self.waits.iter().fold(0_u32, |chance, wait| chance.rotate_left(5) ^ wait);
+        if self.rounds < TRIAL_ROUNDS {
+            self.watches = chance.count_ones().is_multiple_of(2);
         } else {
-            self.settle();
+            self.settle(self.pairs_paid >= PAIRS_PAID_MIN, chance);
         }
         !self.watches
     }
 
-    fn settle(&mut self) {
-        let [without, with] = std::mem::take(&mut self.medians);
-        let pays = with * 100 <= without * WATCHED_PERCENT_MAX;
+    fn settle(&mut self, pays: bool, chance: u32) {
         let parks = if pays == self.verdict { self.next_settled_parks } else { SETTLED_PARKS_MIN };
-        self.verdict = pays;
-        self.watches = pays;
-        self.rounds = 0;
-        self.settled_parks = parks;
         self.next_settled_parks = (parks * 2).min(SETTLED_PARKS_MAX);
+        self.verdict = pays;
+        self.give_up();
+        self.settled_parks = parks - chance % (parks / 4);
+    }
+
+    /// What has been measured is worth nothing.
+    fn give_up(&mut self) {
+        self.watches = self.verdict;
+        self.since = None;
+        self.rounds = 0;
+        self.count = 0;
+        self.pairs_paid = 0;
     }
 }
 
@@ -290,16 +316,16 @@ mod tests {
         assert!(early.judge(false, || now));
     }
 
-    /// Parks and hears of bytes until a trial begins, then through all of it, with waits this long. The
-    /// parks before it; at the end it says whether receives go on to be watched.
+    /// Parks and hears of bytes until a trial begins, then through all of it, with waits this long, which may depend on
+    /// the round. The parks before it; at the end it says whether receives go on to be watched.
     fn trial(
         early: &mut Early,
         now: &mut Instant,
-        watched_us: u64,
-        left_alone_us: u64,
+        wait_us: impl Fn(bool, usize) -> u64,
     ) -> (u32, bool) {
         let mut parks = 0;
         let mut waits = Vec::new();
+        let mut random = u64::from(early.trial.settled_parks);
         while waits.len() < ROUND_WAITS * TRIAL_ROUNDS as usize {
             early.park(|| *now);
             if early.trial.since.is_none() {
@@ -307,38 +333,112 @@ mod tests {
                 assert!(!early.judge(true, || *now));
                 continue;
             }
+            if waits.len() % 3 == 1 {
+                // That was a wait for a timer: what comes next is another.
+                *now += Duration::from_millis(50);
+                assert!(!early.judge(false, || *now));
+                early.park(|| *now);
+            }
             let watched = early.pays();
+            let wait_us = wait_us(watched, waits.len() / ROUND_WAITS);
             waits.push(watched);
             // One in a hundred is a mishap.
             let mishap = waits.len() % 100 == 7;
-            let wait_us = if watched { watched_us } else { left_alone_us };
-            *now += Duration::from_micros(if mishap { 100_000 } else { wait_us });
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let noise = Duration::from_nanos(random >> 56);
+            *now += Duration::from_micros(if mishap { 100_000 } else { wait_us }) + noise;
             let leaves = early.judge(true, || *now);
             let ends = waits.len() % ROUND_WAITS == 0;
             assert_eq!(leaves, ends && !early.pays(), "wait {}", waits.len());
         }
-        let rounds: Vec<_> = waits.chunks(ROUND_WAITS).map(|round| round[0]).collect();
-        assert!(waits.chunks(ROUND_WAITS).all(|round| round.iter().all(|wait| *wait == round[0])));
-        assert!(rounds.windows(2).all(|pair| pair[0] != pair[1]), "in turn: {rounds:?}");
+        for pair in waits.chunks(2 * ROUND_WAITS) {
+            let (first, second) = pair.split_at(ROUND_WAITS);
+            assert!(first.iter().all(|watched| *watched == first[0]));
+            assert!(second.iter().all(|watched| *watched != first[0]));
+        }
         (parks, early.pays())
+    }
+
+    /// Whether a trial took so many parks to come, or up to a quarter less.
+    fn about(parks: u32, expected: u32) -> bool {
+        (expected - expected / 4..=expected).contains(&parks)
     }
 
     #[test]
     fn receives_are_watched_where_waits_are_clearly_shorter_with_it() {
         let mut early = Early::default();
         let mut now = Instant::now();
-        // What the first trial says of the other cases is what was taken for granted.
         let (least, most) = (SETTLED_PARKS_MIN, SETTLED_PARKS_MAX);
-        assert_eq!(trial(&mut early, &mut now, 45, 67), (UNTRIED_PARKS, true));
-        assert_eq!(trial(&mut early, &mut now, 45, 50), (least, true));
-        assert_eq!(trial(&mut early, &mut now, 46, 50), (2 * least, false));
-        assert_eq!(trial(&mut early, &mut now, 60, 50), (least, false));
-        for doubled in 1..=6 {
-            let parks = (least << doubled).min(most);
-            assert_eq!(trial(&mut early, &mut now, 50, 50), (parks, false));
+        let mut expected = UNTRIED_PARKS;
+        let cases = [
+            (45, 67, true, least),
+            (44, 50, true, 2 * least),
+            (46, 50, false, least),
+            (60, 50, false, 2 * least),
+            (50, 50, false, 4 * least),
+            (50, 50, false, 8 * least),
+            (50, 50, false, most),
+            (50, 50, false, most),
+            (20, 50, true, least),
+            (20, 50, true, 2 * least),
+        ];
+        for (with, without, pays, then) in cases {
+            let wait = |watched, _| if watched { with } else { without };
+            let (parks, found) = trial(&mut early, &mut now, wait);
+            assert!(about(parks, expected), "{parks} parks instead of {expected}");
+            assert_eq!(found, pays, "{with} µs with, {without} without");
+            expected = then;
         }
-        assert_eq!(trial(&mut early, &mut now, 20, 50), (most, true));
-        assert_eq!(trial(&mut early, &mut now, 20, 50), (least, true));
+    }
+
+    #[test]
+    fn one_slow_round_decides_nothing() {
+        for slow in 0..TRIAL_ROUNDS as usize {
+            for (with, without) in [(35, 50), (50, 50)] {
+                let wait = |watched, round| {
+                    let usual = if watched { with } else { without };
+                    if round == slow { 4 * usual } else { usual }
+                };
+                let (_, found) = trial(&mut Early::default(), &mut Instant::now(), wait);
+                assert_eq!(found, with < without, "round {slow} was slow");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_rounds_is_left_to_chance() {
+        let mut early = Early::default();
+        let mut now = Instant::now();
+        let firsts = std::cell::RefCell::new(Vec::new());
+        for _ in 0..8 {
+            trial(&mut early, &mut now, |watched, round| {
+                if round % 2 == 0 {
+                    firsts.borrow_mut().push(watched);
+                }
+                if watched { 20 } else { 50 }
+            });
+        }
+        let firsts = firsts.into_inner();
+        let watched = firsts.iter().filter(|watched| **watched).count();
+        assert!((firsts.len() / 4..=firsts.len() / 4 * 3 + firsts.len() / 8).contains(&watched));
+    }
+
+    #[test]
+    fn nothing_is_tried_while_nobody_is_watched_anyway() {
+        let mut early = Early::default();
+        let now = Instant::now();
+        for _ in 0..=UNTRIED_PARKS {
+            early.park(|| now);
+        }
+        assert!(early.trial.since.is_some());
+        early.trial.watches = false;
+        early.rest();
+        for _ in 0..REST_PARKS_MIN {
+            early.park(|| now);
+            assert!(early.trial.since.is_none() && !early.pays());
+        }
+        early.park(|| now);
+        assert!(early.trial.since.is_some() && early.pays());
     }
 
     #[test]

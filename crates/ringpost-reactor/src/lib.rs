@@ -32,6 +32,7 @@ mod epoll_watches;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
+mod leakable;
 mod lingering;
 mod listener;
 mod memory;

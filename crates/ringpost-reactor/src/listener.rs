@@ -85,6 +85,10 @@ impl Listener {
     /// [`StreamError`] if the socket can't accept any more. Running out of descriptors or memory is
     /// none: accepting rests and goes on by itself.
     pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<Result<OwnedFd, StreamError>> {
+        if self.core.is_in_child() {
+            // What has been accepted is the parent's.
+            return Poll::Ready(Err(StreamError::RuntimeEnded));
+        }
         let mut state = self.cell.state.borrow_mut();
         if let Some(socket) = state.queue.pop_front() {
             let resume = state.armed.is_none()

@@ -31,6 +31,7 @@ use crate::capabilities::{EngineKind, EngineReport};
 use crate::clock::Clock;
 use crate::config::{BuildError, Config};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
+use crate::leakable::Leakable;
 use crate::lingering::Lingering;
 use crate::listener::{Listener, ListenerCell};
 use crate::memory::{ForkMark, OutboundBlocks};
@@ -55,7 +56,8 @@ const SPINS_PER_CLOCK: u32 = 32;
 
 /// The parts of a reactor that staging and dispatching work on.
 pub(crate) struct Driver {
-    pub(crate) engine: AnyEngine,
+    /// Left alone in a forked child: its memory is mapped in the parent only.
+    pub(crate) engine: Leakable<AnyEngine>,
     pub(crate) ops: Ops,
     pub(crate) pool: Pool,
     /// For connections that take descriptors.
@@ -200,7 +202,7 @@ impl Reactor {
                     capabilities.is_some_and(|found| !found.end_of_file.is_yes())
                 }
             },
-            engine,
+            engine: Leakable::new(engine),
             ops: Ops::default(),
             pool,
             hands: HandReceiver::default(),
@@ -391,11 +393,11 @@ impl Driver {
         if self.failure().is_some() {
             return None;
         }
-        if let Some(token) = self.ops.start(&mut self.engine, owner(), request) {
+        if let Some(token) = self.ops.start(&mut *self.engine, owner(), request) {
             return Some(token);
         }
         self.make_room();
-        self.ops.start(&mut self.engine, owner(), request)
+        self.ops.start(&mut *self.engine, owner(), request)
     }
 
     /// Performs what is staged, to make room for more. Completions stay in the engine.
@@ -465,7 +467,7 @@ impl Driver {
         assert_once("resting", self.rests.iter());
         self.packets.check();
         let Self { engine, ops, pool, .. } = self;
-        match engine {
+        match &mut **engine {
             AnyEngine::Sim(engine) => {
                 pool.check();
                 engine.check(|token| ops.is_current(token), ops.expected());
@@ -485,7 +487,7 @@ impl Driver {
         assert!(!waits, "the end of a silent send is waited for, and the reactor parks");
         // Those of a real kernel may have ten thousand; who has failed tells everybody.
         let goes_on = !core.closed.get() && self.failure().is_none();
-        if goes_on && matches!(self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
+        if goes_on && matches!(*self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
             core.streams.borrow().check(core, self);
             core.packet_sockets.borrow().check(core, self);
         }
@@ -496,7 +498,7 @@ impl Driver {
     fn check_told(&self) {
         let Self { engine, ops, .. } = self;
         let cut = |done: &Completion| ops.is_silent(done.token);
-        let cut = match engine {
+        let cut = match &**engine {
             AnyEngine::Sim(engine) => engine.completions().iter().any(cut),
             AnyEngine::SimulatedUring(engine) => engine.completions().iter().any(cut),
             AnyEngine::Uring(_) | AnyEngine::Epoll(_) => false,
@@ -517,7 +519,7 @@ impl Driver {
     #[cfg(feature = "sim")]
     pub(crate) fn check_inbound(&self, inbound_bytes: usize, inbound_bytes_max: usize) {
         const TURNS_MAX: usize = 8;
-        if matches!(self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
+        if matches!(*self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
             let pool_bytes = self.pool.blocks() * self.pool.shared().block_bytes() as usize;
             assert!(
                 inbound_bytes < inbound_bytes_max + TURNS_MAX * pool_bytes,

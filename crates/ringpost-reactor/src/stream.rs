@@ -752,11 +752,11 @@ impl StreamCell {
             driver.wakers.extend(state.writer.take());
             return;
         }
-        let started = driver.ops.start_send(&mut driver.engine, self, memory, silent);
+        let started = driver.ops.start_send(&mut *driver.engine, self, memory, silent);
         let started = match started {
             Err(NotStarted { memory: Some(memory) }) => {
                 driver.make_room();
-                driver.ops.start_send(&mut driver.engine, self, memory, silent)
+                driver.ops.start_send(&mut *driver.engine, self, memory, silent)
             }
             started => started,
         };

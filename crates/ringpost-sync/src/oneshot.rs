@@ -192,9 +192,19 @@ mod blocking {
                 };
                 let left = timeout.saturating_sub(start.elapsed());
                 if left.is_zero() {
-                    return Err(BlockingRecvError::TimedOut);
+                    return self.give_up();
                 }
                 thread::park_timeout(left);
+            }
+        }
+
+        /// The time is up. A value may have come since the last look; from here on it goes back.
+        pub(super) fn give_up(self) -> Result<T, BlockingRecvError> {
+            let rest = mem::replace(&mut *self.slot.lock(), State::Over);
+            match rest {
+                State::Sent(value) => Ok(value),
+                State::Waiting(_) => Err(BlockingRecvError::TimedOut),
+                State::Over => Err(BlockingRecvError::Canceled),
             }
         }
     }
@@ -337,6 +347,19 @@ mod tests {
         let (sender, receiver) = oneshot();
         sender.send(7).unwrap();
         assert_eq!(receiver.blocking_recv(Some(Duration::ZERO)), Ok(7), "there already");
+    }
+
+    #[test]
+    fn what_came_just_before_the_end_of_the_time_is_received() {
+        let (sender, mut receiver) = oneshot();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut receiver).poll(&mut context).is_pending());
+        sender.send(7).unwrap();
+        assert_eq!(receiver.give_up(), Ok(7));
+        let (sender, mut receiver) = oneshot::<u32>();
+        assert!(Pin::new(&mut receiver).poll(&mut context).is_pending());
+        drop(sender);
+        assert_eq!(receiver.give_up(), Err(BlockingRecvError::Canceled));
     }
 
     #[test]

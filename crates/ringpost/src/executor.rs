@@ -245,16 +245,13 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut future = this.project().future;
             // Whoever drops the task has nothing to do with it, and the queue of tasks would not survive it.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-                let message = Panic::new(payload).text;
-                tracing::error!(message, "a destructor in a task that was dropped panicked");
-            }
+            drop_whatever_panics("a destructor in a task that was dropped panicked", || future.set(None));
         }
     }
 }
 
 impl<F: Future> Future for Guarded<F> {
-    type Output = Result<F::Output, Box<dyn Any + Send>>;
+    type Output = Outcome<F::Output>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut future = self.project().future;
@@ -269,9 +266,39 @@ impl<F: Future> Future for Guarded<F> {
         }));
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-            Err(panic) => Poll::Ready(Err(panic)),
+            Ok(Poll::Ready(value)) => Poll::Ready(Outcome(Some(Ok(value)))),
+            Err(panic) => Poll::Ready(Outcome(Some(Err(panic)))),
         }
+    }
+}
+
+/// What a task has ended with. If nobody waits for that, it is dropped where a panic would end the process.
+struct Outcome<T>(Option<Result<T, Box<dyn Any + Send>>>);
+
+impl<T> Outcome<T> {
+    fn into_result(mut self) -> Result<T, JoinError> {
+        let result = self.0.take().unwrap_or_else(|| Err(Box::new("the outcome was taken")));
+        result.map_err(|payload| JoinError::Panicked(Panic::new(payload)))
+    }
+}
+
+impl<T> Drop for Outcome<T> {
+    fn drop(&mut self) {
+        if let Some(result) = self.0.take() {
+            drop_whatever_panics("what a task ended with panicked as it was dropped", || {
+                drop(result)
+            });
+        }
+    }
+}
+
+/// Runs destructors where nobody survives a panic: it is logged, and what it panicked with is dropped likewise.
+fn drop_whatever_panics(what: &'static str, drop: impl FnOnce()) {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(drop)) else { return };
+    tracing::error!(message = Panic::message_of(&*payload), "{what}");
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| std::mem::drop(payload))) {
+        // There may be no end to it.
+        Box::leak(again);
     }
 }
 
@@ -295,14 +322,14 @@ impl Drop for Entry {
 
 /// Waits for a spawned task. Dropping it lets the task go on by itself.
 pub struct JoinHandle<T> {
-    task: Option<FallibleTask<Result<T, Box<dyn Any + Send>>>>,
+    task: Option<FallibleTask<Outcome<T>>>,
 }
 
 impl<T> JoinHandle<T> {
     /// Ends the task and waits until its future has been dropped. `Some` if it had already finished.
     pub async fn cancel(mut self) -> Option<Result<T, JoinError>> {
         let task = self.task.take()?;
-        task.cancel().await.map(|result| result.map_err(panicked))
+        task.cancel().await.map(Outcome::into_result)
     }
 
     /// True once the task has finished or was cancelled.
@@ -316,8 +343,8 @@ impl<T> Future for JoinHandle<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(task) = &mut self.task else { return Poll::Ready(Err(JoinError::Cancelled)) };
-        Pin::new(task).poll(context).map(|result| match result {
-            Some(result) => result.map_err(panicked),
+        Pin::new(task).poll(context).map(|outcome| match outcome {
+            Some(outcome) => outcome.into_result(),
             None => Err(JoinError::Cancelled),
         })
     }
@@ -335,10 +362,6 @@ impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinHandle").field("finished", &self.is_finished()).finish()
     }
-}
-
-fn panicked(payload: Box<dyn Any + Send>) -> JoinError {
-    JoinError::Panicked(Panic::new(payload))
 }
 
 /// Why a task has no result.
@@ -359,12 +382,14 @@ pub struct Panic {
 
 impl Panic {
     fn new(payload: Box<dyn Any + Send>) -> Self {
-        let text = payload
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "(no message)".into());
+        let text = Self::message_of(&*payload).into();
         Self { payload: Mutex::new(payload), text }
+    }
+
+    fn message_of(payload: &(dyn Any + Send)) -> &str {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        text.unwrap_or("(no message)")
     }
 
     /// The message, if the panic had one.

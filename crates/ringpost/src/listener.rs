@@ -12,6 +12,8 @@ use ringpost_uds::{
     self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
     BindOptions, PathGuard,
 };
+use rustix::io::Errno;
+use rustix::net::SocketType;
 
 use crate::byte_stream::ByteStream;
 use crate::connection::Connection;
@@ -23,7 +25,9 @@ use crate::runtime::yield_now;
 /// Accepts connections on a Unix-domain socket. Belongs to the runtime in whose scope it was made.
 ///
 /// Dropping it stops accepting and removes the socket's path, unless the path has become somebody
-/// else's; connections taken before go on.
+/// else's; connections taken before go on. Those that have been accepted and not taken are closed; to hand a socket on
+/// without loss is what [`restart`](crate::restart) is for. An abstract name, or a socket that came from elsewhere, is let
+/// go of in the next turn of the runtime.
 pub struct Listener {
     shared: Rc<Shared>,
     policy: AccessPolicy,
@@ -197,8 +201,11 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// As [`Listener::accept`].
+    /// As [`Listener::accept`], and EPROTOTYPE if this listener's connections are packets.
     pub async fn accept_stream(&mut self) -> Result<ByteStream, AcceptError> {
+        if rustix::net::sockopt::socket_type(self.as_fd()) == Ok(SocketType::SEQPACKET) {
+            return Err(AcceptError::Kernel { errno: Errno::PROTOTYPE.raw_os_error() });
+        }
         let socket = self.accept_allowed(|socket, _| drop(ByteStream::from_socket(socket))).await?;
         Ok(ByteStream::from_socket(socket))
     }
@@ -245,7 +252,8 @@ impl Listener {
         &self.shared
     }
 
-    /// True while the path still leads to this socket.
+    /// True while the path still leads to this socket. Of use for paths only: false for an abstract name, true for a socket
+    /// that came from elsewhere.
     pub fn is_in_place(&self) -> bool {
         self.shared.guard.borrow().as_ref().is_none_or(PathGuard::is_in_place)
     }

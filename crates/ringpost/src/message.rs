@@ -133,7 +133,7 @@ impl Message {
 
     /// The message as [`Bytes`]: without a copy if it lies in one piece. Descriptors are closed.
     pub fn into_bytes(self) -> Bytes {
-        if self.is_contiguous() { self.first.into_bytes() } else { Bytes::copy_from_slice(&self) }
+        if self.is_contiguous() { self.first.into_bytes() } else { Bytes::from(self.into_owned()) }
     }
 
     /// A copy that holds no receive memory. Descriptors are closed.
@@ -323,7 +323,8 @@ impl<'batch> Frame<'batch> {
         self.chunks().collect::<Vec<_>>().concat()
     }
 
-    /// A [`Message`] of the same bytes, without descriptors, that outlives the batch. Copies nothing.
+    /// A [`Message`] of the same bytes, without descriptors, that outlives the batch. Copies nothing but the small pieces of
+    /// one that lies in very many.
     pub fn retain(&self) -> Message {
         let base = self.chunk.as_slice().as_ptr().addr();
         let start = self.bytes.as_ptr().addr() - base;

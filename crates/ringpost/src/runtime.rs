@@ -204,7 +204,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Connections accepted and not yet taken before a listener stops accepting, 1024 by default.
+    /// Connections accepted and not yet taken before a listener stops accepting, 1024 by default. What waits in the
+    /// backlog when that is reached may come on top: the kernel accepts all of it in one go.
     pub fn accept_queue_max(mut self, connections: usize) -> Self {
         self.config.accept_queue_max = connections;
         self

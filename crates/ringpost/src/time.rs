@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::executor::Inner;
 
-/// Waits for `duration`. Cancel safe.
+/// Waits for `duration` from the first poll on, or until the runtime that polled it first has ended. Cancel safe.
 ///
 /// # Panics
 ///
@@ -31,7 +31,8 @@ pub async fn sleep_until(at: Instant) {
     sleep.await;
 }
 
-/// Waits for `future`, at most `duration`; then drops it.
+/// Waits for `future`, at most `duration` from the first poll on; then drops it. The time is up, too, once the runtime
+/// that polled it first has ended.
 ///
 /// # Errors
 ///

@@ -17,6 +17,8 @@ use ringpost_tests::rig::{
 
 on_both_engines_alone!(
     every_operation_ends,
+    what_was_accepted_is_the_parents,
+    the_runtime_had_ended,
     everything_is_dropped,
     the_child_unwinds,
     the_child_exits,
@@ -138,6 +140,67 @@ fn every_operation_ends(engine: EngineChoice) {
     });
     run(&runtime, parent.check(&path));
     assert!(!path.exists(), "the parent removes its path");
+}
+
+/// A connection that lies with the listener has one owner.
+fn what_was_accepted_is_the_parents(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let runtime = runtime(engine);
+    let mut listener = run(&runtime, async { Listener::bind(&path).expect("bind") });
+    let mut client = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+    for _ in 0..3 {
+        runtime.turn(Some(Duration::from_millis(20))).expect("no failure");
+    }
+    forked(|| {
+        let end = runtime.block_on(async { listener.accept_socket().await.map(|_| ()) });
+        assert_eq!(end, Err(AcceptError::RuntimeEnded));
+    });
+    let accepted = run(&runtime, async { listener.accept_socket().await.expect("it lies there") });
+    std::io::Write::write_all(&mut client, b"x").expect("it is open");
+    assert_eq!(rustix::io::read(&accepted, &mut [0; 2]), Ok(1));
+}
+
+/// The rings of a runtime stay mapped as long as somebody has a connection of it. In a child there are none, and where
+/// they were there may be something else.
+fn the_runtime_had_ended(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let rings = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
+        let of_rings = maps.lines().filter(|line| line.contains("[io_uring]"));
+        of_rings
+            .map(|line| {
+                let (range, _) = line.split_once(' ').expect("a range");
+                let (start, end) = range.split_once('-').expect("a range");
+                let number = |text| usize::from_str_radix(text, 16).expect("an address");
+                (number(start), number(end) - number(start))
+            })
+            .collect::<Vec<_>>()
+    };
+    let (kept, _peer) = run(&runtime, async { pair(ConnectionOptions::new()) });
+    drop(runtime);
+    let mapped = rings();
+    assert_eq!(mapped.is_empty(), engine == EngineChoice::Epoll, "{mapped:?}");
+    let mut kept = Some(kept);
+    forked(|| {
+        for &(start, bytes) in &mapped {
+            let (protection, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            );
+            let address = std::ptr::with_exposed_provenance_mut(start);
+            // SAFETY: nothing is mapped there, or the call fails.
+            let found = unsafe { libc::mmap(address, bytes, protection, flags, -1, 0) };
+            assert_eq!(found, address, "the child has no ring");
+            // SAFETY: mapped above, for this alone.
+            unsafe { found.cast::<u8>().write_volatile(7) };
+        }
+        drop(kept.take());
+        for &(start, _) in &mapped {
+            // SAFETY: mapped above; the end of a connection must not have unmapped it.
+            let byte = unsafe { std::ptr::with_exposed_provenance::<u8>(start).read_volatile() };
+            assert_eq!(byte, 7);
+        }
+    });
 }
 
 /// Also what would not wait, before the child's first turn.

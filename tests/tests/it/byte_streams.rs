@@ -10,7 +10,10 @@ use std::thread;
 use futures_util::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt,
 };
-use ringpost::{ByteReader, ByteStream, ByteWriter, EngineChoice, Listener, spawn, stats};
+use ringpost::{
+    AcceptError, ByteReader, ByteStream, ByteWriter, ConnectionOptions, EngineChoice, Listener,
+    spawn, stats,
+};
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines;
 use ringpost_tests::rig::{
@@ -27,7 +30,8 @@ on_both_engines!(
     nothing_to_read_or_write,
     dropped_reads_and_writes,
     bounded_by_the_queue,
-    halves_in_two_tasks
+    halves_in_two_tasks,
+    packets_are_no_byte_stream
 );
 
 /// Sizes around those of blocks, batches and queues.
@@ -440,5 +444,16 @@ fn halves_in_two_tasks(engine: EngineChoice) {
         let mut text = String::new();
         right.read_to_string(&mut text).await.expect("an end");
         assert_eq!(text, "whole again");
+    });
+}
+
+/// What a read does not take of a packet would be lost.
+fn packets_are_no_byte_stream(engine: EngineChoice) {
+    block_on(engine, async {
+        let (_directory, path) = place();
+        let options = ConnectionOptions::new().seqpacket();
+        let mut listener = Listener::builder().connection(options).bind(&path).expect("bind");
+        let refused = listener.accept_stream().await.map(|_| ());
+        assert_eq!(refused, Err(AcceptError::Kernel { errno: libc::EPROTOTYPE }));
     });
 }

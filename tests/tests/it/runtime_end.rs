@@ -24,6 +24,8 @@ on_both_engines!(
     half_closed_connections_outlive_it,
     sleeps_outlive_it,
     queued_work_panics_as_it_is_dropped,
+    queued_work_panics_while_another_panic_ends_the_runtime,
+    what_nobody_waits_for_panics_as_it_is_dropped,
     accepted_bytes_leave_first,
     two_in_one_thread,
     two_in_two_threads,
@@ -35,8 +37,9 @@ on_both_engines_alone!(a_thousand_in_flight, again_and_again);
 fn a_thousand_in_flight(engine: EngineChoice) {
     const COUNT: usize = 1000;
     assert!(allow_descriptors(4 * COUNT as u64), "descriptors");
-    // Some before, so that the allocator, which gives little back, has grown.
-    for _ in 0..3 {
+    // Some before, so that the allocator, which gives little back, has grown: 200 MB are in flight, and how they come to
+    // lie differs from time to time at first.
+    for _ in 0..6 {
         in_flight(engine, COUNT);
     }
     let before = (process::descriptors(), process::anonymous_bytes());
@@ -258,14 +261,57 @@ fn check_accepted(mut peer: RawPeer) {
     peer.expect_end();
 }
 
-/// What has been accepted leaves all the same, and the panic is not lost.
-fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
-    struct Panics;
-    impl Drop for Panics {
+struct Panics;
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        panic!("dropped unused");
+    }
+}
+
+/// Two panics at once would end the process.
+fn queued_work_panics_while_another_panic_ends_the_runtime(engine: EngineChoice) {
+    let ended = runtime(engine);
+    let panics = Panics;
+    ended.handle().submit(move || drop(panics)).expect("room");
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _dropped = ended;
+        std::panic::resume_unwind(Box::new("the first"));
+    }));
+    let payload = unwound.expect_err("it unwinds");
+    assert_eq!(payload.downcast_ref(), Some(&"the first"));
+}
+
+/// The process and other tasks go on, whatever a task that nobody waits for has ended with.
+fn what_nobody_waits_for_panics_as_it_is_dropped(engine: EngineChoice) {
+    /// Panics with itself for ever.
+    struct Again;
+    impl Drop for Again {
         fn drop(&mut self) {
-            panic!("dropped unused");
+            std::panic::resume_unwind(Box::new(Self));
         }
     }
+    let runtime = runtime(engine);
+    run(&runtime, async {
+        drop(spawn(async { Panics }));
+        drop(spawn(async { std::panic::resume_unwind(Box::new(Panics)) }));
+        drop(spawn(async { Again }));
+        drop(spawn(async { std::panic::resume_unwind(Box::new(Again)) }));
+        for _ in 0..3 {
+            ringpost::yield_now().await;
+        }
+        let captured = Again;
+        drop(spawn(async move {
+            let _captured = captured;
+            std::future::pending::<()>().await;
+        }));
+        assert_eq!(spawn(async { 7 }).await.expect("no panic"), 7);
+    });
+    drop(runtime);
+}
+
+/// What has been accepted leaves all the same, and the panic is not lost.
+fn queued_work_panics_as_it_is_dropped(engine: EngineChoice) {
     let ended = runtime(engine);
     let peer = peer_of_accepted(&ended);
     let (answer, answered) = ringpost::oneshot::<()>();

@@ -40,7 +40,12 @@ impl Core {
         // Payloads of others that were given up.
         self.drop_released();
         if let Err(panic) = dropped {
-            resume_unwind(panic);
+            // Two at once would end the process.
+            if std::thread::panicking() {
+                tracing::error!("a destructor of work that was dropped panicked, too");
+            } else {
+                resume_unwind(panic);
+            }
         }
     }
 
@@ -170,5 +175,10 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.shutdown();
+        if self.is_in_child() {
+            // Also of a runtime that had ended before the fork: to unmap its rings would unmap what the child has
+            // mapped there.
+            self.driver.get_mut().engine.leak();
+        }
     }
 }

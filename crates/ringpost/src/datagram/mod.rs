@@ -160,7 +160,8 @@ impl Datagram {
     }
 
     /// Makes `address` the receiver of what [`Datagram::send`] accepts from now on, and the only one whose
-    /// packets are received. Packets that were accepted and have not left go to it, too.
+    /// packets are received. Packets that were accepted and have not left go to it, too; what could not be sent to the
+    /// receiver before and has not been told is forgotten. So [flush](Datagram::flush) first.
     ///
     /// # Errors
     ///
@@ -267,7 +268,8 @@ impl Datagram {
         }
     }
 
-    /// True while the path still leads to this socket.
+    /// True while the path still leads to this socket. Of use for paths only: false for an abstract name, true for a socket
+    /// that came from elsewhere.
     pub fn is_in_place(&self) -> bool {
         self.receiver.socket.guard.as_ref().is_none_or(PathGuard::is_in_place)
     }
