@@ -373,10 +373,6 @@ impl Reactor {
     /// Ends every operation and closes every connection. What has been accepted and fits the sockets
     /// is still sent. Idempotent; called by whoever owns the reactor before it goes.
     pub fn shutdown(&self) {
-        if self.core.is_in_child() {
-            // Dropping the engine would unmap what the child may have mapped where the rings were.
-            let _ = Rc::into_raw(Rc::clone(&self.core));
-        }
         self.core.shutdown();
     }
 }

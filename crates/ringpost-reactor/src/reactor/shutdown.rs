@@ -176,8 +176,7 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.shutdown();
         if self.is_in_child() {
-            // Also of a runtime that had ended before the fork: to unmap its rings would unmap what the child has
-            // mapped there.
+            // To unmap its rings would unmap what the child may have mapped there.
             self.driver.get_mut().engine.leak();
         }
     }
