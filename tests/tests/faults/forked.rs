@@ -176,7 +176,7 @@ fn the_runtime_had_ended(engine: EngineChoice) {
             })
             .collect::<Vec<_>>()
     };
-    let (kept, _peer) = run(&runtime, async { pair(ConnectionOptions::new()) });
+    let kept = run(&runtime, async { pair(ConnectionOptions::new()) });
     drop(runtime);
     let mapped = rings();
     assert_eq!(mapped.is_empty(), engine == EngineChoice::Epoll, "{mapped:?}");
