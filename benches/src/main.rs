@@ -23,6 +23,7 @@ mod frame;
 mod interrupt;
 mod machine;
 mod meter;
+mod pace;
 mod payload;
 mod plan;
 mod probe;

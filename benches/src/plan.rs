@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     cli::Options,
     contenders::{self, Contender},
+    pace::{MEASURED, Pace},
     scenario::{Scenario, Workload},
 };
 
@@ -20,7 +21,7 @@ pub(crate) struct Round {
 /// Everything that one run of the program measures.
 pub(crate) struct Plan {
     pub(crate) rounds: Vec<Round>,
-    pub(crate) measured: Duration,
+    pub(crate) pace: Pace,
     /// How many samples may be taken again because the processors were far apart.
     pub(crate) retries: usize,
     pub(crate) retries_per_sample: usize,
@@ -59,14 +60,14 @@ impl Plan {
         let samples: usize =
             rounds.iter().map(|round| round.contenders.len() * round.repetitions).sum();
         ensure!(samples > 0, "none of the chosen contenders takes part in the chosen scenarios");
-        let measured = match options.seconds {
-            Some(seconds) => Duration::from_secs_f64(seconds),
-            None if options.quick => quick_measured(samples),
-            None => MEASURED,
+        let pace = match options.seconds {
+            Some(seconds) => Pace::fixed(Duration::from_secs_f64(seconds)),
+            None if options.quick => Pace::quick(samples + samples / QUICK_SAMPLES_PER_RETRY),
+            None => Pace::fixed(MEASURED),
         };
         let retries = if options.quick { samples / QUICK_SAMPLES_PER_RETRY } else { usize::MAX };
         let retries_per_sample = if options.quick { 1 } else { 2 };
-        Ok(Self { rounds, measured, retries, retries_per_sample })
+        Ok(Self { rounds, pace, retries, retries_per_sample })
     }
 
     pub(crate) fn samples(&self) -> usize {
@@ -74,37 +75,11 @@ impl Plan {
     }
 }
 
-/// The longest measured phase with which this many samples keep to the limit of a quick run.
-fn quick_measured(samples: usize) -> Duration {
-    let with_retries = samples + samples / QUICK_SAMPLES_PER_RETRY;
-    let with_retries = u32::try_from(with_retries).unwrap_or(u32::MAX).max(1);
-    let each = (QUICK_LIMIT / with_retries).saturating_sub(OVERHEAD);
-    // A fifth of it each goes to the warm-up and to the counting of system calls.
-    (each * 5 / 7).clamp(QUICK_LEAST, MEASURED)
-}
-
-const MEASURED: Duration = Duration::from_millis(1000);
-/// A quick run ends within 90 seconds, with some of that left for a slower machine.
-const QUICK_LIMIT: Duration = Duration::from_secs(75);
-const QUICK_LEAST: Duration = Duration::from_millis(40);
 const QUICK_SAMPLES_PER_RETRY: usize = 6;
-/// Per sample: two processes, two probes, counters on up to 64 threads.
-const OVERHEAD: Duration = Duration::from_millis(60);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_quick_run_keeps_to_its_limit() {
-        for samples in [1, 50, 125, 220, 300] {
-            let timing = crate::meter::Timing::measuring(quick_measured(samples));
-            let each = timing.total() + OVERHEAD;
-            let all =
-                each * u32::try_from(samples + samples / QUICK_SAMPLES_PER_RETRY).unwrap_or(0);
-            assert!(all < Duration::from_secs(85), "{samples} samples take {all:?}");
-        }
-    }
 
     #[test]
     fn names_are_checked() {

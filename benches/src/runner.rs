@@ -1,6 +1,10 @@
 //! Takes all samples of a plan, then writes the report.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{
+    env,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,7 +14,7 @@ use crate::{
     contenders::Contender,
     interrupt::Interrupt,
     machine::Machine,
-    meter::Timing,
+    pace::Pace,
     plan::{Plan, Round},
     probe::Probe,
     report::{self, Report},
@@ -38,17 +42,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Ok(number) => (Some(number), "perf counter on raw_syscalls:sys_enter".to_owned()),
         Err(error) => (None, format!("not counted ({error:#})")),
     };
+    let samples = plan.samples();
     let mut run = Run {
         sampler: Sampler {
-            timing: Timing::measuring(plan.measured),
+            timing: plan.pace.timing(),
             tracepoint,
             interrupt: interrupt.clone(),
             probe: Probe::new(),
         },
+        start: Instant::now(),
+        samples_left: samples,
         retries_left: plan.retries,
+        pace: plan.pace,
         lines: Vec::new(),
         failures: Vec::new(),
-        progress: progress(plan.samples()),
+        progress: progress(samples),
     };
     let mut interrupted = false;
     for round in &plan.rounds {
@@ -65,7 +73,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let report = Report {
         machine: Machine::inspect(),
         command: command(),
-        timing: run.sampler.timing,
+        measured_range: run.pace.measured_range(),
+        warm_up: run.sampler.timing.warm_up,
         repetitions: options.repetitions,
         counting,
         probe_best_ns: run.sampler.probe.best_ns(),
@@ -92,6 +101,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 #[derive(Debug)]
 struct Run {
     sampler: Sampler,
+    pace: Pace,
+    start: Instant,
+    samples_left: usize,
     retries_left: usize,
     lines: Vec<Line>,
     failures: Vec<String>,
@@ -102,6 +114,10 @@ impl Run {
     /// Takes the samples of a workload, contender after contender, then again.
     fn round(&mut self, round: &Round, retries_per_sample: usize) {
         for repetition in 0..round.repetitions {
+            // The same for all contenders of a repetition.
+            let left = self.samples_left.saturating_add(self.retries_left);
+            self.pace.adapt(self.start.elapsed(), left);
+            self.sampler.timing = self.pace.timing();
             for contender in &round.contenders {
                 let result = self.sample(round, *contender, repetition, retries_per_sample);
                 if self.sampler.interrupt.is_raised() {
@@ -114,6 +130,7 @@ impl Run {
                         round.workload.scenario.name()
                     ));
                 }
+                self.samples_left = self.samples_left.saturating_sub(1);
                 self.progress.inc(1);
             }
         }
@@ -133,9 +150,11 @@ impl Run {
         let sample = loop {
             attempts += 1;
             let sample = self.sampler.take(name, workload)?;
+            self.pace.count();
             let again = self.sampler.probe.is_far(sample.probes_ns)
                 && attempts <= retries
-                && self.retries_left > 0;
+                && self.retries_left > 0
+                && self.pace.has_time(self.start.elapsed());
             if !again {
                 break sample;
             }

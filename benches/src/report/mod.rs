@@ -4,13 +4,13 @@ pub(crate) mod page;
 pub(crate) mod plot;
 pub(crate) mod text;
 
-use std::{fmt::Write, fs, path::Path};
+use std::{fmt::Write, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    contenders, machine::Machine, meter::Timing, results::Line, scenario::Scenario,
-    summary::Summary, targets::Target,
+    contenders, machine::Machine, results::Line, scenario::Scenario, summary::Summary,
+    targets::Target,
 };
 
 /// Everything that is reported.
@@ -18,7 +18,9 @@ use crate::{
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) command: String,
-    pub(crate) timing: Timing,
+    pub(crate) warm_up: Duration,
+    /// Of the measured phases: the longest, and the shortest.
+    pub(crate) measured_range: [Duration; 2],
     pub(crate) repetitions: usize,
     /// How system calls were counted, or why not.
     pub(crate) counting: String,
@@ -37,13 +39,16 @@ impl Report {
             |best| format!("shared-memory round trip {best:.0} ns at best; more than twice is far"),
         );
         lines.push(("Cores", probe));
+        let measured = match self.measured_range.map(|time| time.as_millis()) {
+            [longest, shortest] if longest == shortest => format!("{longest} ms"),
+            [longest, shortest] => format!("{longest} to {shortest} ms (to end in time)"),
+        };
         lines.push((
             "Samples",
             format!(
-                "{} each, interleaved, medians shown; {} ms warm-up, {} ms measured",
+                "{} each, interleaved, medians shown; {} ms warm-up, {measured} measured",
                 self.repetitions,
-                self.timing.warm_up.as_millis(),
-                self.timing.measured.as_millis()
+                self.warm_up.as_millis(),
             ),
         ));
         lines.push(("System calls", format!("{}, in a separate phase", self.counting)));
