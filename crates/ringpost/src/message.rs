@@ -138,17 +138,25 @@ impl Message {
 
     /// A copy that holds no receive memory. Descriptors are closed.
     pub fn into_owned(self) -> Vec<u8> {
-        self.first.count_copied(self.len());
+        self.count_copied();
         self.chunks().collect::<Vec<_>>().concat()
     }
 
     /// Copies the message to as many bytes.
     pub(crate) fn copy_to(&self, mut bytes: &mut [u8]) {
-        self.first.count_copied(self.len());
+        self.count_copied();
         for chunk in self.chunks() {
             let Some((front, rest)) = bytes.split_at_mut_checked(chunk.len()) else { return };
             front.copy_from_slice(chunk);
             bytes = rest;
+        }
+    }
+
+    /// Each piece knows whether its bytes have been copied already.
+    fn count_copied(&self) {
+        self.first.count_copied(self.first.len());
+        for chunk in self.rest.iter().flat_map(|rest| rest.chunks.as_slice()) {
+            chunk.count_copied(chunk.len());
         }
     }
 
@@ -162,7 +170,7 @@ impl Message {
             return self.first.as_slice();
         }
         rest.joined.get_or_init(|| {
-            self.first.count_copied(self.len());
+            self.count_copied();
             self.chunks().collect::<Vec<_>>().concat().into()
         })
     }
@@ -319,7 +327,8 @@ impl<'batch> Frame<'batch> {
 
     /// A copy of the bytes.
     pub fn to_vec(&self) -> Vec<u8> {
-        self.chunk.count_copied(self.len());
+        self.chunk.count_copied(self.bytes.len());
+        self.pieces().iter().for_each(|piece| piece.count_copied(piece.len()));
         self.chunks().collect::<Vec<_>>().concat()
     }
 
@@ -386,6 +395,12 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use ringpost_reactor::{Config, Reactor, Wait};
+
     use super::*;
 
     fn copied(bytes: &'static [u8]) -> Chunk {
@@ -448,6 +463,45 @@ mod tests {
         assert_eq!(message.descriptors().len(), 1);
         let pieces = message.recycle().unwrap();
         assert!(pieces.rest.unwrap().descriptors.is_empty());
+    }
+
+    /// Bytes that `reactor` has received and lends.
+    fn leased(reactor: &Reactor, bytes: &[u8]) -> Chunk {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let stream = reactor.adopt_stream(near.into());
+        far.write_all(bytes).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(chunk) = stream.try_receive() {
+                assert!(matches!(chunk, Chunk::Leased(_)));
+                assert_eq!(chunk.as_slice(), bytes);
+                return chunk;
+            }
+            assert!(Instant::now() < deadline, "nothing arrived in time");
+            reactor.turn(Wait::Until(deadline)).unwrap();
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn each_piece_counts_what_is_copied_of_it() {
+        let reactor = Reactor::new(Config::default()).unwrap();
+        let counted = |copy: &dyn Fn(Message)| {
+            let mut pieces = Pieces::default();
+            // The first one was counted when it was copied; the others lie in the pool.
+            pieces.push(copied(b"copied"));
+            pieces.push(leased(&reactor, b"lent"));
+            pieces.push(copied(b", "));
+            pieces.push(leased(&reactor, b"in place"));
+            let before = reactor.stats().bytes_copied;
+            copy(pieces.take());
+            reactor.stats().bytes_copied - before
+        };
+        assert_eq!(counted(&|message| assert_eq!(message.chunks().count(), 4)), 0);
+        assert_eq!(counted(&|message| assert_eq!(*message, *b"copiedlent, in place")), 12);
+        assert_eq!(counted(&|message| drop(message.into_owned())), 12);
+        assert_eq!(counted(&|message| message.copy_to(&mut [0; 20])), 12);
+        assert_eq!(counted(&|message| drop(Frame::of(&message).to_vec())), 12);
     }
 
     #[test]
