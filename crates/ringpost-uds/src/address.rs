@@ -16,7 +16,8 @@ use std::str::FromStr;
 ///
 /// Abstract names have no permission bits: every process in the same network namespace may connect,
 /// and whoever binds first owns the name. Use them only together with an
-/// [`AccessPolicy`](crate::AccessPolicy).
+/// [`AccessPolicy`](crate::AccessPolicy). Each [kind](crate::SocketKind) of socket has names of its own: one that
+/// a server of datagrams owns is free for a server of streams.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {

@@ -41,13 +41,43 @@ use crate::temporary::{Temporary, recover};
 ///
 /// See [`BindError`]; its text names the path and says what to do.
 pub fn bind(address: &Address, options: &BindOptions) -> Result<Bound, BindError> {
+    bind_prepared(address, options, &|_| ())
+}
+
+/// Like [`bind()`], and calls `prepare` with the new socket while it has no address yet: for what must hold for the very
+/// first packet, such as SO_PASSCRED (unix(7)). To a socket for datagrams packets can be sent from the moment at
+/// which it is bound.
+///
+/// # Errors
+///
+/// As [`bind()`].
+pub fn bind_prepared(
+    address: &Address,
+    options: &BindOptions,
+    prepare: &dyn Fn(BorrowedFd<'_>),
+) -> Result<Bound, BindError> {
     address.validate()?;
     options.validate(address)?;
+    let new = NewSocket { options, prepare };
     let (socket, guard) = match address {
-        Address::Path(path) => bind_path(path, options)?,
-        Address::Abstract(name) => (bind_abstract(address, name, options)?, PathGuard::nothing()),
+        Address::Path(path) => bind_path(path, &new)?,
+        Address::Abstract(name) => (bind_abstract(address, name, &new)?, PathGuard::nothing()),
     };
     Ok(Bound { guard, socket, address: address.clone() })
+}
+
+/// How the socket is made.
+struct NewSocket<'a> {
+    options: &'a BindOptions,
+    prepare: &'a dyn Fn(BorrowedFd<'_>),
+}
+
+impl NewSocket<'_> {
+    fn make(&self, path: &Path) -> Result<OwnedFd, BindError> {
+        let socket = new_socket(self.options, path)?;
+        (self.prepare)(socket.as_fd());
+        Ok(socket)
+    }
 }
 
 /// Makes a socket at an abstract name that the kernel chooses, five hexadecimal digits that nobody else
@@ -124,13 +154,13 @@ impl AsFd for Bound {
     }
 }
 
-fn bind_path(path: &Path, options: &BindOptions) -> Result<(OwnedFd, PathGuard), BindError> {
+fn bind_path(path: &Path, new: &NewSocket<'_>) -> Result<(OwnedFd, PathGuard), BindError> {
     let (directory, name) = Directory::of(path)?;
-    if !options.unsafe_directory {
+    if !new.options.unsafe_directory {
         directory.check_sticky()?;
     }
     let lock = acquire(&directory, name)?;
-    match bind_locked(&directory, name, &lock, options) {
+    match bind_locked(&directory, name, &lock, new) {
         Ok((socket, pin)) => {
             if let Err(error) = lock.record(None) {
                 tracing::debug!(path = %path.display(), %error, "cannot write the lock file");
@@ -176,13 +206,14 @@ fn bind_locked(
     directory: &Directory,
     name: &OsStr,
     lock: &Lock,
-    options: &BindOptions,
+    new: &NewSocket<'_>,
 ) -> Result<(OwnedFd, Pin), BindError> {
+    let options = new.options;
     let path = directory.join(name);
     recover(directory, name, lock);
     await_former_owner(directory, name, lock)?;
 
-    let socket = new_socket(options, &path)?;
+    let socket = new.make(&path)?;
     // At bind, the kernel gives the file these bits minus the umask; so this can only narrow. Group
     // and others stay out until the owner is right.
     let gives_away = options.uid.is_some() || options.gid.is_some();
@@ -335,10 +366,11 @@ const FORMER_OWNER_PAUSE: Duration = Duration::from_millis(1);
 fn bind_abstract(
     address: &Address,
     name: &[u8],
-    options: &BindOptions,
+    new: &NewSocket<'_>,
 ) -> Result<OwnedFd, BindError> {
+    let options = new.options;
     let path = std::path::PathBuf::from(address.to_string());
-    let socket = new_socket(options, &path)?;
+    let socket = new.make(&path)?;
     let encoded = SocketAddrUnix::new_abstract_name(name)
         .map_err(|_| AddressError::AbstractTooLong { name: name.to_vec() })?;
     match rustix::net::bind(&socket, &encoded) {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::address::{Address, AddressError};
 use crate::reason::words;
@@ -25,7 +26,8 @@ pub enum BindError {
         /// The address.
         address: Address,
         /// The process that says it holds the lock, if it is one that locks. For messages only: the
-        /// number may be from another pid namespace.
+        /// number may be from another pid namespace, and of one that is dead if it has passed its lock to another
+        /// process, such as a successor that has not taken over.
         owner: Option<u32>,
     },
     /// Something that is not a socket is at the path, and is left alone.
@@ -42,7 +44,7 @@ pub enum BindError {
     /// A socket is at the path, and the process may not find out whether a server lives behind it.
     #[error(
         "cannot tell whether the socket {} still has a server: {}; remove it if it does not",
-        .path.display(), words(.source)
+        .path.display(), probe_words(.source)
     )]
     Unprobed {
         /// The path.
@@ -248,4 +250,15 @@ impl fmt::Display for FileKind {
 
 fn by(owner: &Option<u32>) -> String {
     owner.map_or_else(String::new, |pid| format!(" by process {pid}"))
+}
+
+/// Of a connect, which takes other permissions than what makes and removes files.
+fn probe_words(source: &io::Error) -> String {
+    match source.raw_os_error() {
+        Some(code) if code == Errno::ACCESS.raw_os_error() => format!(
+            "permission denied; that takes write permission on the socket, which its mode may deny even to \
+             its own server, and execute permission on each directory on the way (errno {code})"
+        ),
+        _ => words(source),
+    }
 }

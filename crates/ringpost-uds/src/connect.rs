@@ -91,6 +91,13 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
+    /// That nothing was tried (ECANCELED), because whoever would use the connection has ended.
+    pub fn not_tried(address: Address) -> Self {
+        let errno = Errno::CANCELED.raw_os_error();
+        let source = io::Error::from_raw_os_error(errno);
+        Self { address, kind: ConnectErrorKind::Other(errno), source }
+    }
+
     /// What went wrong, to match on.
     pub fn kind(&self) -> ConnectErrorKind {
         self.kind
@@ -119,7 +126,10 @@ impl fmt::Display for ConnectError {
         write!(f, "cannot connect to {}: ", self.address)?;
         match self.kind {
             ConnectErrorKind::Missing if self.address.as_path().is_none() => {
-                f.write_str("no server has this abstract name in this network namespace")
+                f.write_str(
+                    "no server with sockets of this kind (stream, packets or datagrams) has this abstract \
+                     name in this network namespace",
+                )
             }
             ConnectErrorKind::Missing => {
                 f.write_str("there is no such path; is the server running, and is this its path?")
@@ -188,7 +198,8 @@ pub enum ConnectErrorKind {
         /// What is there.
         found: FileKind,
     },
-    /// The server's socket is not of the kind asked for.
+    /// The server's socket is not of the kind asked for. Of an abstract name it is
+    /// [`Missing`](Self::Missing), because each kind has names of its own.
     WrongKind,
     /// The path, a component of it or the abstract name is too long; the text has limit and length.
     PathTooLong,

@@ -97,7 +97,18 @@ impl Directory {
     /// The socket address of `name`: through the user's path where that fits, because tools such as
     /// `ss` show it, else through the open directory. `None` if neither fits.
     pub(crate) fn socket_address(&self, name: &OsStr) -> Option<SocketAddrUnix> {
-        socket_address(&self.join(name)).or_else(|| socket_address(&through(&self.fd).join(name)))
+        self.direct_address(name).or_else(|| socket_address(&through(&self.fd).join(name)))
+    }
+
+    /// The socket address of `name` through the user's path, which takes no `/proc`. `None` if it does not fit.
+    pub(crate) fn direct_address(&self, name: &OsStr) -> Option<SocketAddrUnix> {
+        socket_address(&self.join(name))
+    }
+
+    /// Whether the user's path leads to this directory now. A link on the way may have changed.
+    pub(crate) fn is_at_path(&self) -> Result<bool, Errno> {
+        let (here, there) = (rustix::fs::fstat(&self.fd)?, rustix::fs::stat(&self.path)?);
+        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
     }
 }
 
@@ -169,7 +180,7 @@ pub(crate) fn socket_address(path: &Path) -> Option<SocketAddrUnix> {
 /// Adds what is missing where `/proc` is not mounted, or is that of another pid namespace, to an error
 /// met on a path through it; `remedy` is what else would help.
 pub(crate) fn explain_proc(errno: Errno, remedy: &str) -> io::Error {
-    if errno == Errno::NOENT && !Path::new("/proc/self/fd").exists() {
+    if errno == Errno::NOENT && !Path::new("/proc/thread-self/fd").exists() {
         let text = format!("this takes a /proc that shows this process; mount it, or {remedy}");
         return io::Error::new(io::ErrorKind::Unsupported, text);
     }
@@ -178,9 +189,13 @@ pub(crate) fn explain_proc(errno: Errno, remedy: &str) -> io::Error {
 
 /// What makes up for `/proc` where a path is too long for a socket address.
 pub(crate) const SHORTER_PATH: &str = "use a path of at most 107 bytes";
+/// The same where a temporary name of 9 bytes more must fit.
+pub(crate) const SHORTER_PATH_TO_LISTEN: &str = "use a path of at most 98 bytes";
 
+/// Of this thread, because `/proc/self` is the initial one of the process: that may have ended, or have other
+/// descriptors (proc_thread-self(5), Linux 3.17).
 fn through(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
 }
 
 /// What `sockaddr_un` holds beside the terminating NUL.

@@ -22,6 +22,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
+use crate::lock::Lock;
 use crate::reason::words;
 
 /// Descriptors that go with one [`send`] at most.
@@ -67,7 +68,7 @@ impl GuardParts {
     /// [`PathGuard::from_parts`]: crate::PathGuard::from_parts
     pub fn check(&self) -> Result<(), HandoverError> {
         let fail = |what, errno: Errno| HandoverError::Parts {
-            path: self.directory_path.join(&self.name),
+            path: self.path(),
             what,
             source: errno.into(),
         };
@@ -85,6 +86,26 @@ impl GuardParts {
         // Locking again what this very description has locked changes nothing.
         rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|errno| fail("lock", errno))
+    }
+
+    /// Whether the lock is still the one beside the path. If not, the owner has given the path up, as one does that
+    /// ends in order, and another server may have it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandoverError::Parts`] if the directory can't be looked at.
+    pub fn is_held(&self) -> Result<bool, HandoverError> {
+        let (directory, lock) = (self.directory.as_fd(), self.lock.as_fd());
+        Lock::is_held_through(directory, &self.name, lock).map_err(|errno| HandoverError::Parts {
+            path: self.path(),
+            what: "lock",
+            source: errno.into(),
+        })
+    }
+
+    /// The path of the socket, as its user gave it.
+    pub fn path(&self) -> PathBuf {
+        self.directory_path.join(&self.name)
     }
 
     /// The descriptors, in the order in which [`GuardParts::new`] takes them.
@@ -198,6 +219,6 @@ impl HandoverError {
 
 impl fmt::Display for GuardParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.directory_path.join(&self.name).display())
+        write!(f, "{}", self.path().display())
     }
 }

@@ -25,8 +25,8 @@
 //!
 //! # Requirements
 //!
-//! Linux. Paths longer than 107 bytes, modes that the umask would narrow, and [`Activation`] need
-//! `/proc` mounted. [`peer_process`] needs Linux 6.5.
+//! Linux. Paths longer than 107 bytes, listening at one longer than 98 whose directory has more than 88, modes that
+//! the umask would narrow, and [`Activation`] need `/proc` mounted. [`peer_process`] needs Linux 6.5.
 //!
 //! # Example
 //!
@@ -73,7 +73,7 @@ mod temporary;
 pub use activation::{Activation, Inherited};
 pub use activation_error::ActivationError;
 pub use address::{Address, AddressError};
-pub use bind::{Bound, autobind, bind};
+pub use bind::{Bound, autobind, bind, bind_prepared};
 pub use bind_error::{BindError, FileKind, Step};
 pub use connect::{ConnectError, ConnectErrorKind, connect, connect_kind, connect_socket};
 pub use credentials::{PeerCredentials, peer_credentials};

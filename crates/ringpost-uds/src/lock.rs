@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::address::{Address, AddressError};
@@ -44,7 +44,7 @@ impl Lock {
         let lock_name = lock_name(directory, name)?;
         let path = directory.join(&lock_name);
         for _ in 0..ATTEMPTS_MAX {
-            let Some(fd) = open(directory, &lock_name, &path)? else {
+            let Some((fd, is_new)) = open(directory, &lock_name, &path)? else {
                 continue;
             };
             let file =
@@ -62,7 +62,13 @@ impl Lock {
                     });
                 }
                 Err(Errno::INTR) => continue,
-                Err(errno) => return Err(BindError::system(Step::Lock, path, errno)),
+                Err(errno) => {
+                    // No locks here, so that nobody else has this one.
+                    if is_new && let Err(errno) = directory.unlink_if(&lock_name, &file) {
+                        tracing::warn!(path = %path.display(), %errno, "cannot remove the lock file");
+                    }
+                    return Err(BindError::system(Step::Lock, path, errno));
+                }
             }
             let lock = Self { name: lock_name.clone(), file };
             match lock.is_held(directory) {
@@ -124,6 +130,22 @@ impl Lock {
     /// Whether the locked file is still the one at the lock's name.
     pub(crate) fn is_held(&self, directory: &Directory) -> Result<bool, Errno> {
         Ok(directory.stat(&self.name)?.is_some_and(|stat| self.file.is(&stat)))
+    }
+
+    /// The same of a lock that another process holds, through its descriptor and that of the directory.
+    pub(crate) fn is_held_through(
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        fd: BorrowedFd<'_>,
+    ) -> Result<bool, Errno> {
+        let mut lock_name = name.to_owned();
+        lock_name.push(SUFFIX);
+        let locked = rustix::fs::fstat(fd)?;
+        match rustix::fs::statat(directory, lock_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (locked.st_dev, locked.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Removes the lock file, unless it is no longer ours, and lets go of the lock.
@@ -214,14 +236,18 @@ fn lock_name(directory: &Directory, name: &OsStr) -> Result<OsString, BindError>
     Ok(lock_name)
 }
 
-/// Opens or creates the lock file; `None` if it vanished in between.
+/// Opens or creates the lock file, and says whether it is new; `None` if it vanished in between.
 ///
 /// Never follows a link, never waits for the other end of a named pipe. An existing file is opened
 /// without `O_CREAT`, which sticky directories refuse for other users' files (fs.protected_regular).
-fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<OwnedFd>, BindError> {
+fn open(
+    directory: &Directory,
+    name: &OsStr,
+    path: &Path,
+) -> Result<Option<(OwnedFd, bool)>, BindError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     match rustix::fs::openat(directory, name, flags, Mode::empty()) {
-        Ok(fd) => return Ok(Some(fd)),
+        Ok(fd) => return Ok(Some((fd, false))),
         Err(Errno::NOENT) => {}
         Err(Errno::LOOP) => {
             return Err(BindError::LockUnusable { path: path.into(), found: FileKind::Symlink });
@@ -246,7 +272,7 @@ fn open(directory: &Directory, name: &OsStr, path: &Path) -> Result<Option<Owned
     }
     let create = flags | OFlags::CREATE | OFlags::EXCL;
     match rustix::fs::openat(directory, name, create, Mode::RUSR | Mode::WUSR) {
-        Ok(fd) => Ok(Some(fd)),
+        Ok(fd) => Ok(Some((fd, true))),
         Err(Errno::EXIST | Errno::INTR) => Ok(None),
         Err(errno) => Err(BindError::system(Step::OpenLock, path, errno)),
     }

@@ -100,7 +100,7 @@ impl PeerProcess {
     /// The directory in the `/proc` that is mounted here. It may be that of another pid namespace, so
     /// the number is the one that `/proc` itself gives for the pidfd (proc_pid_fdinfo(5)).
     fn directory(&self) -> Result<PathBuf, PeerProcessError> {
-        let path = format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd());
+        let path = format!("/proc/thread-self/fdinfo/{}", self.pidfd.as_raw_fd());
         let text = std::fs::read_to_string(path)?;
         let number = text.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim);
         match number.and_then(|number| number.parse::<i32>().ok()) {

@@ -11,7 +11,7 @@ use rustix::net::SocketAddrUnix;
 
 use crate::address::COMPONENT_BYTES_MAX;
 use crate::bind_error::{BindError, FileKind, Step};
-use crate::directory::{Directory, Pin, SHORTER_PATH, explain_proc};
+use crate::directory::{Directory, Pin, SHORTER_PATH, SHORTER_PATH_TO_LISTEN, explain_proc};
 use crate::liveness::{Liveness, probe};
 use crate::lock::Lock;
 
@@ -57,7 +57,7 @@ impl<'a> Temporary<'a> {
                     return Err(BindError::system(
                         Step::Bind,
                         path,
-                        explain_proc(errno, SHORTER_PATH),
+                        explain_proc(errno, SHORTER_PATH_TO_LISTEN),
                     ));
                 }
             }
@@ -78,6 +78,12 @@ impl<'a> Temporary<'a> {
             let source = io::Error::new(io::ErrorKind::InvalidInput, text);
             BindError::system(Step::Bind, &path, source)
         })?;
+        // The name is not random: what lies there afterwards could be anybody's, and would be left.
+        match directory.is_at_path() {
+            Ok(true) => {}
+            Ok(false) => return Err(BindError::Unstable { path, attempts: 1 }),
+            Err(errno) => return Err(BindError::system(Step::OpenDirectory, path, errno)),
+        }
         match rustix::net::bind(socket, &address) {
             Ok(()) => {
                 let bound = Self { directory, name: name.to_owned(), pin: None, armed: true };
@@ -170,21 +176,26 @@ pub(crate) fn recover(directory: &Directory, name: &OsStr, lock: &Lock) {
     }
 }
 
-/// A random name and its socket address: recognisable where that is short enough, for `ss` shows it
-/// as long as the server lives, else as short as possible.
+/// A random name and its socket address: recognisable where that is short enough, for `ss` shows it as long as
+/// the server lives; else as short as possible; through `/proc` only where nothing else fits.
 fn choose(directory: &Directory, name: &OsStr) -> (OsString, SocketAddrUnix) {
     let suffix: String = (0..SUFFIX_BYTES).map(|_| fastrand::alphanumeric()).collect();
-    let mut temporary = name.to_owned();
-    temporary.push(".");
-    temporary.push(&suffix);
-    if temporary.len() <= COMPONENT_BYTES_MAX
-        && let Some(address) = directory.socket_address(&temporary)
-    {
-        return (temporary, address);
+    let mut recognisable = name.to_owned();
+    recognisable.push(".");
+    recognisable.push(&suffix);
+    let short = OsString::from(format!("{PREFIX}{suffix}"));
+    let recognised = recognisable.len() <= COMPONENT_BYTES_MAX;
+    if recognised && let Some(address) = directory.direct_address(&recognisable) {
+        return (recognisable, address);
     }
-    let temporary = OsString::from(format!("{PREFIX}{suffix}"));
-    let address = directory.socket_address(&temporary);
-    (temporary, address.expect("at most 22 bytes of directory and 18 of name"))
+    if let Some(address) = directory.direct_address(&short) {
+        return (short, address);
+    }
+    if recognised && let Some(address) = directory.socket_address(&recognisable) {
+        return (recognisable, address);
+    }
+    let address = directory.socket_address(&short);
+    (short, address.expect("at most 31 bytes of directory and 18 of name"))
 }
 
 fn is_temporary(name: &OsStr, candidate: &OsStr) -> bool {
@@ -206,29 +217,60 @@ const ATTEMPTS_MAX: u32 = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
     fn a_link_that_leads_elsewhere_in_the_middle_leaves_nothing_there() {
+        use rustix::net::{AddressFamily, SocketType};
         use std::os::unix::fs::symlink;
-        let temporary = tempfile::tempdir().expect("directory");
-        let at = |name: &str| temporary.path().join(name);
-        for name in ["first", "second"] {
-            std::fs::create_dir(at(name)).expect("make");
-        }
-        symlink("first", at("link")).expect("link");
-        let path = at("link/app.sock");
-        let (directory, name) = Directory::of(&path).expect("open");
-        let lock = Lock::acquire(&directory, name).expect("free");
-        std::fs::remove_file(at("link")).expect("remove");
-        symlink("second", at("link")).expect("link");
+        for kind in [SocketType::STREAM, SocketType::DGRAM] {
+            let temporary = tempfile::tempdir().expect("directory");
+            let at = |name: &str| temporary.path().join(name);
+            for name in ["first", "second"] {
+                std::fs::create_dir(at(name)).expect("make");
+            }
+            symlink("first", at("link")).expect("link");
+            let path = at("link/app.sock");
+            let (directory, name) = Directory::of(&path).expect("open");
+            let lock = Lock::acquire(&directory, name).expect("free");
+            std::fs::remove_file(at("link")).expect("remove");
+            symlink("second", at("link")).expect("link");
 
-        let family = rustix::net::AddressFamily::UNIX;
-        let socket = rustix::net::socket(family, rustix::net::SocketType::STREAM, None);
-        let bound = Temporary::bind(&socket.expect("a socket"), &directory, name, &lock);
-        let error = bound.expect_err("bound somewhere else");
-        assert!(matches!(error, BindError::Unstable { .. }), "{error}");
-        assert_eq!(std::fs::read_dir(at("second")).expect("read").count(), 0, "a socket is left");
+            let socket = rustix::net::socket(AddressFamily::UNIX, kind, None).expect("a socket");
+            let error = if kind == SocketType::DGRAM {
+                Temporary::bind_to(&socket, &directory, name).expect_err("bound somewhere else")
+            } else {
+                let bound = Temporary::bind(&socket, &directory, name, &lock);
+                bound.expect_err("bound somewhere else")
+            };
+            assert!(matches!(error, BindError::Unstable { .. }), "{error}");
+            let left = std::fs::read_dir(at("second")).expect("read").count();
+            assert_eq!(left, 0, "{kind:?}: a socket is left");
+        }
+    }
+
+    #[test]
+    fn proc_is_needed_only_where_nothing_else_fits() {
+        for name_bytes in [1, 5, 9, 20, 35] {
+            for path_bytes in [40, 98, 99, 107, 108, 120] {
+                let fd = rustix::fs::open("/", OFlags::PATH, Mode::empty()).expect("the root");
+                let directory_bytes: usize = path_bytes - 1 - name_bytes;
+                let path = PathBuf::from(format!("/{}", "d".repeat(directory_bytes - 1)));
+                let directory = Directory::from_descriptor(fd, path);
+                let name = OsString::from("n".repeat(name_bytes));
+                let (chosen, address) = choose(&directory, &name);
+                let direct =
+                    address.path().is_some_and(|path| !path.to_bytes().starts_with(b"/proc"));
+                // A slash and 9 bytes more than the name, or 18 in its place.
+                let fits = directory_bytes + 1 + (name_bytes + 9).min(18) <= 107;
+                assert_eq!(direct, fits, "{chosen:?} in {directory_bytes} bytes");
+                assert!(is_temporary(&name, &chosen), "{chosen:?}");
+            }
+        }
     }
 
     #[test]

@@ -34,8 +34,8 @@ fn a_name_is_known_in_its_network_namespace(engine: EngineChoice) {
     let mut stranger = Container::new(&host).start(&["client", engine]);
     assert_eq!(
         stranger.ask("connect @ringpost-pod"),
-        "failed: cannot connect to @ringpost-pod: no server has this abstract name in this network \
-         namespace"
+        "failed: cannot connect to @ringpost-pod: no server with sockets of this kind (stream, packets or \
+         datagrams) has this abstract name in this network namespace"
     );
     let mut namesake = Container::new(&host).run("echo", &arguments);
     ready(&mut namesake, "@ringpost-pod");

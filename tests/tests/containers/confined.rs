@@ -249,9 +249,9 @@ fn without_proc() {
     // A path that is too long for a socket address, and a mode that the umask narrows.
     let path = format!("/run/app/{long}/app.sock");
     let takes_proc = "this takes a /proc that shows this process; mount it, or";
-    let shorter = format!("{takes_proc} use a path of at most 107 bytes");
+    let shorter = |bytes| format!("{takes_proc} use a path of at most {bytes} bytes");
     let mut server = container().start(&["server", "epoll", &path, "600"]);
-    assert_eq!(server.hear(), format!("failed: cannot bind a socket at {path}: {shorter}"));
+    assert_eq!(server.hear(), format!("failed: cannot bind a socket at {path}: {}", shorter(98)));
     let mut server = container().start(&["server", "epoll", "/run/app/new.sock", "660"]);
     assert_eq!(
         server.hear(),
@@ -275,12 +275,20 @@ fn without_proc() {
     let mut server = container().umask("007").start(&["server", "epoll", PATH, "660"]);
     let answer = server.hear();
     assert!(answer.starts_with("ready: "), "{answer}");
+    // One that just fits, also with the temporary name.
+    let just = format!("/run/app/{}", "s".repeat(98));
+    let mut server = container().start(&["server", "epoll", &just, "600"]);
+    let answer = server.hear();
+    assert!(answer.starts_with("ready: "), "{answer}");
+    assert!(client.ask(&format!("connect {just}")).starts_with("connected to "));
+    assert_eq!(client.ask(TALK_BRIEFLY), TALKED);
+    server.kill();
     // A server that has `/proc` has such a path, and a client without can't connect to it.
     let mut server = with_proc().start(&["server", "epoll", &path, "600"]);
     let answer = server.hear();
     assert!(answer.starts_with("ready: "), "{answer}");
     let answer = client.ask(&format!("connect {path}"));
-    assert_eq!(answer, format!("failed: cannot connect to {path}: {shorter}"));
+    assert_eq!(answer, format!("failed: cannot connect to {path}: {}", shorter(107)));
     let mut client = with_proc().start(&["client", "epoll"]);
     let answer = client.ask(&format!("connect {path}"));
     assert!(answer.starts_with("connected to "), "{answer}");

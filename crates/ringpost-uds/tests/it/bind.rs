@@ -1,5 +1,7 @@
 //! What `bind` does about what is at the path already.
 
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -8,6 +10,8 @@ use ringpost_uds::{
 };
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::SocketAddrUnix;
+use rustix::net::sockopt::{set_socket_passcred, socket_passcred};
 
 use crate::support::{bind, connect, directory, is_socket, leave_stale, mode, names, root_or_skip};
 
@@ -73,7 +77,7 @@ fn live_sockets_of_other_kinds_are_left_alone() {
     let check = |name: &str, socket: rustix::net::SocketType| {
         let path = directory.path().join(name);
         let fd = rustix::net::socket(rustix::net::AddressFamily::UNIX, socket, None).expect("fd");
-        let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
+        let address = SocketAddrUnix::new(&path).expect("short");
         // Bound and not listening: a server in the middle of its start.
         rustix::net::bind(&fd, &address).expect("bind");
         assert!(bind(&path).expect_err("in use").is_address_in_use());
@@ -259,7 +263,8 @@ fn abstract_names() {
     assert!(missing.is_no_server(), "{missing}");
     assert_eq!(missing.kind(), ConnectErrorKind::Missing);
     let expected = format!(
-        "cannot connect to @{name}: no server has this abstract name in this network namespace"
+        "cannot connect to @{name}: no server with sockets of this kind (stream, packets or datagrams) has \
+         this abstract name in this network namespace"
     );
     assert_eq!(missing.to_string(), expected);
 
@@ -397,4 +402,28 @@ fn foreign_stale_socket_cannot_be_probed_by_others() {
     let error = result.expect_err("may not know");
     assert!(matches!(error, BindError::Unprobed { .. }), "{error}");
     assert_eq!(names(directory.path()), ["app.sock"]);
+}
+
+#[test]
+fn a_socket_is_prepared_before_it_has_its_address() {
+    let directory = tempfile::tempdir().expect("directory");
+    let name = format!("@ringpost-test-{}-{}", std::process::id(), fastrand::u64(..));
+    let path = Address::from(directory.path().join("app.sock"));
+    for address in [path, name.parse().expect("valid")] {
+        for kind in [SocketKind::Stream, SocketKind::SeqPacket, SocketKind::Datagram] {
+            let calls = Cell::new(0);
+            let prepare = |socket: BorrowedFd<'_>| {
+                calls.set(calls.get() + 1);
+                let found = rustix::net::getsockname(socket).expect("a socket");
+                let found = SocketAddrUnix::try_from(found).expect("of the family");
+                let named = found.abstract_name().is_some_and(|name| !name.is_empty());
+                assert!(found.path().is_none() && !named, "{found:?}");
+                set_socket_passcred(socket, true).expect("a socket");
+            };
+            let options = BindOptions::new().kind(kind);
+            let bound = ringpost_uds::bind_prepared(&address, &options, &prepare).expect("free");
+            assert_eq!(calls.get(), 1);
+            assert!(socket_passcred(bound.socket()).expect("a socket"));
+        }
+    }
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -92,6 +93,7 @@ impl Drop for Peer {
 /// The child's side: obeys commands until its input ends. As a test of its own it does nothing.
 ///
 /// The words of a command: `umask 077`, `user 1000`, `bind 600 PATH` (answers `won` or the error),
+/// `apart 600 PATH` (the same in a thread with descriptors of its own, for a moment; answers with the mode, too),
 /// `own USER PATH` (the same with mode 600 for this user and group),
 /// `race NANOSECONDS PATH` (the same at that moment of the monotonic clock), `drop`, `connect PATH`
 /// (answers with the credentials of the server), `accept` (answers with those of the client, what is known
@@ -121,6 +123,10 @@ fn obey() {
             ["bind", mode, path] => {
                 let mode = u32::from_str_radix(mode, 8).expect("octal");
                 bind(Path::new(path), mode, &mut bound)
+            }
+            ["apart", mode, path] => {
+                let mode = u32::from_str_radix(mode, 8).expect("octal");
+                bind_apart(Path::new(path), mode)
             }
             ["own", user, path] => {
                 let address = Address::from(Path::new(path));
@@ -248,6 +254,22 @@ fn spin_until(nanoseconds: u64) {
 fn bind(path: &Path, mode: u32, bound: &mut Option<Bound>) -> String {
     let options = BindOptions::new().mode(mode);
     answer_bind(ringpost_uds::bind(&Address::from(path), &options), bound)
+}
+
+fn bind_apart(path: &Path, mode: u32) -> String {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).expect("anybody may");
+            // So that the numbers that follow are not in use elsewhere.
+            let _files: Vec<File> =
+                (0..50).map(|_| File::open("/dev/null").expect("open")).collect();
+            let mut bound = None;
+            let answer = bind(path, mode, &mut bound);
+            let found = std::fs::symlink_metadata(path).map(|found| found.mode() & 0o777);
+            format!("{answer} with {:o}", found.unwrap_or(0))
+        });
+        thread.join().expect("no panic")
+    })
 }
 
 fn answer_bind(result: Result<Bound, BindError>, bound: &mut Option<Bound>) -> String {

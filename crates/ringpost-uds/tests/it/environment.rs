@@ -4,11 +4,13 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::libc;
 use ringpost_uds::BindError;
 
 use crate::child::Peer;
 use crate::support::{
-    NOBODY, as_user, bind, directory, leave_stale, names, namespace_or_skip, root_or_skip,
+    NOBODY, as_user, bind, directory, leave_stale, names, namespace_or_skip, refuse_call,
+    root_or_skip,
 };
 
 /// Starts a child in a mount namespace of its own, with a file system mounted at `target`.
@@ -172,4 +174,33 @@ fn no_space_for_the_record_is_no_obstacle() {
     assert_eq!(child.ask("umask 022"), "done");
     std::fs::write(Path::new(&view).join("ballast"), [0; 4096]).expect("the only block");
     assert_eq!(child.ask(&format!("bind 600 {}", path.display())), "won");
+}
+
+/// A file system without locks, such as a network's that has lost its server.
+#[test]
+fn without_locks_nothing_is_left() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let refused = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            refuse_call(libc::SYS_flock, Vec::new(), libc::ENOLCK);
+            bind(&path).map(drop)
+        });
+        thread.join().expect("no panic")
+    });
+    let text = refused.expect_err("there are no locks").to_string();
+    let expected = format!("cannot lock {}.lock: the file system cannot do this", path.display());
+    assert!(text.starts_with(&expected), "{text}");
+    assert!(names(directory.path()).is_empty());
+    // One that was there before stays.
+    let kept = directory.path().join("app.sock.lock");
+    std::fs::write(&kept, "").expect("write");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            refuse_call(libc::SYS_flock, Vec::new(), libc::ENOLCK);
+            bind(&path).map(drop)
+        });
+        thread.join().expect("no panic").expect_err("there are no locks");
+    });
+    assert!(kept.exists());
 }

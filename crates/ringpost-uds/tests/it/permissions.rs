@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ringpost_uds::{Address, BindOptions, ConnectErrorKind};
+use ringpost_uds::{Address, BindError, BindOptions, ConnectErrorKind};
 
 use crate::child::Peer;
 use crate::support::{
@@ -23,6 +23,42 @@ fn mode_is_exact_whatever_the_umask() {
             assert_eq!(format!("{:03o}", mode(&path)), bits, "umask {umask}");
         }
     }
+}
+
+/// The descriptors of a thread may be others than those of the initial one, which `/proc/self` shows.
+#[test]
+fn mode_is_exact_in_a_thread_with_descriptors_of_its_own() {
+    let directory = directory();
+    let path = directory.path().join("app.sock");
+    let mut child = Peer::start();
+    assert_eq!(child.ask("umask 022"), "done");
+    assert_eq!(child.ask(&format!("apart 666 {}", path.display())), "won with 666");
+    assert!(!path.exists());
+}
+
+/// A server whose mode keeps its own user out can't be told from a dead one, and the text says why.
+#[test]
+fn a_stale_socket_that_its_user_may_not_write_to() {
+    if !root_or_skip("permissions::a_stale_socket_that_its_user_may_not_write_to") {
+        return;
+    }
+    let directory = open_directory();
+    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+    let path = directory.path().join("app.sock");
+    let bind_060 =
+        || ringpost_uds::bind(&Address::from(path.as_path()), &BindOptions::new().mode(0o060));
+    let error = as_user(NOBODY, NOBODY, || {
+        let (socket, guard) = bind_060().expect("free").into_parts();
+        // As if it had been killed.
+        std::mem::forget(guard);
+        drop(socket);
+        std::fs::remove_file(directory.path().join("app.sock.lock")).expect("its own");
+        bind_060().map(drop)
+    });
+    let error = error.expect_err("cannot be told");
+    assert!(matches!(error, BindError::Unprobed { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("which its mode may deny even to its own server"), "{text}");
 }
 
 #[test]

@@ -3,15 +3,13 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use nix::libc;
 use ringpost_uds::{PeerProcessError, peer_credentials, peer_process};
 use rustix::io::FdFlags;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
 
 use crate::child::{Peer, eventually};
-use crate::support::{bind, connect, directory, namespace_or_skip};
+use crate::support::{bind, connect, directory, namespace_or_skip, refuse_call};
 
 #[test]
 fn own_process() {
@@ -140,18 +138,8 @@ fn no_process_without_a_peer() {
 
 /// Makes SO_PEERPIDFD answer as a kernel before 6.5 does, on this thread, for good.
 fn refuse_peer_pidfd() {
-    use nix::libc;
-    let condition = SeccompCondition::new(
-        2,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Eq,
-        u64::from(libc::SO_PEERPIDFD.unsigned_abs()),
-    );
-    let rule = SeccompRule::new(vec![condition.expect("valid")]).expect("valid");
-    let rules = [(libc::SYS_getsockopt, vec![rule])].into_iter().collect();
-    let refuse = SeccompAction::Errno(libc::ENOPROTOOPT.unsigned_abs());
-    let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a filter");
-    let program: BpfProgram = filter.try_into().expect("a short filter");
-    seccompiler::apply_filter(&program).expect("the kernel takes the filter");
+    let option = u64::from(libc::SO_PEERPIDFD.unsigned_abs());
+    let condition =
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, option).expect("valid");
+    refuse_call(libc::SYS_getsockopt, vec![condition], libc::ENOPROTOOPT);
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use ringpost_uds::{Address, BindError, BindOptions, Bound};
+use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule};
 use tempfile::TempDir;
 
 pub(crate) fn directory() -> TempDir {
@@ -136,3 +138,18 @@ pub(crate) fn skip(test: &str, reason: &str) {
 }
 
 pub(crate) const NOBODY: u32 = 12_345;
+
+/// Makes the kernel refuse a system call on this thread, for good, if all conditions hold for its arguments.
+pub(crate) fn refuse_call(call: libc::c_long, conditions: Vec<SeccompCondition>, errno: i32) {
+    let rules = if conditions.is_empty() {
+        Vec::new()
+    } else {
+        vec![SeccompRule::new(conditions).expect("valid")]
+    };
+    let rules = [(call, rules)].into_iter().collect();
+    let refuse = SeccompAction::Errno(errno.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).expect("a filter");
+    let program: BpfProgram = filter.try_into().expect("a short filter");
+    seccompiler::apply_filter(&program).expect("the kernel takes the filter");
+}
