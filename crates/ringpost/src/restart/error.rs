@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use ringpost_uds::{self as uds, Address, PeerCredentials, handover::HandoverError};
 
@@ -65,6 +66,15 @@ pub enum RestartError {
     Ended {
         /// When.
         stage: Stage,
+    },
+    /// The predecessor had removed a path in order before it ended; another server may have it by now. Start as the
+    /// first one.
+    #[error(
+        "the predecessor gave {} up and ended; start as the first one", .path.display()
+    )]
+    PathGivenUp {
+        /// The path.
+        path: PathBuf,
     },
     /// The other process took too long.
     #[error("{stage} took longer than {milliseconds} ms")]
@@ -140,7 +150,11 @@ pub enum RestartError {
 impl RestartError {
     /// Whether there is no predecessor, so that this process starts as the first one.
     pub fn is_no_predecessor(&self) -> bool {
-        matches!(self, Self::Connect(error) if error.is_no_server())
+        match self {
+            Self::Connect(error) => error.is_no_server(),
+            Self::PathGivenUp { .. } => true,
+            _ => false,
+        }
     }
 
     pub(crate) fn system(step: &'static str, source: impl Into<io::Error>) -> Self {

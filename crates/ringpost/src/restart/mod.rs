@@ -22,7 +22,9 @@
 //!   around it, the other knows. Only where the predecessor could give no descriptor for its process
 //!   (pidfd_open(2)), a successor can't tell its death from a connection that has ended, and ends itself. The
 //!   path is removed by the owner at its end, and by nobody else. A process that is killed leaves nothing that
-//!   has to be cleaned by hand.
+//!   has to be cleaned by hand. (A successor that was given up, and has not noticed, has the sockets as long as it
+//!   lives or until it asks to take over: if its predecessor is killed meanwhile, that process must end before
+//!   another can bind. End a successor that takes too long.)
 //! - **One successor at a time.** A second one is refused.
 //! - **Every wait ends**, by limits that have names.
 //!

@@ -178,6 +178,16 @@ impl ListenerParts {
         Ok(Self { name, address, socket, guard })
     }
 
+    /// Of a predecessor that has ended: refuses a path that it had given up before.
+    pub(super) fn check_held(&self) -> Result<(), RestartError> {
+        match &self.guard {
+            Some(guard) if !guard.is_held()? => {
+                Err(RestartError::PathGivenUp { path: guard.path() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the path over.
     pub(super) fn own(self) -> InheritedListener {
         let Self { name, address, socket, guard } = self;

@@ -92,7 +92,8 @@ impl Successor {
     ///
     /// # Errors
     ///
-    /// The predecessor serves, and this process should end.
+    /// With [`RestartError::is_no_predecessor`] it has given its paths up and ended: start as the first one, and
+    /// bind. Otherwise the predecessor serves, and this process should end.
     pub fn take_over(mut self) -> Result<Inherited, RestartError> {
         let deadline = Instant::now() + self.commit_wait;
         let mut connections = Vec::new();
@@ -107,6 +108,9 @@ impl Successor {
                 // It may have said why before it closed.
                 self.channel.farewell(Stage::Commit)?;
                 self.await_end()?;
+                self.channel.settled = true;
+                // One that has ended in order has no word for a successor if it is in a hurry.
+                self.listeners.iter().try_for_each(ListenerParts::check_held)?;
                 true
             }
             Err(error) => {

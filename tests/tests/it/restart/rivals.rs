@@ -24,6 +24,7 @@ on_both_engines!(
     other_user,
     supplementary_groups_decide,
     predecessor_killed,
+    predecessor_ended_in_order,
     both_killed,
 );
 
@@ -239,6 +240,28 @@ fn predecessor_killed(engine: EngineChoice) {
     drop(peer);
     assert_eq!(second.hear(), "ended");
     is_served(path);
+}
+
+/// What a predecessor gave up before it ended without a word is not its successor's: another server may be there.
+fn predecessor_ended_in_order(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let path = path.to_str().expect("text");
+    let mut first = start(path, engine, &[]);
+    assert_eq!(first.hear(), "serving 1");
+    let mut second = start(path, engine, &["hold"]);
+    assert_eq!(second.hear(), "offered");
+    // As dropping a listener does.
+    for file in [path.to_owned(), format!("{path}.lock")] {
+        std::fs::remove_file(file).expect("it is there");
+    }
+    first.kill();
+    let address = ringpost_uds::Address::from(Path::new(path));
+    let other = ringpost_uds::bind(&address, &ringpost_uds::BindOptions::new()).expect("free");
+    second.tell("go on");
+    let given_up = format!("the predecessor gave {path} up and ended; start as the first one");
+    assert_eq!(second.hear(), format!("not taken over: {given_up}"));
+    assert!(second.wait(LIMIT).success());
+    assert!(other.guard().is_in_place());
 }
 
 /// Nothing has to be cleaned by hand.
