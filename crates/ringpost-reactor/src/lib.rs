@@ -73,7 +73,9 @@ pub use engine::EngineError;
 pub use listener::Listener;
 pub use memory::Prefix;
 pub use outbound::Payload;
-pub use packet::{Accepted, BatchRoom, PacketError, PacketOptions, Packets, SendFailure};
+pub use packet::{
+    Accepted, BatchRoom, PacketError, PacketOptions, Packets, SendFailure, prepare_packet_socket,
+};
 pub use packet_inbox::{Arrived, PacketView, ReceivedPacket, Truncated};
 pub use packet_io::{Credentials, SocketName};
 pub use peer_groups::peer_groups;

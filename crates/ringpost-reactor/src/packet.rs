@@ -125,6 +125,22 @@ pub struct BatchRoom {
     pub bytes: usize,
 }
 
+/// Sets up a packet socket as [`Reactor::adopt_packets`](crate::Reactor::adopt_packets) does, for those who bind it
+/// themselves: what is sent to it from then on is not as it should be otherwise. Nobody can send descriptors to it
+/// (SO_PASSRIGHTS, Linux 6.16), and with `credentials` the kernel says of each packet who sent it (SO_PASSCRED).
+///
+/// # Errors
+///
+/// The kernel refuses SO_PASSCRED: it is no Unix-domain socket.
+pub fn prepare_packet_socket(socket: BorrowedFd<'_>, credentials: bool) -> std::io::Result<()> {
+    // Packets pass none: what others sent would lie in the socket's queue until it is read.
+    crate::ancillary::let_descriptors_pass(socket, false);
+    if credentials {
+        rustix::net::sockopt::set_socket_passcred(socket, true)?;
+    }
+    Ok(())
+}
+
 /// The handle of a packet socket on a reactor. Dropping it closes the socket once what was accepted has left
 /// (or the linger time is over).
 pub struct Packets {
@@ -139,9 +155,9 @@ impl Packets {
         let mut failure = core.is_closed().then_some(libc::ECANCELED);
         if options.credentials {
             crate::ancillary::refuse_timestamps(socket.as_fd());
-            if let Err(errno) = rustix::net::sockopt::set_socket_passcred(&socket, true) {
-                failure = Some(errno.raw_os_error());
-            }
+        }
+        if let Err(error) = prepare_packet_socket(socket.as_fd(), options.credentials) {
+            failure = Some(error.raw_os_error().unwrap_or(libc::EINVAL));
         }
         let state = State {
             receive: Receive::Idle,
@@ -529,6 +545,12 @@ impl Packets {
         let mut state = self.cell.state.borrow_mut();
         state.disconnected = false;
         state.failures.retain(|failure| !failure.to.is_unnamed());
+    }
+
+    /// True once nothing happens on this socket any more, because its reactor has been shut down or belongs to the
+    /// process from which this one was forked.
+    pub fn has_runtime_ended(&self) -> bool {
+        self.core.is_closed()
     }
 
     /// Closes the socket as dropping it would, while the handle goes on to report the end.

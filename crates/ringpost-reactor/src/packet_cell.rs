@@ -225,6 +225,11 @@ pub(crate) fn replace_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
     }
 }
 
+/// Whether no byte of a connection lies in it (SIOCINQ, unix(7)). An error is no word of any.
+fn is_empty(socket: &OwnedFd) -> bool {
+    !rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
+}
+
 /// What `unix_dgram_sendmsg` takes at most: the send buffer less 32 bytes.
 pub(crate) fn send_bytes_max(socket: &OwnedFd) -> usize {
     const KEPT_BYTES: usize = 32;
@@ -277,9 +282,14 @@ impl State {
 
     /// Packets that wait for this destination if they take as much of the queue as is left for the others: it may turn
     /// out to be full, and then nobody could send any more.
+    ///
+    /// The last quarter is left to those for whom nothing waits: however many turn out to be full one after the other,
+    /// so many others can still be sent to.
     fn has_its_share(&self, to: &SocketName, options: &PacketOptions) -> Option<usize> {
-        let free_packets = options.outbound_packets_max.saturating_sub(self.queue.packets());
-        let free_bytes = options.outbound_bytes_max.saturating_sub(self.queue.bytes());
+        let shared = |max: usize| max - max / 4;
+        let free_packets =
+            shared(options.outbound_packets_max).saturating_sub(self.queue.packets());
+        let free_bytes = shared(options.outbound_bytes_max).saturating_sub(self.queue.bytes());
         if self.queue.packets() < free_packets && self.queue.bytes() < free_bytes {
             return None;
         }
@@ -557,13 +567,17 @@ impl PacketCell {
         wakers.extend(state.watcher.take());
     }
 
-    /// Whether nothing more will come, by the kernel's word.
+    /// Whether nothing more will come, by the kernel's word. Of a connection that is so once nothing lies in it, which
+    /// is looked at last: nothing is added behind a hang-up.
     fn is_hung_up(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         // A failure is no word of an end; the next receive has its own.
         let found = rustix::event::poll(&mut polled, Some(&now));
-        found.is_ok() && polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+        let hung_up = PollFlags::RDHUP | PollFlags::HUP;
+        found.is_ok()
+            && polled[0].revents().intersects(hung_up)
+            && (!self.options.connection || is_empty(&self.socket))
     }
 
     fn end(&self, state: &mut State, driver: &mut Driver, end: Result<(), StreamError>) {
@@ -592,7 +606,7 @@ impl PacketCell {
         if state.send_failure.is_some() {
             return;
         }
-        let (mut calls, mut progress) = (0, false);
+        let (mut calls, mut progress, mut cut) = (0, false, false);
         while state.queue.is_ready() {
             if calls == SENDS_MAX {
                 if !std::mem::replace(&mut state.dirty, true) {
@@ -602,9 +616,11 @@ impl PacketCell {
             }
             calls += 1;
             let PacketWork { io: Some(io), system_calls, .. } = &mut driver.packets else { break };
-            let (_, taken) = io.send(self.socket.as_fd(), state.queue.outgoing(), system_calls);
+            let (offered, taken) =
+                io.send(self.socket.as_fd(), state.queue.outgoing(), system_calls);
             match taken {
                 Ok(count) => {
+                    cut = count < offered;
                     let State { queue, writers, .. } = &mut *state;
                     let bytes = queue.sent(count, &mut core.blocks.borrow_mut(), |lane| {
                         writers.take_for(LANES + lane, &mut driver.wakers);
@@ -614,7 +630,11 @@ impl PacketCell {
                     add(&core.counters.packets_sent, count as u64);
                     state.beyond &= state.is_full(&self.options);
                 }
-                Err(errno) => progress |= self.refused(core, driver, state, errno),
+                Err(errno) => {
+                    // The packet that cut the last call short has taken the reset, which the kernel tells once.
+                    state.reset |= cut && errno == Errno::PIPE && self.options.connection;
+                    progress |= self.refused(core, driver, state, errno);
+                }
             }
             if state.send_failure.is_some() {
                 break;

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -287,8 +287,6 @@ impl Reactor {
 
     /// Takes over a packet socket and starts to receive from it.
     pub fn adopt_packets(&self, socket: OwnedFd, options: PacketOptions) -> Packets {
-        // Packets pass none: what others sent would lie in the socket's queue until it is read.
-        crate::ancillary::let_descriptors_pass(socket.as_fd(), false);
         Packets::adopt(&self.core, socket, options)
     }
 

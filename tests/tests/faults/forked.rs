@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use ringpost::{
-    AcceptError, Closed, Connection, ConnectionOptions, Datagram, EngineChoice, LengthPrefix,
-    Listener, Message, RecvError, Runtime, SendError, spawn, timeout,
+    AcceptError, Closed, ConnectErrorKind, Connection, ConnectionOptions, Datagram, EngineChoice,
+    LengthPrefix, Listener, Message, RecvError, Runtime, SendError, spawn, timeout,
 };
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines_alone;
@@ -121,6 +121,10 @@ fn every_operation_ends(engine: EngineChoice) {
             assert_eq!(end.map(|_| ()), Err(AcceptError::RuntimeEnded));
             let end = timeout(soon, parent.datagram.recv()).await.expect("recv ends");
             assert!(end.is_err());
+            let packets = path.with_extension("packets");
+            let _receiver = std::os::unix::net::UnixDatagram::bind(&packets).expect("bind");
+            let refused = parent.datagram.connect_to(&packets).expect_err("it is the parent's");
+            assert_eq!(refused.kind(), ConnectErrorKind::Other(libc::ECANCELED));
             // What was received before can be read.
             pattern::check(0, 3000, &parent.message);
             let (ours, _theirs) = sockets();

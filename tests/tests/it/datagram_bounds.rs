@@ -247,13 +247,14 @@ fn a_peer_that_reads_while_another_does_not(engine: EngineChoice) {
     });
 }
 
-/// A peer that asks much and reads nothing does not take the room that answers to others need.
+/// Peers that ask much and read nothing do not take the room that answers to others need, however many there are.
 fn answers_to_one_that_does_not_read(engine: EngineChoice) {
+    const IDLE: usize = 40;
     block_on(engine, async {
         let (directory, _) = place();
         let sender = plain().unbound().expect("a socket");
         let idle: Vec<_> =
-            (0..4).map(|number| directory.path().join(format!("idle{number}"))).collect();
+            (0..IDLE).map(|number| directory.path().join(format!("idle{number}"))).collect();
         let idle_sockets: Vec<_> = idle.iter().map(|path| other(path)).collect();
         for path in &idle {
             let another = UnixDatagram::unbound().expect("a socket");

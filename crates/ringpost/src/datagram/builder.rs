@@ -1,10 +1,10 @@
 //! Settings of a datagram socket, and the ways to make one.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ringpost_frame::HEADER_BYTES;
-use ringpost_reactor::PacketOptions;
+use ringpost_reactor::{PacketOptions, prepare_packet_socket};
 use ringpost_uds::{
     self as uds, AccessPolicy, Activation, ActivationError, Address, AdoptError, BindError,
     BindOptions, ConnectError, SocketKind,
@@ -129,14 +129,20 @@ impl DatagramBuilder {
     }
 
     /// Packets that may have been accepted and not sent before senders wait; 1024 by default, at least 1. Those for one
-    /// destination take at most as much of this, and of the bytes, as they leave free: it may turn out to be full.
+    /// destination take at most as much of three quarters of this, and of the bytes, as they leave free: it may turn
+    /// out to be full. The last quarter is for destinations for which nothing waits, a packet for each.
     pub fn outbound_packets_max(mut self, packets: usize) -> Self {
         self.settings.outbound_packets_max = packets.max(1);
         self
     }
 
     /// Lets the kernel say of each packet who sent it (SO_PASSCRED, unix(7)): see
-    /// [`Packet::credentials`](crate::Packet::credentials). Packets cost more with it.
+    /// [`Packet::credentials`](crate::Packet::credentials). Packets cost more with it. What lies in the queue of a
+    /// socket that was made elsewhere, from before it was taken over, has none; a service manager sets
+    /// `PassCredentials=yes` for that.
+    ///
+    /// With it the kernel gives a socket that has no name one of its own, as for
+    /// [`autobind`](Self::autobind), when it first sends or connects (unix(7)).
     pub fn credentials(mut self, on: bool) -> Self {
         self.settings.credentials = on;
         self
@@ -144,7 +150,7 @@ impl DatagramBuilder {
 
     /// Whose packets are taken; anyone's by default. Others are dropped and counted. Implies
     /// [credentials](Self::credentials) unless anyone is allowed. A packet does not tell the supplementary
-    /// groups of its sender, so that rules about them allow nobody here.
+    /// groups of its sender, so that rules about them allow nobody here, and a packet without credentials is refused.
     pub fn policy(mut self, policy: AccessPolicy) -> Self {
         self.settings.credentials |= !policy.is_anyone();
         self.settings.policy = policy;
@@ -181,7 +187,8 @@ impl DatagramBuilder {
     pub fn bind(self, address: impl Into<Address>) -> Result<Datagram, BindError> {
         let address = address.into();
         let options = self.bind.clone().kind(SocketKind::Datagram);
-        let (socket, guard) = uds::bind(&address, &options)?.into_parts();
+        let (socket, guard) =
+            uds::bind_prepared(&address, &options, &|socket| self.prepare(socket))?.into_parts();
         Ok(self.adopt(socket, |packets, settings| {
             Datagram::adopt(packets, settings, Some(guard), Some(address))
         }))
@@ -199,6 +206,7 @@ impl DatagramBuilder {
     /// Outside of a runtime.
     pub fn autobind(self) -> io::Result<Datagram> {
         let socket = new_socket()?;
+        self.prepare(socket.as_fd());
         rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed())?;
         Ok(self.from_socket(socket))
     }
@@ -295,6 +303,11 @@ impl DatagramBuilder {
         self.adopt(socket, |packets, settings| Datagram::adopt(packets, settings, None, None))
     }
 
+    /// For the first packet that can be sent to it. What the kernel refuses, adopting it meets again.
+    fn prepare(&self, socket: BorrowedFd<'_>) {
+        let _ = prepare_packet_socket(socket, self.settings.credentials);
+    }
+
     fn adopt(
         self,
         socket: OwnedFd,
@@ -302,6 +315,7 @@ impl DatagramBuilder {
     ) -> Datagram {
         if let Some(bytes) = self.send_buffer_bytes {
             // A value out of range is brought into it; the outcome bounds `message_bytes_max`.
+            let bytes = bytes.min(i32::MAX as usize);
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes);
         }
         let reactor = Inner::current().reactor.clone();

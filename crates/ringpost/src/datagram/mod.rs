@@ -28,8 +28,9 @@ pub use self::sender::{DatagramSender, Destination};
 ///
 /// A message is one packet. Between sockets of one host packets are neither lost on the way nor reordered
 /// (unix(7)): a receiver that is full makes senders wait, and one that is gone is an error. What is lost is
-/// what a receiver had not taken when it ended, and what this side had accepted for a receiver that turned
-/// out to be gone, which is told.
+/// what a receiver had not taken when it ended, what this side had accepted for a receiver that turned
+/// out to be gone, which is told, and of a connected socket what its former peer had sent and nobody had received,
+/// when the kernel finds that one gone at a send or connects the socket anew.
 ///
 /// What waits here waits by destination, and [`send`](DatagramSender::send) to the peer is one of its own: mixed
 /// with `send_to` the same receiver, packets may overtake each other while that receiver is full.
@@ -161,11 +162,13 @@ impl Datagram {
 
     /// Makes `address` the receiver of what [`Datagram::send`] accepts from now on, and the only one whose
     /// packets are received. Packets that were accepted and have not left go to it, too; what could not be sent to the
-    /// receiver before and has not been told is forgotten. So [flush](Datagram::flush) first.
+    /// receiver before and has not been told is forgotten. So [flush](Datagram::flush) first. What lies in the socket
+    /// from the peer it was connected to before is dropped by the kernel: [receive](Datagram::recv) that first, too.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] names the address and the reason; nothing has changed then.
+    /// [`ConnectError`] names the address and the reason; nothing has changed then. Once the runtime has ended, and
+    /// in a forked child of its process, the reason is ECANCELED.
     pub fn connect_to(&self, address: impl Into<Address>) -> Result<(), ConnectError> {
         self.sender.connect_to(address.into())
     }
@@ -263,7 +266,7 @@ impl Datagram {
         let name = SocketAddrUnix::try_from(found).ok()?;
         match (name.path(), name.abstract_name()) {
             (Some(path), _) => Some(Address::Path(OsStr::from_bytes(path.to_bytes()).into())),
-            (_, Some(name)) => Some(Address::Abstract(name.to_vec())),
+            (_, Some(name)) if !name.is_empty() => Some(Address::Abstract(name.to_vec())),
             _ => None,
         }
     }

@@ -225,6 +225,10 @@ impl DatagramSender {
     }
 
     pub(super) fn connect_to(&self, address: Address) -> Result<(), ConnectError> {
+        if self.socket.packets.has_runtime_ended() {
+            // The socket may be that of the process from which this one was forked.
+            return Err(ConnectError::not_tried(address));
+        }
         ringpost_uds::connect_socket(self.socket.packets.socket(), &address)?;
         self.remember_peer(address);
         self.socket.packets.reconnected();
