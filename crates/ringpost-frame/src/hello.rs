@@ -89,6 +89,7 @@ impl Hello {
             instance: u64::from_le_bytes(fields.take()),
         };
         let reserved: [u8; RESERVED_BYTES] = fields.take();
+        first_not_zero(FLAGS_OFFSET, &hello.flags.to_le_bytes())?;
         first_not_zero(RESERVED_OFFSET, &reserved)?;
         hello.validate()?;
         Ok(hello)
@@ -263,6 +264,9 @@ mod tests {
         for offset in (12..16).chain(48..64) {
             let mut bytes = plain;
             bytes[offset] = 0x40;
+            assert_eq!(Hello::decode(&bytes), Err(HelloError::Reserved { offset, value: 0x40 }),);
+            // The first of several.
+            bytes[63] = 0x40;
             assert_eq!(Hello::decode(&bytes), Err(HelloError::Reserved { offset, value: 0x40 }),);
         }
     }

@@ -7,6 +7,7 @@
 //!   this process that nothing else owns: each becomes an `OwnedFd` exactly once, at once.
 
 use std::io::{self, IoSlice};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -108,20 +109,33 @@ pub(crate) fn receive(
     Ok(Arrival { bytes: count, descriptors })
 }
 
-/// Sends what fits of `parts`, without waiting, and with its first byte `descriptors`, which stay open
-/// here. Some bytes taken means all descriptors taken.
-///
-/// There is at least one byte, and there are at most [`DESCRIPTORS_PER_MESSAGE_MAX`] descriptors.
+/// Descriptors that are to be sent, which stay open here.
+#[derive(Debug)]
+pub(crate) struct Rights<'a> {
+    control: [usize; RIGHTS_BYTES / WORD_BYTES],
+    written: usize,
+    descriptors: PhantomData<BorrowedFd<'a>>,
+}
+
+impl<'a> Rights<'a> {
+    /// At most [`DESCRIPTORS_PER_MESSAGE_MAX`] of them; EINVAL otherwise. Runs code of others, `AsFd` of each.
+    pub(crate) fn of(descriptors: &'a [impl AsFd]) -> Result<Self, Errno> {
+        let mut control = [0_usize; RIGHTS_BYTES / WORD_BYTES];
+        let numbers = descriptors.iter().map(|descriptor| descriptor.as_fd().as_raw_fd());
+        let written = write_rights(&mut control, numbers).ok_or(Errno::INVAL)?;
+        Ok(Self { control, written, descriptors: PhantomData })
+    }
+}
+
+/// Sends what fits of `parts`, without waiting, and with its first byte the descriptors. Some bytes taken means all
+/// descriptors taken. There is at least one byte.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
-    descriptors: &[impl AsFd],
+    rights: &Rights<'_>,
     system_calls: &mut u64,
 ) -> Result<usize, Errno> {
-    let mut control = [0_usize; RIGHTS_BYTES / WORD_BYTES];
-    let numbers = descriptors.iter().map(|descriptor| descriptor.as_fd().as_raw_fd());
-    let written = write_rights(&mut control, numbers).ok_or(Errno::INVAL)?;
-    send_with_control(socket, parts, &control, written, system_calls)
+    send_with_control(socket, parts, &rights.control, rights.written, system_calls)
 }
 
 fn send_with_control(

@@ -21,7 +21,7 @@ mod appender;
 mod closing;
 mod descriptors;
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -252,8 +252,18 @@ impl Stream {
                     return Poll::Ready(Err(error));
                 }
                 replace_waker(&mut state.reader, context);
+                self.go_on_for_who_waits(state);
                 Poll::Pending
             }
+        }
+    }
+
+    /// Receiving that paused for what is held goes on: whoever waits has decoded all that has come.
+    #[inline]
+    fn go_on_for_who_waits(&self, state: RefMut<'_, State>) {
+        if state.receive == Receive::Paused && state.intake.is_some() {
+            drop(state);
+            self.cell.arm_receive(&self.core, &mut self.core.driver.borrow_mut());
         }
     }
 
@@ -276,6 +286,7 @@ impl Stream {
             return Poll::Ready(());
         }
         replace_waker(&mut state.watcher, context);
+        self.go_on_for_who_waits(state);
         Poll::Pending
     }
 

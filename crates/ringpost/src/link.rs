@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ringpost_frame::{
     Agreement, ControlFrame, Decoder, FRAME_BYTES_MAX_FLOOR, Features, HELLO_BYTES, Hello,
-    HelloError, HelloReader, HelloStep, Profile,
+    HelloError, HelloReader, HelloStep, Profile, ProtocolError,
 };
 use ringpost_reactor::{Chunk, Inbound, Prefix, Reactor, Sleep, StreamError};
 
@@ -214,17 +214,28 @@ impl Link {
             let mut whole = HelloReader::new();
             let reader = greeting.reader.as_deref_mut().unwrap_or(&mut whole);
             match reader.step(chunk.as_slice()) {
+                // Whoever speaks something else learns nothing, in packets of whatever length.
+                Err(error @ HelloError::BadMagic { .. }) => break Err(self.refuse(error)),
                 // A greeting is exactly one packet.
-                Ok(_) if self.stream.is_packets() && chunk.len() != HELLO_BYTES => {
+                _ if self.stream.is_packets() && chunk.len() != HELLO_BYTES => {
                     break Err(self.refuse(HelloError::PacketLength { bytes: chunk.len() }));
                 }
                 Ok(HelloStep::NeedMore { .. }) => {
+                    if let Some(closed) = self.refuse_strays() {
+                        break Err(closed);
+                    }
                     if greeting.reader.is_none() {
                         greeting.reader = Some(Box::new(whole));
                     }
                 }
                 Ok(HelloStep::Complete { hello, consumed }) => {
                     chunk.advance(consumed);
+                    // With more behind the greeting the receiver tells whose they are.
+                    if chunk.is_empty()
+                        && let Some(closed) = self.refuse_strays()
+                    {
+                        break Err(closed);
+                    }
                     let ours = greeting_of(&self.options, &self.stream, greeting.instance);
                     match ours.agree(&hello) {
                         Ok(agreement) => break Ok((agreement, chunk)),
@@ -273,6 +284,19 @@ impl Link {
         }
         self.going_away_waiter.replace(Some(context.waker().clone()));
         Poll::Pending
+    }
+
+    /// Descriptors that came with a greeting belong to no message, and nobody else would look for them while nothing
+    /// is received.
+    fn refuse_strays(&self) -> Option<Closed> {
+        let count = self.stream.undeclared_descriptors(0);
+        if count == 0 {
+            return None;
+        }
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        let error = ProtocolError::DescriptorsUndeclared { count };
+        self.reject(&error.to_string());
+        Some(Closed::Protocol(Box::new(error)))
     }
 
     /// Tells the peer why it is refused.

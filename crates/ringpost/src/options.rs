@@ -98,13 +98,18 @@ impl ConnectionOptions {
     /// it any (SO_PASSRIGHTS); on older kernels they are closed on arrival. A connection that may receive
     /// some is served with a poll and recvmsg(2) in place of multishot receives: somewhat more work for
     /// each message. If the peer turns out to have none, it is served as any other from the greeting on.
+    ///
+    /// Those that nobody takes are closed on the runtime's thread, which takes as long as the peer has arranged:
+    /// closing a TCP socket that lingers (SO_LINGER, socket(7)), or a file of a FUSE file system, may wait for
+    /// others. Let only peers pass descriptors that may do so.
     pub fn descriptors_max(mut self, count: u8) -> Self {
         self.descriptors_max = count.min(Self::DESCRIPTORS_MAX);
         self
     }
 
     /// How many file descriptors a connection may have received and not yet handed out with their
-    /// messages before receiving pauses, 64 by default; those of one message may go beyond it. They count
+    /// messages before receiving pauses, 64 by default; those of one message may go beyond it, and those of the message
+    /// that is just being received. They count
     /// towards RLIMIT_NOFILE, and what arrives beyond that is lost
     /// ([`RecvError::DescriptorsLost`](crate::RecvError::DescriptorsLost)). What a program keeps of the
     /// messages it has taken is its own.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::task::Poll;
@@ -32,7 +32,9 @@ on_both_engines!(
     while_spinning,
     with_an_empty_pool,
     others_get_their_turns,
+    descriptors_that_use_the_runtime,
 );
+
 /// Options of both ends.
 pub(crate) fn options() -> ConnectionOptions {
     ConnectionOptions::new().descriptors_max(ConnectionOptions::DESCRIPTORS_MAX)
@@ -520,5 +522,24 @@ fn others_get_their_turns(engine: EngineChoice) {
         }
         assert!(turns.get() >= before + 2, "{before} and {} turns", turns.get());
         counter.cancel().await;
+    });
+}
+
+/// What lends a descriptor is code of the program, and may use the runtime.
+fn descriptors_that_use_the_runtime(engine: EngineChoice) {
+    struct Nosy(OwnedFd);
+    impl AsFd for Nosy {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            assert!(ringpost::stats().operations > 0);
+            self.0.as_fd()
+        }
+    }
+    block_on(engine, async {
+        let (mut left, mut right) = pair(options());
+        for number in 0..3 {
+            left.send_with_descriptors(b"x", &[Nosy(memory_file(number))]).await.expect("accepted");
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(number_in(&message.descriptors()[0]), number);
+        }
     });
 }

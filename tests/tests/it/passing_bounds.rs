@@ -22,6 +22,7 @@ use crate::passing::{memory_file, options};
 on_both_engines_alone!(
     nothing_is_left_open,
     held_ones_are_bounded,
+    held_behind_what_was_taken,
     dropped_futures_send_nothing,
     sockets_in_their_own_messages,
     too_many_in_flight,
@@ -143,6 +144,54 @@ fn held_ones_are_bounded(engine: EngineChoice) {
             let message = right.recv().await.expect("a message").expect("no end");
             assert_eq!(message.descriptors().len(), 3);
         }
+    });
+}
+
+/// The bytes of several messages may be taken at once: until they are decoded, what came with them is held.
+fn held_behind_what_was_taken(engine: EngineChoice) {
+    const BOUND: u16 = 64;
+    const MOST: usize = 253;
+    block_on(engine, async {
+        let options = options().descriptors_max(253);
+        let (mut left, mut right) = pair_of(options, options.descriptors_held_max(BOUND));
+        right.ready().await.expect("they agree");
+        left.ready().await.expect("they agree");
+        let files: Vec<_> = (0..MOST as u64).map(memory_file).collect();
+        let before = process::descriptors();
+        for count in [usize::from(BOUND) - 1, MOST, MOST, MOST] {
+            left.send_with_descriptors(b"x", &files[..count]).await.expect("accepted");
+        }
+        let mut taken = Vec::new();
+        for count in [usize::from(BOUND) - 1, MOST, MOST, MOST] {
+            for _ in 0..20 {
+                yield_now().await;
+            }
+            let held = process::descriptors() - before;
+            assert!(held < usize::from(BOUND) + MOST, "{held} are held");
+            let message = right.recv().await.expect("a message").expect("no end");
+            assert_eq!(message.descriptors().len(), count);
+            taken.push(message.len());
+        }
+        assert_eq!(taken.len(), 4);
+        until_open(before).await;
+        // So it is with a batch of which nothing is asked.
+        for count in [usize::from(BOUND) - 1, MOST, MOST, MOST] {
+            left.send_with_descriptors(b"x", &files[..count]).await.expect("accepted");
+        }
+        for _ in 0..20 {
+            yield_now().await;
+        }
+        let batch = right.recv_batch().await.expect("open").expect("no end");
+        for _ in 0..20 {
+            yield_now().await;
+        }
+        let held = process::descriptors() - before;
+        assert!(held < usize::from(BOUND) + MOST, "{held} are held");
+        drop(batch);
+        for _ in 0..4 {
+            right.recv().await.expect("a message").expect("no end");
+        }
+        until_open(before).await;
     });
 }
 

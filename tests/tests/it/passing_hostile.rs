@@ -20,6 +20,7 @@ use crate::passing::{memory_file, number_in, options};
 on_both_engines_alone!(
     undeclared_and_wrong_counts,
     a_thousand_undeclared,
+    a_greeting_in_crumbs,
     frames_that_are_no_messages,
     credentials_come_along,
 );
@@ -192,9 +193,46 @@ fn a_thousand_undeclared(engine: EngineChoice) {
         assert!(held <= 253 + 64, "{held} are held");
         let found = connection.recv().await.expect_err("undeclared");
         let source = ProtocolError::DescriptorsUndeclared { count: 253 };
-        assert_eq!(found, RecvError::Protocol { position: 0, source });
+        assert_eq!(found, RecvError::Closed(Closed::Protocol(Box::new(source))));
         drop((connection, peer, files));
         until("all are closed", || process::descriptors() == before - 2).await;
+        bystander.check().await;
+    });
+}
+
+/// Descriptors with the bytes of a greeting belong to no message: whoever waits for the greeting, or only sends, does
+/// not gather them.
+fn a_greeting_in_crumbs(engine: EngineChoice) {
+    block_on(engine, async {
+        let mut bystander = Bystander::new();
+        bystander.check().await;
+        // One at a time, and all in one.
+        for crumb in [1, 63, 64] {
+            let (ours, theirs) = sockets();
+            let before = process::descriptors();
+            let mut connection = adopt(ours, options());
+            let client = thread::spawn(move || {
+                let mut peer = RawPeer::new(theirs);
+                let files = files(253);
+                for bytes in greeting().encode().chunks(crumb) {
+                    // The connection may be closed by now.
+                    if !send(&peer, bytes, &files) {
+                        break;
+                    }
+                }
+                peer.read_hello();
+                let error = ProtocolError::DescriptorsUndeclared { count: 253 };
+                assert_eq!(peer.read_reject(), error.to_string());
+                peer.expect_end();
+            });
+            let source = ProtocolError::DescriptorsUndeclared { count: 253 };
+            let refused = Closed::Protocol(Box::new(source));
+            assert_eq!(connection.ready().await, Err(refused.clone()));
+            assert_eq!(connection.send(b"x").await, Err(SendError::Closed(refused)));
+            join(client).await;
+            drop(connection);
+            until("all are closed", || process::descriptors() == before - 2).await;
+        }
         bystander.check().await;
     });
 }

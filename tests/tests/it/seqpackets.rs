@@ -361,7 +361,10 @@ fn other_profiles(engine: EngineChoice) {
 
 fn bad_greetings(engine: EngineChoice) {
     let hello = greeting();
+    let mut impossible = [&hello[..], b"longer"].concat();
+    impossible[8..10].fill(0);
     let cases = [
+        (impossible, HelloError::PacketLength { bytes: 70 }),
         (hello[..63].to_vec(), HelloError::PacketLength { bytes: 63 }),
         ([&hello[..], b"x"].concat(), HelloError::PacketLength { bytes: 65 }),
         ([&hello[..], &message(b"early")].concat(), HelloError::PacketLength { bytes: 77 }),

@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use rustix::io::Errno;
 
 use super::{Receive, State, Stream, StreamCell, StreamError};
-use crate::ancillary::{self, Descriptors, let_descriptors_pass};
+use crate::ancillary::{self, Descriptors, Rights, let_descriptors_pass};
 use crate::by_hand::{Attempt, Delivery, send_now};
 use crate::chunk::Chunk;
 use crate::engine::{Request, Token};
@@ -180,6 +180,14 @@ impl Stream {
         descriptors: &[impl AsFd],
     ) -> Poll<Result<usize, DescriptorSendError>> {
         const PARTS_MAX: usize = 64;
+        // Before anything is borrowed: it runs code of others.
+        let rights = match Rights::of(descriptors) {
+            Ok(rights) => rights,
+            Err(errno) => {
+                let errno = errno.raw_os_error();
+                return Poll::Ready(Err(DescriptorSendError::Refused { errno }));
+            }
+        };
         let mut state = self.cell.state.borrow_mut();
         if let Some(error) = self.send_error(&state) {
             return Poll::Ready(Err(DescriptorSendError::Ended(error)));
@@ -212,7 +220,7 @@ impl Stream {
             return Poll::Ready(Err(DescriptorSendError::Ended(error)));
         }
         let calls = &mut driver.hands.system_calls;
-        match ancillary::send(self.socket(), parts, descriptors, calls) {
+        match ancillary::send(self.socket(), parts, &rights, calls) {
             Ok(count) => {
                 add(&self.core.counters.bytes_sent, count as u64);
                 Poll::Ready(Ok(count))
@@ -287,13 +295,18 @@ impl Intake {
 }
 
 impl State {
-    /// Whether enough is received for now. With all bytes taken, a frame may be in pieces: receiving
-    /// goes on, whatever is held.
+    /// Whether enough is received for now. A reader that waits has decoded all bytes and may have a frame in
+    /// pieces: receiving goes on, whatever is held.
     pub(super) fn is_sated(&self, inbound_bytes_max: usize) -> bool {
         let descriptors = self.intake.as_ref().is_some_and(|intake| {
             intake.held >= intake.held_max || intake.arrived.len() >= intake.held_max
         });
-        self.inbound_cost_bytes() >= inbound_bytes_max || (descriptors && self.inbound_bytes > 0)
+        self.inbound_cost_bytes() >= inbound_bytes_max || (descriptors && !self.is_awaited())
+    }
+
+    /// Somebody waits for bytes, and none are there.
+    fn is_awaited(&self) -> bool {
+        self.inbound_bytes == 0 && (self.reader.is_some() || self.watcher.is_some())
     }
 
     /// In a simulation: somebody is told when the socket itself has room.
