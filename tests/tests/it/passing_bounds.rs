@@ -3,26 +3,31 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use ringpost::{
-    Connection, ConnectionOptions, EngineChoice, RecvError, SendError, spawn, yield_now,
+    Connection, ConnectionOptions, EngineChoice, RecvError, SendError, spawn, timeout, yield_now,
 };
+use ringpost_testkit::peer::RawPeer;
 use ringpost_testkit::{pattern, process};
 use ringpost_tests::on_both_engines_alone;
 use ringpost_tests::privileges::{become_user, limit_descriptors, root_or_skip};
 use ringpost_tests::rig::{
-    Bystander, block_on, builder, expect_message, pair, pair_of, poll_at_most, run, runtime, until,
+    Bystander, adopt, block_on, builder, expect_message, join, pair, pair_of, poll_at_most, run,
+    runtime, sockets, until,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::passing::{memory_file, options};
+use crate::passing_hostile::{announcing, greeting, send};
 
 on_both_engines_alone!(
     nothing_is_left_open,
     held_ones_are_bounded,
     held_behind_what_was_taken,
+    a_header_in_pieces_beyond_the_bound,
     dropped_futures_send_nothing,
     sockets_in_their_own_messages,
     too_many_in_flight,
@@ -192,6 +197,34 @@ fn held_behind_what_was_taken(engine: EngineChoice) {
             right.recv().await.expect("a message").expect("no end");
         }
         until_open(before).await;
+    });
+}
+
+/// Descriptors that come with the first bytes of a header can be claimed once the rest of it has come: that is received
+/// whatever is held.
+fn a_header_in_pieces_beyond_the_bound(engine: EngineChoice) {
+    block_on(engine, async {
+        let (ours, theirs) = sockets();
+        let mut connection = adopt(ours, options().descriptors_held_max(1));
+        let client = thread::spawn(move || {
+            let mut peer = RawPeer::new(theirs);
+            peer.send(&greeting().encode());
+            peer.read_hello();
+            let files = [1, 2, 3].map(memory_file);
+            for split in 1..8 {
+                let bytes = announcing(3, b"x");
+                assert!(send(&peer, &bytes[..split], &files));
+                thread::sleep(Duration::from_millis(5));
+                peer.send(&bytes[split..]);
+            }
+            peer
+        });
+        for _ in 1..8 {
+            let received = timeout(Duration::from_secs(10), connection.recv()).await;
+            let message = received.expect("in time").expect("a message").expect("no end");
+            assert_eq!((message.len(), message.descriptors().len()), (1, 3));
+        }
+        drop(join(client).await);
     });
 }
 
