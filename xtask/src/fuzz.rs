@@ -25,7 +25,7 @@ pub(crate) struct FuzzArgs {
 impl FuzzArgs {
     /// All targets, for a few seconds each.
     pub(crate) fn smoke() -> Self {
-        Self { seconds: 10, target: Vec::new() }
+        Self { seconds: 5, target: Vec::new() }
     }
 }
 
