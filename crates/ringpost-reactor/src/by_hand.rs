@@ -252,6 +252,11 @@ pub(crate) struct HandReceiver {
 const SCRATCH_BYTES: usize = 16 << 10;
 
 impl HandReceiver {
+    /// True once something has been received.
+    pub(crate) fn is_used(&self) -> bool {
+        self.control.is_some()
+    }
+
     /// Blocks of the pool that are held here.
     pub(crate) fn blocks(&self) -> usize {
         usize::from(self.block.is_some())

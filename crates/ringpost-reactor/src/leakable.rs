@@ -52,18 +52,19 @@ impl<T> Drop for Leakable<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
+    use std::sync::{Arc, LazyLock};
 
     use super::*;
 
     #[test]
     fn only_what_is_leaked_stays() {
-        let kept = Rc::new(());
-        drop(Leakable::new(Rc::clone(&kept)));
-        assert_eq!(Rc::strong_count(&kept), 1);
-        let mut leakable = Leakable::new(Rc::clone(&kept));
+        /// Here nobody takes it for lost.
+        static KEPT: LazyLock<Arc<()>> = LazyLock::new(Arc::default);
+        drop(Leakable::new(Arc::clone(&KEPT)));
+        assert_eq!(Arc::strong_count(&KEPT), 1);
+        let mut leakable = Leakable::new(Arc::clone(&KEPT));
         leakable.leak();
         drop(leakable);
-        assert_eq!(Rc::strong_count(&kept), 2);
+        assert_eq!(Arc::strong_count(&KEPT), 2);
     }
 }

@@ -13,6 +13,7 @@ use crate::ops::Owner;
 use crate::reactor::{Core, Driver};
 use crate::stats::add;
 use crate::stream::StreamError;
+use crate::waiters::replace_waker;
 
 /// First and longest rest after the host ran out of descriptors or memory.
 const REST_MIN: Duration = Duration::from_millis(10);
@@ -103,10 +104,9 @@ impl Listener {
         if let Some(error) = state.failure.or_else(|| self.core.end()) {
             return Poll::Ready(Err(error));
         }
-        match &mut state.waiter {
-            Some(waiter) => waiter.clone_from(context.waker()),
-            None => state.waiter = Some(context.waker().clone()),
-        }
+        let replaced = replace_waker(&mut state.waiter, context.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 
@@ -122,15 +122,14 @@ impl Listener {
         if state.failure.is_some() {
             return Poll::Ready(());
         }
-        match &mut state.pauser {
-            Some(pauser) => pauser.clone_from(context.waker()),
-            None => state.pauser = Some(context.waker().clone()),
-        }
+        let replaced = replace_waker(&mut state.pauser, context.waker());
         state.paused = true;
-        if !std::mem::replace(&mut state.cancelling, true) {
-            drop(state);
+        let begins = !std::mem::replace(&mut state.cancelling, true);
+        drop(state);
+        if begins {
             self.core.driver.borrow_mut().cancel(token, self.cell.raw_fd());
         }
+        drop(replaced);
         Poll::Pending
     }
 
@@ -158,13 +157,12 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let queue = {
+        let dropped = {
             let mut state = self.cell.state.borrow_mut();
             state.closed = true;
-            state.waiter = None;
-            std::mem::take(&mut state.queue)
+            (std::mem::take(&mut state.queue), state.waiter.take(), state.pauser.take())
         };
-        drop(queue);
+        drop(dropped);
         let Ok(mut driver) = self.core.driver.try_borrow_mut() else { return };
         let mut state = self.cell.state.borrow_mut();
         if std::mem::take(&mut state.resting) {

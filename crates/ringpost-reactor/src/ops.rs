@@ -248,7 +248,7 @@ impl Ops {
         self.silent = silent;
     }
 
-    /// Tokens and descriptors of everything in flight but cancels, for shutdown.
+    /// Everything in flight, for shutdown.
     pub(crate) fn in_flight(&self) -> impl Iterator<Item = (Token, &Slot)> {
         self.slots.iter().map(|(key, slot)| (Token::new(key, self.generations[key]), slot))
     }
@@ -276,6 +276,12 @@ impl Ops {
         self.is_current(token) && self.silent.contains(&token)
     }
 
+    /// In a forked child, where the kernel works for the parent alone: all of it, to be dropped where nothing is
+    /// borrowed.
+    pub(crate) fn let_go(&mut self) -> impl Sized + use<> {
+        std::mem::take(&mut self.slots)
+    }
+
     /// Gives up on operations whose end was not seen: their memory is leaked, because the kernel may still use it.
     /// Who owned them is given back, to be dropped where nothing is borrowed. The kernel holds the files it works on
     /// itself, until the engine is gone, so that their descriptors need not stay open.
@@ -289,6 +295,13 @@ impl Ops {
             shadow::leak(std::ptr::from_ref(Box::leak(Box::new(memory))));
         }
         owners
+    }
+}
+
+impl Drop for Ops {
+    /// Something is in flight only if the shutdown was left by a panic (T1).
+    fn drop(&mut self) {
+        drop(self.leak());
     }
 }
 
@@ -310,6 +323,34 @@ mod tests {
         assert_eq!(ops.stale, 1);
         assert!(ops.get(Token(u64::MAX)).is_none());
         assert!(ops.get(second).is_some());
+    }
+
+    #[test]
+    fn what_is_in_flight_is_never_freed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        static FREED: AtomicBool = AtomicBool::new(false);
+        struct Payload([u8; 4096]);
+        impl AsRef<[u8]> for Payload {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Drop for Payload {
+            fn drop(&mut self) {
+                FREED.store(true, Ordering::Relaxed);
+            }
+        }
+        let bytes = bytes::Bytes::from_owner(Payload([0; 4096]));
+        let mut outbound = crate::outbound::Outbound::default();
+        let mut blocks = crate::memory::OutboundBlocks::new();
+        let payload = crate::outbound::Payload::Bytes(bytes);
+        outbound.append_shared(crate::memory::Prefix::NONE, payload);
+        let memory = outbound.take(&mut blocks).unwrap();
+        let mut ops = Ops::default();
+        let slot = Slot { owner: Owner::Doorbell, memory: Some(memory) };
+        ops.reserve(slot, Share::Sends).unwrap();
+        drop((ops, outbound, blocks));
+        assert!(!FREED.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -12,14 +12,14 @@ use rustix::net::Shutdown;
 
 use crate::memory::{BlockClass, OutboundBlock, Prefix};
 use crate::outbound::Payload;
-use crate::packet_cell::{PacketCell, Receive, State, replace_waker, send_bytes_max};
+use crate::packet_cell::{PacketCell, Receive, State, send_bytes_max};
 use crate::packet_inbox::{Arrived, Shape};
 use crate::packet_io::{PacketIo, SocketName};
 use crate::packet_queue::PacketQueue;
 use crate::reactor::Core;
 use crate::retries::Listed;
 use crate::stream::StreamError;
-use crate::waiters::{Place, Waiters};
+use crate::waiters::{Place, Waiters, replace_waker};
 
 /// How a packet socket is used. Sizes are in bytes and count whole packets, headers included.
 #[derive(Debug, Clone, Copy)]
@@ -235,7 +235,9 @@ impl Packets {
                 if let Some(error) = self.core.end() {
                     return Poll::Ready(Err(error));
                 }
-                replace_waker(&mut state.reader, context);
+                let replaced = replace_waker(&mut state.reader, context.waker());
+                drop(state);
+                drop(replaced);
                 Poll::Pending
             }
         }
@@ -268,7 +270,9 @@ impl Packets {
         if !state.arrived.is_empty() || state.end.is_some() || self.core.is_closed() {
             return Poll::Ready(());
         }
-        replace_waker(&mut state.watcher, context);
+        let replaced = replace_waker(&mut state.watcher, context.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 
@@ -319,7 +323,9 @@ impl Packets {
         match self.accepts(&mut state, to) {
             Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
             Ok(accepted) => {
-                state.wait(to, accepted, place, context.waker());
+                let replaced = state.wait(to, accepted, place, context.waker());
+                drop(state);
+                drop(replaced);
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -365,14 +371,16 @@ impl Packets {
         if !unsent {
             return Poll::Ready(Ok(()));
         }
-        state.wait_for_flush(place, context.waker());
+        let replaced = state.wait_for_flush(place, context.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 
     /// Whoever waited for room or for a flush has gone.
     pub fn leave(&self, place: &mut Place) {
-        // A waker that is replaced may drop another waiter, which finds the state borrowed. Its waker goes with
-        // the next one that is woken for the same reason.
+        // A waker that is cloned may drop another waiter, which finds the state borrowed. Its waker goes with the next
+        // one that is woken for the same reason.
         if let Ok(mut state) = self.cell.state.try_borrow_mut() {
             let waker = state.writers.leave(place);
             drop(state);

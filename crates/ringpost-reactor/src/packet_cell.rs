@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -218,13 +218,6 @@ impl PacketWork {
     }
 }
 
-pub(crate) fn replace_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
-    match slot {
-        Some(waker) => waker.clone_from(context.waker()),
-        None => *slot = Some(context.waker().clone()),
-    }
-}
-
 /// Whether no byte of a connection lies in it (SIOCINQ, unix(7)). An error is no word of any.
 fn is_empty(socket: &OwnedFd) -> bool {
     !rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
@@ -304,26 +297,33 @@ impl State {
             || self.queue.bytes() >= options.outbound_bytes_max
     }
 
-    /// Whoever found no room for this destination, or had better let the reactor turn first, waits for that.
+    /// Whoever found no room for this destination, or had better let the reactor turn first, waits for that. The
+    /// waker that it left before is to be dropped without a borrow.
+    #[must_use = "what a waker drops may come back here"]
     pub(crate) fn wait(
         &mut self,
         to: &SocketName,
         accepted: Accepted,
         place: &mut waiters::Place,
         waker: &Waker,
-    ) {
+    ) -> Option<Waker> {
         let topic = match (accepted, self.queue.closed_lane(to)) {
             (Accepted::Yes, _) => TURN,
             // Woken by its own receiver alone: many wait while each of theirs is tried again and again.
             (Accepted::Full { .. }, Some(lane)) => LANES + lane,
             (Accepted::Full { .. }, None) => PROGRESS,
         };
-        self.writers.wait_for(place, topic, waker);
+        self.writers.wait_for(place, topic, waker)
     }
 
     /// Whoever waits for a flush is woken whenever something leaves the queue.
-    pub(crate) fn wait_for_flush(&mut self, place: &mut waiters::Place, waker: &Waker) {
-        self.writers.wait_for(place, PROGRESS, waker);
+    #[must_use = "what a waker drops may come back here"]
+    pub(crate) fn wait_for_flush(
+        &mut self,
+        place: &mut waiters::Place,
+        waker: &Waker,
+    ) -> Option<Waker> {
+        self.writers.wait_for(place, PROGRESS, waker)
     }
 
     /// True if more packets had better be gathered before the reactor turns.
@@ -800,14 +800,13 @@ impl PacketCell {
         if std::mem::replace(&mut state.closing, true) {
             return;
         }
-        state.reader = None;
-        state.watcher = None;
+        let readers = (state.reader.take(), state.watcher.take());
         let writers = state.writers.take();
         let arrived = std::mem::take(&mut state.arrived);
         let drained = state.is_drained();
         drop(state);
         // Leases go without a borrow: the last one of a block notifies the mailbox. So do wakers: they drop tasks.
-        drop((arrived, writers));
+        drop((arrived, readers, writers));
         if !core.is_closed()
             && let Ok(mut driver) = core.driver.try_borrow_mut()
         {

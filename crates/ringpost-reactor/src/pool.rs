@@ -67,7 +67,8 @@ impl PoolShared {
     ///
     /// # Safety
     ///
-    /// The caller owns one count of `block` in the pool at `this` and does not use it afterwards.
+    /// The caller owns one count of `block` in the pool at `this` and does not use it afterwards. `this` is of
+    /// `Arc::as_ptr`.
     unsafe fn release(this: NonNull<Self>, block: BlockId) {
         // SAFETY: a count above zero holds a strong reference (P3), so the pool is alive here.
         let shared = unsafe { this.as_ref() };
@@ -341,7 +342,13 @@ impl Pool {
         self.shared.counts[block as usize].acquire();
         let data = self.shared.region.at(self.shared.offset_of(block) + offset as usize);
         shadow::hand_out(data.as_ptr(), len as usize);
-        Lease { shared: NonNull::from(&*self.shared), data, len, block }
+        Lease { shared: self.pointer(), data, len, block }
+    }
+
+    /// The pool as leases refer to it: with the whole of the `Arc`, whose count the last release of a block gives up,
+    /// and not only with what is in it, as a reference would be.
+    fn pointer(&self) -> NonNull<PoolShared> {
+        NonNull::new(Arc::as_ptr(&self.shared).cast_mut()).expect("an `Arc` is not null")
     }
 
     /// A copy of bytes that the kernel has just delivered from `block`.
@@ -367,7 +374,7 @@ impl Pool {
         self.low_water = self.low_water.min(self.free.len() + self.kernel);
         // SAFETY: the kernel's count, taken in `take_free`, is given up exactly once: the place has
         // just left `Kernel`.
-        unsafe { PoolShared::release(NonNull::from(&*self.shared), block) };
+        unsafe { PoolShared::release(self.pointer(), block) };
     }
 
     /// Moves returned blocks to the free list. True if there were any.

@@ -9,11 +9,15 @@
 //!   -> wake       no borrow is alive while wakers run
 //! ```
 
+#[cfg(test)]
+mod blocks_tests;
 mod failure;
 mod shutdown;
 mod sleep;
 #[cfg(test)]
 mod unclaimed_tests;
+#[cfg(test)]
+mod wakers_tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -422,7 +426,17 @@ impl Driver {
 
     fn wants_blocks(&self) -> bool {
         let held = self.engine.extra_blocks() + self.hands.blocks() + self.packets.blocks();
-        self.pool.kernel_blocks() < self.provide_target + held
+        self.pool.kernel_blocks() < self.provide_blocks() + held
+    }
+
+    /// Blocks that the engine is to have for its own receives. Who receives by hand takes blocks of the pool, too, and
+    /// leaves its last quarter alone: the rest is not the engine's alone then.
+    fn provide_blocks(&self) -> usize {
+        if self.packets.is_used() || self.hands.is_used() {
+            self.provide_target.min(blocks_to_provide_max(&self.pool))
+        } else {
+            self.provide_target
+        }
     }
 
     /// Blocks that the engine has.
@@ -444,7 +458,7 @@ impl Driver {
 
     /// A receive found no block: keep more of them with the kernel from now on.
     pub(crate) fn starve(&mut self, stream: Rc<StreamCell>) {
-        let most = if self.packets.is_used() || !self.engine.shares_blocks() {
+        let most = if !self.engine.shares_blocks() {
             blocks_to_provide_max(&self.pool)
         } else {
             self.pool.blocks()
@@ -547,7 +561,7 @@ pub(crate) fn assert_once<'a, T: 'a>(what: &str, waiting: impl Iterator<Item = &
     }
 }
 
-/// Blocks that may be with the kernel at once where packet sockets need some, too: all but a quarter.
+/// Blocks that may be with the kernel at once where others need some, too: all but a quarter.
 fn blocks_to_provide_max(pool: &Pool) -> usize {
     pool.blocks() - (pool.blocks() / 4).max(1)
 }

@@ -45,6 +45,7 @@ use crate::outbound::{Outbound, Payload, SendMemory};
 use crate::reactor::{Core, Driver};
 use crate::retries::Listed;
 use crate::stats::add;
+use crate::waiters::replace_waker;
 
 mod inbound;
 #[cfg(feature = "sim")]
@@ -251,8 +252,9 @@ impl Stream {
                 if let Some(error) = self.core.end() {
                     return Poll::Ready(Err(error));
                 }
-                replace_waker(&mut state.reader, context);
+                let replaced = replace_waker(&mut state.reader, context.waker());
                 self.go_on_for_who_waits(state);
+                drop(replaced);
                 Poll::Pending
             }
         }
@@ -285,8 +287,9 @@ impl Stream {
         if state.first.is_some() || state.end.is_some() || self.core.is_closed() {
             return Poll::Ready(());
         }
-        replace_waker(&mut state.watcher, context);
+        let replaced = replace_waker(&mut state.watcher, context.waker());
         self.go_on_for_who_waits(state);
+        drop(replaced);
         Poll::Pending
     }
 
@@ -350,8 +353,9 @@ impl Stream {
         match self.has_prompt_room() {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => {
-                self.cell.state.borrow_mut().writer_waits(context, true);
+                let replaced = self.cell.state.borrow_mut().writer_waits(context, true);
                 self.core.end_of_send_matters.set(true);
+                drop(replaced);
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -374,8 +378,10 @@ impl Stream {
         if let Some(error) = self.core.end() {
             return Poll::Ready(Err(error));
         }
-        state.writer_waits(context, false);
+        let replaced = state.writer_waits(context, false);
         self.core.end_of_send_matters.set(true);
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 
@@ -515,14 +521,6 @@ impl Drop for Stream {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream").field("socket", &self.cell.socket).finish_non_exhaustive()
-    }
-}
-
-#[inline]
-fn replace_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
-    match slot {
-        Some(waker) => waker.clone_from(context.waker()),
-        None => *slot = Some(context.waker().clone()),
     }
 }
 

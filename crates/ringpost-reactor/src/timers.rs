@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Instant;
 
+use crate::waiters::exchange;
+
 /// Names a timer; the number tells apart timers that are due at the same instant.
 pub(crate) type TimerId = (Instant, u64);
+
+/// A timer is not pending any more.
+#[derive(Debug)]
+pub(crate) struct Fired;
 
 /// Timers in the order in which they are due.
 #[derive(Debug, Default)]
@@ -28,15 +34,10 @@ impl Timers {
         Some(id)
     }
 
-    /// Replaces the waker of a pending timer. False if it has fired.
-    pub(crate) fn replace(&mut self, id: TimerId, waker: &Waker) -> bool {
-        match self.queue.get_mut(&id) {
-            Some(old) => {
-                old.clone_from(waker);
-                true
-            }
-            None => false,
-        }
+    /// Replaces the waker of a pending timer; see [`replace_waker`](crate::waiters::replace_waker). An error if it has
+    /// fired.
+    pub(crate) fn replace(&mut self, id: TimerId, waker: &Waker) -> Result<Option<Waker>, Fired> {
+        self.queue.get_mut(&id).map(|known| exchange(known, waker)).ok_or(Fired)
     }
 
     /// The waker is to be dropped without a borrow, as that may run code of others.
@@ -91,10 +92,10 @@ mod tests {
         assert_eq!(wakers.len(), 2);
         timers.fire(now, &mut wakers);
         assert_eq!(wakers.len(), 2);
-        assert!(timers.replace(late, Waker::noop()));
+        assert!(timers.replace(late, Waker::noop()).is_ok());
         timers.remove(late);
         assert!(timers.is_empty());
-        assert!(!timers.replace(late, Waker::noop()));
+        assert!(timers.replace(late, Waker::noop()).is_err());
     }
 
     #[test]

@@ -17,23 +17,24 @@ pub struct Waiters {
 pub struct Place(Option<(usize, u64)>);
 
 impl Waiters {
-    /// Keeps the waker for this waiter, in place of the one it left before.
-    pub fn wait(&mut self, place: &mut Place, waker: &Waker) {
-        self.wait_for(place, 0, waker);
+    /// Keeps the waker for this waiter, in place of the one it left before. That one: see [`Waiters::leave`].
+    #[must_use = "what a waker drops may come back here"]
+    pub fn wait(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
+        self.wait_for(place, 0, waker)
     }
 
     /// As [`Waiters::wait`], for one of several topics, which [`Waiters::take_for`] tells apart.
-    pub fn wait_for(&mut self, place: &mut Place, topic: usize, waker: &Waker) {
+    #[must_use = "what a waker drops may come back here"]
+    pub fn wait_for(&mut self, place: &mut Place, topic: usize, waker: &Waker) -> Option<Waker> {
         let same = place.0.filter(|known| known.0 == topic);
         if let Some(known) = same.and_then(|known| self.wakers.get_mut(&known)) {
-            return known.clone_from(waker);
+            return exchange(known, waker);
         }
-        if let Some(known) = place.0 {
-            self.wakers.remove(&known);
-        }
+        let replaced = place.0.and_then(|known| self.wakers.remove(&known));
         self.last_number += 1;
         place.0 = Some((topic, self.last_number));
         self.wakers.insert((topic, self.last_number), waker.clone());
+        replaced
     }
 
     /// The waiter goes. Its waker, unless it has been woken: to drop without a lock or a borrow, as that may run
@@ -67,6 +68,24 @@ impl Waiters {
     }
 }
 
+/// Keeps the waker of who polls. The one that was there before, unless it is the same: to drop without a lock or a
+/// borrow, as that may run code of others.
+#[inline]
+#[must_use = "what a waker drops may come back here"]
+pub(crate) fn replace_waker(slot: &mut Option<Waker>, waker: &Waker) -> Option<Waker> {
+    match slot {
+        Some(known) => exchange(known, waker),
+        None => slot.replace(waker.clone()),
+    }
+}
+
+/// As [`replace_waker`], where there is one.
+#[inline]
+#[must_use = "what a waker drops may come back here"]
+pub(crate) fn exchange(known: &mut Waker, waker: &Waker) -> Option<Waker> {
+    if known.will_wake(waker) { None } else { Some(std::mem::replace(known, waker.clone())) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,18 +94,18 @@ mod tests {
     fn who_was_woken_takes_nobody_out() {
         let mut waiters = Waiters::default();
         let (mut first, mut second) = (Place::default(), Place::default());
-        waiters.wait(&mut first, Waker::noop());
-        waiters.wait(&mut first, Waker::noop());
+        drop(waiters.wait(&mut first, Waker::noop()));
+        drop(waiters.wait(&mut first, Waker::noop()));
         assert_eq!(waiters.take().count(), 1, "a waiter has one place");
-        waiters.wait(&mut second, Waker::noop());
+        drop(waiters.wait(&mut second, Waker::noop()));
         assert!(waiters.leave(&mut first).is_none());
         assert_eq!(waiters.len(), 1);
         assert!(waiters.leave(&mut second).is_some() && waiters.is_empty());
         assert!(waiters.leave(&mut second).is_none());
         // Woken, it waits again.
-        waiters.wait(&mut first, Waker::noop());
+        drop(waiters.wait(&mut first, Waker::noop()));
         assert_eq!(waiters.take().count(), 1);
-        waiters.wait(&mut first, Waker::noop());
+        drop(waiters.wait(&mut first, Waker::noop()));
         assert_eq!(waiters.len(), 1);
     }
 
@@ -94,13 +113,13 @@ mod tests {
     fn topics_are_told_apart() {
         let (mut waiters, mut wakers) = (Waiters::default(), Vec::new());
         let (mut first, mut second) = (Place::default(), Place::default());
-        waiters.wait_for(&mut first, 1, Waker::noop());
-        waiters.wait_for(&mut second, 2, Waker::noop());
+        drop(waiters.wait_for(&mut first, 1, Waker::noop()));
+        drop(waiters.wait_for(&mut second, 2, Waker::noop()));
         waiters.take_for(0, &mut wakers);
         waiters.take_for(3, &mut wakers);
         assert_eq!((waiters.len(), wakers.len()), (2, 0));
         // It waits for something else now.
-        waiters.wait_for(&mut first, 2, Waker::noop());
+        drop(waiters.wait_for(&mut first, 2, Waker::noop()));
         waiters.take_for(1, &mut wakers);
         assert_eq!((waiters.len(), wakers.len()), (2, 0));
         waiters.take_for(2, &mut wakers);

@@ -8,7 +8,7 @@ use ringpost_testkit::{child, patience};
 
 /// Longest run of one of these tests.
 const LIMIT: Duration =
-    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 140 } else { 85 });
+    Duration::from_secs(if cfg!(any(ringpost_asan, ringpost_tsan)) { 300 } else { 85 });
 /// Seeds of the sample, for each scenario.
 const SEEDS: u64 = 10;
 

@@ -43,7 +43,7 @@ pub use half::{ByteReader, ByteWriter};
 /// operation allocates in steady state.
 ///
 /// Dropping a stream, or both halves, closes it: what was accepted still leaves in the background, at most
-/// [`linger`](crate::RuntimeBuilder::linger) long. If received bytes were not read, the peer may find its connection
+/// [`linger`](crate::RuntimeBuilder::linger) long and as long as the runtime lives (flush first). If received bytes were not read, the peer may find its connection
 /// reset (unix(7)), or a plain end: that is no answer to them.
 ///
 /// # Cancel safety

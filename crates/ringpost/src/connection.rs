@@ -69,6 +69,11 @@ impl Connection {
     ///
     /// An address is a path, or `@name` in the abstract namespace.
     ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is ready, there is no connection; the server may have accepted one that
+    /// ends.
+    ///
     /// # Errors
     ///
     /// [`ConnectError`] names the address and the reason. A full backlog is tried again for five

@@ -66,7 +66,8 @@ pub enum RecvError {
     /// The peer sent something that the protocol forbids. The connection has been closed.
     #[error("protocol error at byte {position}: {source}")]
     Protocol {
-        /// Offset of the frame in what was received, bytes.
+        /// Offset of the frame in what was received behind the greeting, bytes; counted anew after
+        /// [`attach`](crate::DetachedConnection::attach).
         position: u64,
         /// What is wrong.
         source: ProtocolError,

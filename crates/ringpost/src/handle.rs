@@ -38,7 +38,8 @@ impl Handle {
     }
 
     /// Runs the future that `make` makes on the runtime's thread as a task, and hands its result
-    /// back. The receiver is a future for any runtime and can also be waited for by blocking.
+    /// back. The receiver is a future for any runtime and can also be waited for by blocking. It gets
+    /// [`Canceled`](crate::Canceled) if the future panics or the runtime ends first.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@
 //! * **Received messages are lent in place.** The kernel writes into a pool; [`Receiver`] finds the
 //!   frames there and hands out [`Message`]s and batches of [`Frame`]s that point into it.
 //! * **Sends are batched by construction.** Whatever is queued while a send is in flight leaves as one
-//!   send, and the sends of all connections of a turn leave in one system call.
+//!   send, and on io_uring the sends of all connections of a turn leave in one system call.
 //! * **File descriptors travel with messages** ([`Sender::send_with_descriptors`],
 //!   [`Message::take_descriptors`]), bound to theirs and to no other, where both sides ask for it
 //!   ([`ConnectionOptions::descriptors_max`]).
@@ -40,7 +40,7 @@
 //! # Guarantees
 //!
 //! * Messages of a connection arrive whole, in order, at most once; a clean end ([`Sender::shutdown`])
-//!   and an abort are told apart.
+//!   and an abort are told apart, in the native profile.
 //! * What [`Sender::flush`] has confirmed is in the kernel: it is delivered as long as the peer lives
 //!   and reads, whatever happens to this process.
 //! * No byte sequence that a peer sends makes a connection use more memory than its named bounds, hang
@@ -97,7 +97,8 @@ pub use message::{Frame, Message, Run};
 pub use options::ConnectionOptions;
 pub use receiver::{Batch, Frames, Receiver};
 pub use ringpost_frame::{
-    Agreement, ByteOrder, HelloError, LengthPrefix, PrefixWidth, Profile, ProtocolError,
+    Agreement, ByteOrder, Features, FrameKind, HelloError, LengthPrefix, PrefixWidth, Profile,
+    ProtocolError,
 };
 #[cfg(feature = "sim")]
 pub use ringpost_reactor::sim;
@@ -106,6 +107,8 @@ pub use ringpost_reactor::{
     SocketName, Spin, Stats, Support, UringUnavailable,
 };
 pub use ringpost_sync::{BlockingRecvError, Canceled, OneshotReceiver, OneshotSender, oneshot};
+pub use ringpost_uds::ConnectError as SocketConnectError;
+pub use ringpost_uds::handover::HandoverError;
 pub use ringpost_uds::{
     AccessDenied, AccessPolicy, Activation, ActivationError, Address, AddressError, AdoptError,
     BindError, BindOptions, ConnectErrorKind, Descriptor, FileKind, Inherited, PeerCredentials,

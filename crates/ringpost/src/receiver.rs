@@ -21,8 +21,8 @@ use crate::message::{Frame, Message, Pieces, Run, RunKind};
 /// The receiving half of a connection.
 ///
 /// Messages arrive in order. `Ok(None)` is the clean end: the peer said that it was finished (or, with
-/// a plain profile, closed between two messages). Anything else that ends the stream is an error, so that a
-/// crashed peer is never taken for a finished one.
+/// a plain profile, closed between two messages). Anything else that ends the stream is an error. In the native
+/// profile a crashed peer is thus never taken for a finished one; a plain profile can't tell.
 ///
 /// Control frames (PING, GOAWAY, unknown kinds that may be skipped) are dealt with on the way.
 pub struct Receiver {

@@ -19,8 +19,9 @@ use crate::handle::Handle;
 /// A reactor and a local executor on the thread that builds it.
 ///
 /// Connections, listeners and tasks belong to the runtime in whose scope they are made. Dropping the
-/// runtime drops its tasks, cancels every operation, waits until the kernel is done with all memory
-/// (a second at most) and closes what is left.
+/// runtime drops its tasks, sends what has been accepted and fits the sockets, cancels every operation, waits until
+/// the kernel is done with all memory (a second at most) and closes what is left. What does not fit a socket is
+/// lost: [flush](crate::Sender::flush) first.
 ///
 /// ```
 /// let runtime = ringpost::Runtime::new()?;
@@ -217,7 +218,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// How long what a dropped connection had accepted may still wait to be sent, 5 s by default.
+    /// How long what a dropped connection had accepted may still wait to be sent, 5 s by default. At the end of the
+    /// runtime only what fits the socket is sent.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.config.linger_ms_max = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
         self

@@ -21,12 +21,13 @@ use crate::wire::WireAppender;
 ///
 /// A message is *accepted* when a send returns `Ok`: it is queued, bounded by
 /// [`outbound_bytes_max`](crate::RuntimeBuilder::outbound_bytes_max), and leaves with everything else
-/// that is queued at the end of the runtime's turn, in one system call. [`Sender::flush`] waits until
-/// the kernel has it.
+/// that is queued at the end of the runtime's turn (on io_uring in one system call with what other connections
+/// send). [`Sender::flush`] waits until the kernel has it.
 ///
 /// Dropping both halves closes the connection; what was accepted still leaves in the background, at
-/// most [`linger`](crate::RuntimeBuilder::linger) long. Without [`Sender::shutdown`] the peer
-/// sees that as an abort.
+/// most [`linger`](crate::RuntimeBuilder::linger) long and as long as the runtime lives: at its end, what does not
+/// fit the socket is lost, so flush or shut down first. Without [`Sender::shutdown`] a peer of the native profile
+/// sees an abort.
 pub struct Sender {
     link: Rc<Link>,
     native: bool,
@@ -44,13 +45,24 @@ impl Sender {
         Self { link, native, direct_sends: 0 }
     }
 
+    /// Waits until the peer's greeting is there. Sending does so by itself where it must; a
+    /// [batch](Sender::batch) does not. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](crate::Closed) if the two sides can't talk, or the peer is silent for longer than
+    /// [`handshake_ms_max`](crate::ConnectionOptions::handshake_ms_max).
+    pub async fn ready(&mut self) -> Result<(), crate::Closed> {
+        poll_fn(|context| self.link.poll_open(Half::Sender, context)).await
+    }
+
     /// Accepts a copy of `body` if there is room. Never waits.
     ///
     /// # Errors
     ///
     /// [`SendError::Full`] without room, [`SendError::NotReady`] for more than 1024 bytes before the
-    /// peer's greeting is there, [`SendError::TooLarge`] over the limit; otherwise the end of the
-    /// connection. Nothing has been accepted then.
+    /// peer's greeting is there, [`SendError::TooLarge`] over the limit, [`SendError::Finished`] after
+    /// [`Sender::shutdown`]; otherwise the end of the connection. Nothing has been accepted then.
     #[inline]
     pub fn try_send(&mut self, body: &[u8]) -> Result<(), SendError> {
         if body.len() > self.link.message_bytes_max.get() || self.link.finished.get() {
@@ -158,9 +170,12 @@ impl Sender {
     ///
     /// If the future is dropped before it is ready, nothing has been accepted.
     ///
+    /// The greeting is not waited for: until it is there, more than 1024 bytes are refused
+    /// ([`SendError::NotReady`]). See [`Sender::ready`].
+    ///
     /// # Errors
     ///
-    /// The end of the connection.
+    /// [`SendError::Finished`] after [`Sender::shutdown`]; the end of the connection.
     pub async fn batch(&mut self) -> Result<SendBatch<'_>, SendError> {
         if !self.has_room(0) {
             self.room(0).await?;
@@ -286,11 +301,12 @@ impl Sender {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is ready, nothing has been accepted.
+    /// If the future is dropped before it is ready, nothing has been accepted, and the message is dropped with it.
     ///
     /// # Errors
     ///
-    /// As [`Sender::send`].
+    /// As [`Sender::send`]; of a message with descriptors also as [`Sender::send_with_descriptors`]. The message is
+    /// dropped then.
     pub async fn send_message(&mut self, message: Message) -> Result<(), SendError> {
         if !message.descriptors().is_empty() {
             return self.send_message_with_descriptors(message).await;
@@ -309,12 +325,12 @@ impl Sender {
     /// # Cancel safety
     ///
     /// If the future is dropped before it is ready, nothing has been accepted; over packets, none or some of the
-    /// first messages of the run.
+    /// first messages of the run. The run is dropped with it.
     ///
     /// # Errors
     ///
     /// [`SendError::OtherProfile`]; [`SendError::TooLarge`] if the longest message of the run is over
-    /// this connection's limit (nothing of the run has been accepted then); else as [`Sender::send`].
+    /// this connection's limit (nothing of the run has been accepted then); else as [`Sender::send_message`].
     pub async fn send_run(&mut self, run: Run) -> Result<(), SendError> {
         if run.profile != self.link.options.profile {
             return Err(SendError::OtherProfile);

@@ -14,12 +14,13 @@ use crate::executor::Inner;
 ///
 /// Outside of a runtime.
 pub async fn sleep(duration: Duration) {
-    match Inner::current().reactor.now().checked_add(duration) {
-        Some(at) => sleep_until(at).await,
-        // Further than the clock reaches.
-        None => std::future::pending().await,
-    }
+    let now = Inner::current().reactor.now();
+    // It may be further than the clock reaches; the end of the runtime ends it all the same.
+    sleep_until(now.checked_add(duration).unwrap_or(now + FAR)).await;
 }
+
+/// Nobody waits longer: a thousand years.
+const FAR: Duration = Duration::from_secs(1000 * 365 * 24 * 60 * 60);
 
 /// Waits until `at`. Cancel safe.
 ///

@@ -186,13 +186,13 @@ fn held_behind_what_was_taken(engine: EngineChoice) {
         for _ in 0..20 {
             yield_now().await;
         }
-        let batch = right.recv_batch().await.expect("open").expect("no end");
+        let mut batch = right.recv_batch().await.expect("open").expect("no end");
         for _ in 0..20 {
             yield_now().await;
         }
         let held = process::descriptors() - before;
         assert!(held < usize::from(BOUND) + MOST, "{held} are held");
-        drop(batch);
+        assert!(batch.next_run().is_some(), "it was there all the time");
         for _ in 0..4 {
             right.recv().await.expect("a message").expect("no end");
         }

@@ -9,12 +9,13 @@ use std::ptr::NonNull;
 /// Owns `len` bytes at an address that does not change.
 #[cfg(not(miri))]
 #[derive(Debug)]
-pub(super) struct Map(memmap2::MmapMut);
+pub(super) struct Map(memmap2::MmapRaw);
 
 #[cfg(not(miri))]
 impl Map {
     pub(super) fn new(len: usize, dont_fork: bool) -> io::Result<Self> {
-        let map = memmap2::MmapMut::map_anon(len)?;
+        // No reference is formed to it (R1).
+        let map = memmap2::MmapRaw::from(memmap2::MmapMut::map_anon(len)?);
         if dont_fork {
             map.advise(memmap2::Advice::DontFork)?;
         }

@@ -177,7 +177,9 @@ impl Drop for Core {
         self.shutdown();
         if self.is_in_child() {
             // To unmap its rings would unmap what the child may have mapped there.
-            self.driver.get_mut().engine.leak();
+            let driver = self.driver.get_mut();
+            driver.engine.leak();
+            drop(driver.ops.let_go());
         }
     }
 }

@@ -33,8 +33,12 @@ impl Future for Sleep {
             return Poll::Ready(());
         }
         let mut driver = this.core.driver.borrow_mut();
-        let pending = this.timer.is_some_and(|id| driver.timers.replace(id, context.waker()));
-        if !pending {
+        let replaced = this.timer.map(|id| driver.timers.replace(id, context.waker()));
+        if let Some(Ok(replaced)) = replaced {
+            // Without a borrow: it may drop what belongs to this reactor.
+            drop(driver);
+            drop(replaced);
+        } else {
             this.timer = driver.timers.add(this.at, context.waker().clone());
             if this.timer.is_none() {
                 // Too many timers: look again next turn rather than never.

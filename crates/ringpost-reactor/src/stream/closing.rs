@@ -15,9 +15,7 @@ impl StreamCell {
         if std::mem::replace(&mut state.closing, true) {
             return;
         }
-        state.reader = None;
-        state.watcher = None;
-        state.writer = None;
+        let wakers = (state.reader.take(), state.watcher.take(), state.writer.take());
         state.inbound_bytes = 0;
         let inbound =
             (state.first.take(), std::mem::take(&mut state.inbound), state.drop_arrived());
@@ -32,8 +30,8 @@ impl StreamCell {
             state.announce(core);
         }
         drop(state);
-        // Leases go without a borrow: the last one of a block notifies the mailbox.
-        drop(inbound);
+        // Leases go without a borrow: the last one of a block notifies the mailbox. So do wakers: they drop tasks.
+        drop((inbound, wakers));
         if !core.is_closed()
             && let Ok(mut driver) = core.driver.try_borrow_mut()
         {

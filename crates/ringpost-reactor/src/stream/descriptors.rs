@@ -204,8 +204,10 @@ impl Stream {
             }
         }
         if state.sending || state.unsent.is_some() || !state.outbound.is_empty() {
-            state.writer_waits(context, false);
+            let replaced = state.writer_waits(context, false);
             self.core.end_of_send_matters.set(true);
+            drop(state);
+            drop(replaced);
             return Poll::Pending;
         }
         let mut parts = [IoSlice::new(&[]); PARTS_MAX + 1];
@@ -226,11 +228,13 @@ impl Stream {
                 Poll::Ready(Ok(count))
             }
             Err(Errno::AGAIN) => {
-                state.writer_waits(context, false);
+                let replaced = state.writer_waits(context, false);
                 if !self.cell.arm_writable(&mut state, &mut driver) {
                     // No room for the poll now: try again next turn.
                     driver.wakers.extend(state.writer.take());
                 }
+                drop((state, driver));
+                drop(replaced);
                 Poll::Pending
             }
             Err(errno @ (Errno::PIPE | Errno::CONNRESET)) => {

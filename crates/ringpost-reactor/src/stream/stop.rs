@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::{Receive, Stream, StreamError, replace_waker};
+use super::{Receive, Stream, StreamError};
 use crate::chunk::Chunk;
+use crate::waiters::replace_waker;
 
 impl Stream {
     /// Stops receiving, and waits until the kernel receives no more for this stream. What it has received
@@ -45,7 +46,9 @@ impl Stream {
         if !state.is_receiving() {
             return Poll::Ready(Ok(()));
         }
-        replace_waker(&mut state.watcher, context);
+        let replaced = replace_waker(&mut state.watcher, context.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 

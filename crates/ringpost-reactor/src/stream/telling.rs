@@ -1,24 +1,27 @@
 //! Who is told what the end of a send brings: room, an end of everything, what is queued behind, a payload.
 
-use std::task::Context;
+use std::task::{Context, Waker};
 
+use super::State;
 #[cfg(feature = "sim")]
 use super::StreamCell;
-use super::{State, replace_waker};
 use crate::outbound::SendMemory;
 use crate::reactor::{Core, Driver};
+use crate::waiters::replace_waker;
 
 impl State {
     /// Whoever waits to send waits for room, or until what is queued has left.
     #[inline]
-    pub(super) fn writer_waits(&mut self, context: &Context<'_>, for_room: bool) {
-        replace_waker(&mut self.writer, context);
+    #[must_use = "what a waker drops may come back here"]
+    pub(super) fn writer_waits(&mut self, context: &Context<'_>, for_room: bool) -> Option<Waker> {
+        let replaced = replace_waker(&mut self.writer, context.waker());
         #[cfg(feature = "sim")]
         {
             self.waits_for_room = for_room;
         }
         #[cfg(not(feature = "sim"))]
         let _ = for_room;
+        replaced
     }
 
     /// Lets the reactor know that what follows a send must not wait for other events.

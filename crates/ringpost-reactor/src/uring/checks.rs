@@ -62,6 +62,10 @@ impl Uring<SimulatedRing> {
 
     /// Checks that engine and ring agree about each block.
     fn check_blocks(&mut self) {
+        let held = self.written.iter().filter(|written| **written != NOT_HELD).count();
+        if held != self.in_ring {
+            self.ring.world().fail("blocks in the ring are counted wrong");
+        }
         for index in 0..self.written.len() {
             let Ok(block) = BlockId::try_from(index) else { return };
             let written = self.ring.written(block);

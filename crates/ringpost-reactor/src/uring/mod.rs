@@ -63,6 +63,8 @@ pub(crate) struct Uring<R = KernelRing> {
     incremental: bool,
     /// U2; `u32::MAX` for a block that the kernel does not hold.
     written: Box<[u32]>,
+    /// Blocks that the kernel holds, by U2.
+    in_ring: usize,
     completions: Vec<Completion>,
     direct: Direct,
     rooms: Rooms,
@@ -94,6 +96,7 @@ impl<R: Ring> Uring<R> {
             pool,
             incremental: setup.incremental,
             written: vec![NOT_HELD; blocks].into(),
+            in_ring: 0,
             completions: Vec::with_capacity(256),
             direct: Direct::default(),
             rooms: Rooms::default(),
@@ -164,6 +167,7 @@ impl<R: Ring> Uring<R> {
             ring,
             completions,
             written,
+            in_ring,
             pool,
             incremental,
             corrupt,
@@ -190,7 +194,10 @@ impl<R: Ring> Uring<R> {
             let mut received = None;
             if let Some(block) = cqueue::buffer_select(flags) {
                 match account(written, pool.block_bytes(), *incremental, block, result) {
-                    Ok(range) => received = range,
+                    Ok(range) => {
+                        *in_ring -= usize::from(range.is_some_and(|range| range.last));
+                        received = range;
+                    }
                     Err(what) => *corrupt = Some(what),
                 }
             }
@@ -346,11 +353,13 @@ impl<R: Ring> Uring<R> {
         }
     }
 
-    /// Gives the ring what is left of the block for held receives, and arms them there. False if it has no
-    /// room for all of them.
+    /// Arms held receives in the ring. False if it has no room for all of them.
     fn arm_held(&mut self) -> bool {
-        // Whatever is armed first finds the block: without one a receive ends at once.
-        if let Some(own) = self.direct.block.take() {
+        // Without a block a receive ends at once. If the ring has others, this one is kept for the next spin: the engine
+        // gets no more of them while it has what it is to have.
+        if self.in_ring == 0
+            && let Some(own) = self.direct.block.take()
+        {
             self.add_to_ring(own.id(), own.written());
         }
         while let Some((token, fd)) = self.direct.held.pop() {
@@ -376,6 +385,7 @@ impl<R: Ring> Uring<R> {
     fn add_to_ring(&mut self, block: BlockId, offset: u32) {
         debug_assert_eq!(self.written[block as usize], NOT_HELD);
         self.written[block as usize] = offset;
+        self.in_ring += 1;
         let start = self.pool.offset_of(block) + offset as usize;
         let len = self.pool.block_bytes() - offset;
         self.buffers.add(block, self.pool.region().at(start), len);
@@ -608,7 +618,7 @@ impl<R: Ring> Engine for Uring<R> {
     }
 
     fn extra_blocks(&self) -> usize {
-        usize::from(self.direct.fits(0))
+        usize::from(self.direct.fits(0) || self.direct.block.is_some())
     }
 
     fn provide(&mut self, block: BlockId) {

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ringpost_uds::{Address, BindError, BindOptions, ConnectErrorKind};
+use ringpost_uds::{Address, BindOptions, ConnectErrorKind};
 
 use crate::child::Peer;
 use crate::support::{
@@ -45,20 +45,21 @@ fn a_stale_socket_that_its_user_may_not_write_to() {
     let directory = open_directory();
     std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
     let path = directory.path().join("app.sock");
-    let bind_060 =
-        || ringpost_uds::bind(&Address::from(path.as_path()), &BindOptions::new().mode(0o060));
-    let error = as_user(NOBODY, NOBODY, || {
-        let (socket, guard) = bind_060().expect("free").into_parts();
-        // As if it had been killed.
-        std::mem::forget(guard);
-        drop(socket);
-        std::fs::remove_file(directory.path().join("app.sock.lock")).expect("its own");
-        bind_060().map(drop)
-    });
-    let error = error.expect_err("cannot be told");
-    assert!(matches!(error, BindError::Unprobed { .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("which its mode may deny even to its own server"), "{text}");
+    let bound = || {
+        let mut child = Peer::start();
+        assert_eq!(child.ask(&format!("user {NOBODY}")), "done");
+        let answer = child.ask(&format!("bind 060 {}", path.display()));
+        (child, answer)
+    };
+    let (child, answer) = bound();
+    assert_eq!(answer, "won");
+    child.kill();
+    let (_child, answer) = bound();
+    let path = path.display();
+    let begin =
+        format!("failed: cannot tell whether the socket {path} still has a server: permission");
+    assert!(answer.starts_with(&begin), "{answer}");
+    assert!(answer.contains("which its mode may deny even to its own server"), "{answer}");
 }
 
 #[test]

@@ -135,7 +135,9 @@ impl Waiter<'_> {
         if done(&state) {
             return Poll::Ready(());
         }
-        state.waiters.wait(&mut self.place, context.waker());
+        let replaced = state.waiters.wait(&mut self.place, context.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 }

@@ -39,7 +39,8 @@ impl fmt::Display for Stage {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestartError {
-    /// There is no predecessor to take over from: start as the first one.
+    /// The predecessor could not be reached. Only if [`is_no_predecessor`](Self::is_no_predecessor) says so is there
+    /// none, and this process starts as the first one; otherwise it may serve, and this process should end.
     #[error(transparent)]
     Connect(#[from] uds::ConnectError),
     /// The other process may not take part.

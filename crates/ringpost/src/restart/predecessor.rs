@@ -8,7 +8,9 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
-use ringpost_uds::{self as uds, AccessPolicy, Address, BindError, PeerCredentials, handover};
+use ringpost_uds::{
+    self as uds, AccessPolicy, Address, BindError, BindOptions, PeerCredentials, handover,
+};
 use rustix::net::Shutdown;
 
 use super::channel::{Channel, Deadline};
@@ -87,6 +89,7 @@ impl Predecessor {
     pub fn builder() -> PredecessorBuilder {
         PredecessorBuilder {
             policy: AccessPolicy::anyone().same_user(),
+            bind: BindOptions::new(),
             startup_ms_max: 60_000,
             commit_ms_max: 10_000,
         }
@@ -141,14 +144,28 @@ impl fmt::Debug for Predecessor {
 #[derive(Debug, Clone)]
 pub struct PredecessorBuilder {
     policy: AccessPolicy,
+    bind: BindOptions,
     startup_ms_max: u64,
     commit_ms_max: u64,
 }
 
 impl PredecessorBuilder {
-    /// Who may take over; processes of the same user by default.
+    /// Who may take over; processes of the same user by default. They must be able to connect to the control
+    /// socket, too: see [`mode`](Self::mode) and [`owner`](Self::owner).
     pub fn policy(mut self, policy: AccessPolicy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// The permission bits of the control socket, exactly; 0600 by default. Connecting takes write permission.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.bind = self.bind.mode(mode);
+        self
+    }
+
+    /// The owner of the control socket, set before it can be connected to.
+    pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
+        self.bind = self.bind.owner(uid, gid);
         self
     }
 
@@ -179,7 +196,8 @@ impl PredecessorBuilder {
         control: impl Into<Address>,
         parcel: Parcel,
     ) -> Result<Predecessor, BindError> {
-        Ok(self.serve(Listener::bind(control)?, parcel))
+        let listener = Listener::builder().bind_options(self.bind.clone()).bind(control)?;
+        Ok(self.serve(listener, parcel))
     }
 
     /// Listens for the next successor on the control socket that a predecessor has handed over.

@@ -22,6 +22,7 @@ on_both_engines!(
     second_successor,
     behind_the_first,
     other_user,
+    a_mode_of_its_own,
     supplementary_groups_decide,
     predecessor_killed,
     predecessor_ended_in_order,
@@ -127,6 +128,15 @@ fn open_to_all(old: &Old) {
     };
     open(old.path.parent().expect("in a directory"), 0o755);
     open(&old.control, 0o666);
+}
+
+/// The mode that lets others take over, if a policy does.
+fn a_mode_of_its_own(engine: EngineChoice) {
+    block_on(engine, async {
+        let old = Old::new(Predecessor::builder().mode(0o660));
+        let found = std::fs::metadata(&old.control).expect("it is there").permissions().mode();
+        assert_eq!(found & 0o777, 0o660);
+    });
 }
 
 fn other_user(engine: EngineChoice) {
