@@ -36,6 +36,7 @@ mod leakable;
 mod lingering;
 mod listener;
 mod memory;
+mod open;
 mod ops;
 mod outbound;
 mod packet;

@@ -67,6 +67,8 @@ impl Listener {
             paused: false,
             pauser: None,
         };
+        // An error means that it is no socket; accepting says so.
+        let _ = rustix::io::ioctl_fionbio(&socket, true);
         let cell = Rc::new(ListenerCell { socket, state: RefCell::new(state) });
         if !core.is_closed() {
             cell.arm(core, &mut core.driver.borrow_mut());
@@ -303,6 +305,31 @@ mod tests {
             reactor.turn(Wait::No).unwrap();
         }
         listener
+    }
+
+    /// Accepting goes on until nobody waits, and must not wait for somebody then.
+    #[test]
+    #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
+    fn a_blocking_socket_holds_up_nobody() {
+        use crate::capabilities::EngineChoice;
+        for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+            let name = format!("ringpost-blocking-listener-{}-{engine:?}", std::process::id());
+            let address = SocketAddr::from_abstract_name(&name).unwrap();
+            let socket = UnixListener::bind_addr(&address).unwrap();
+            let client = std::os::unix::net::UnixStream::connect_addr(&address).unwrap();
+            let (done, end) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+                let listener = reactor.adopt_listener(socket.into());
+                for _ in 0..3 {
+                    reactor.turn(Wait::No).unwrap();
+                }
+                let mut context = Context::from_waker(Waker::noop());
+                done.send(listener.poll_accept(&mut context).is_ready()).unwrap();
+            });
+            assert_eq!(end.recv_timeout(Duration::from_secs(10)), Ok(true), "{engine:?}");
+            drop(client);
+        }
     }
 
     #[test]

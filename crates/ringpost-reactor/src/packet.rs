@@ -146,6 +146,8 @@ pub fn prepare_packet_socket(socket: BorrowedFd<'_>, credentials: bool) -> std::
 pub struct Packets {
     cell: Rc<PacketCell>,
     core: Rc<Core>,
+    /// Among those that are open.
+    place: usize,
 }
 
 impl Packets {
@@ -199,7 +201,8 @@ impl Packets {
                 None => cell.arm(&mut driver),
             }
         }
-        Self { cell, core: Rc::clone(core) }
+        let place = core.open_packets.add(&cell);
+        Self { cell, core: Rc::clone(core), place }
     }
 
     /// The socket, for queries such as peer credentials.
@@ -613,6 +616,7 @@ impl Packets {
 
 impl Drop for Packets {
     fn drop(&mut self) {
+        self.core.open_packets.remove(self.place);
         self.cell.close(&self.core);
     }
 }

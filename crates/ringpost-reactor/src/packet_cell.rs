@@ -864,6 +864,14 @@ impl PacketCell {
         }
     }
 
+    /// The reactor has ended, and this socket's handle is still there.
+    pub(crate) fn end_of_reactor(&self, errno: i32, wakers: &mut Vec<Waker>) {
+        if !self.state.borrow().closing {
+            self.fail(errno, wakers);
+            self.shut_down();
+        }
+    }
+
     /// The engine or the runtime is gone: both directions report it.
     pub(crate) fn fail(&self, errno: i32, wakers: &mut Vec<Waker>) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };

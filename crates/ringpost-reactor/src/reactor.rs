@@ -15,6 +15,8 @@ mod failure;
 mod shutdown;
 mod sleep;
 #[cfg(test)]
+mod spinning_tests;
+#[cfg(test)]
 mod unclaimed_tests;
 #[cfg(test)]
 mod wakers_tests;
@@ -39,6 +41,7 @@ use crate::leakable::Leakable;
 use crate::lingering::Lingering;
 use crate::listener::{Listener, ListenerCell};
 use crate::memory::{ForkMark, OutboundBlocks};
+use crate::open::Open;
 use crate::ops::{Ops, Owner};
 use crate::packet::{PacketOptions, Packets};
 use crate::packet_cell::{PacketCell, PacketWork};
@@ -97,7 +100,7 @@ pub(crate) struct Driver {
     pub(crate) guard_hangup: bool,
     /// Set once the engine can't go on: the error number all operations report from then on.
     failed: Option<i32>,
-    fork: Rc<ForkMark>,
+    inbox: Arc<Inbox>,
     /// The failure that made room for a request ran into, wherever that was: the next turn tells everybody.
     untold: Option<EngineError>,
 }
@@ -116,7 +119,8 @@ pub(crate) struct Core {
     inbox: Arc<Inbox>,
     report: EngineReport,
     closed: Cell<bool>,
-    fork: Rc<ForkMark>,
+    pub(crate) open_streams: Open<StreamCell>,
+    pub(crate) open_packets: Open<PacketCell>,
     #[cfg(feature = "sim")]
     pub(crate) streams: RefCell<crate::parked::Live<StreamCell>>,
     #[cfg(feature = "sim")]
@@ -152,11 +156,11 @@ impl Reactor {
     /// [`BuildError`] says which resource or setting is the cause.
     pub fn new(config: Config) -> Result<Self, BuildError> {
         config.validate()?;
-        let inbox =
-            Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
-        let built = AnyEngine::choose(&config, &inbox)?;
         let fork = ForkMark::new().map_err(BuildError::resource("a page"))?;
-        Ok(Self::of(config, inbox, built, Clock::default(), fork))
+        let inbox = Inbox::new(config.inbox_capacity, fork);
+        let inbox = Arc::new(inbox.map_err(BuildError::resource("eventfd"))?);
+        let built = AnyEngine::choose(&config, &inbox)?;
+        Ok(Self::of(config, inbox, built, Clock::default()))
     }
 
     /// Builds a reactor on a simulated kernel, which it shares with nobody. Of the configuration, `engine`
@@ -173,10 +177,10 @@ impl Reactor {
         let spin = if simulation.spins() { Spin::Always } else { Spin::Never };
         let config = Config { spin, ..config };
         config.validate()?;
-        let inbox =
-            Arc::new(Inbox::new(config.inbox_capacity).map_err(BuildError::resource("eventfd"))?);
+        let inbox = Inbox::new(config.inbox_capacity, ForkMark::none());
+        let inbox = Arc::new(inbox.map_err(BuildError::resource("eventfd"))?);
         let built = AnyEngine::simulated(simulation, &inbox)?;
-        Ok(Self::of(config, inbox, built, simulation.clock(), ForkMark::none()))
+        Ok(Self::of(config, inbox, built, simulation.clock()))
     }
 
     fn of(
@@ -184,9 +188,7 @@ impl Reactor {
         inbox: Arc<Inbox>,
         (engine, pool, report): (AnyEngine, Pool, EngineReport),
         clock: Clock,
-        fork: ForkMark,
     ) -> Self {
-        let fork = Rc::new(fork);
         tracing::debug!(engine = %report, "reactor built");
         let capabilities = report.capabilities.as_ref();
         let provide_target = if engine.shares_blocks() {
@@ -226,7 +228,7 @@ impl Reactor {
             provide_target,
             doorbell: None,
             failed: None,
-            fork: Rc::clone(&fork),
+            inbox: Arc::clone(&inbox),
             untold: None,
         };
         if config.spin == Spin::Always {
@@ -246,7 +248,8 @@ impl Reactor {
             inbox,
             report,
             closed: Cell::new(false),
-            fork,
+            open_streams: Open::default(),
+            open_packets: Open::default(),
             #[cfg(feature = "sim")]
             streams: RefCell::default(),
             #[cfg(feature = "sim")]
@@ -294,7 +297,8 @@ impl Reactor {
         Packets::adopt(&self.core, socket, options)
     }
 
-    /// Takes over a listening socket and starts to accept on it.
+    /// Takes over a listening socket and starts to accept on it. It is made non-blocking, for everyone who holds the
+    /// same socket: with one that is made blocking again, accepting on epoll waits for the next connection.
     pub fn adopt_listener(&self, socket: OwnedFd) -> Listener {
         Listener::adopt(&self.core, socket)
     }
@@ -417,7 +421,7 @@ impl Driver {
 
     /// The error number that all operations report, if the engine can't be used.
     pub(crate) fn failure(&self) -> Option<i32> {
-        self.failed.or_else(|| self.fork.is_child().then_some(libc::ECANCELED))
+        self.failed.or_else(|| self.inbox.is_in_child().then_some(libc::ECANCELED))
     }
 
     fn arm_doorbell(&mut self, inbox: &Inbox) {
@@ -568,7 +572,7 @@ fn blocks_to_provide_max(pool: &Pool) -> usize {
 
 impl Core {
     /// Drops payloads that are not needed any more, with nothing borrowed. True if there were any.
-    fn drop_released(&self) -> bool {
+    pub(crate) fn drop_released(&self) -> bool {
         let mut released = self.blocks.borrow_mut().take_released();
         let any = !released.is_empty();
         if released.capacity() > 0 {
@@ -584,7 +588,7 @@ impl Core {
 
     /// True in a forked child: whatever belongs to this reactor is its parent's.
     pub(crate) fn is_in_child(&self) -> bool {
-        self.fork.is_child()
+        self.inbox.is_in_child()
     }
 
     /// Why nobody would wake who begins to wait now.
@@ -784,6 +788,8 @@ impl Core {
                 if spins.is_multiple_of(SPINS_PER_CLOCK) {
                     let now = self.clock.now();
                     if due(now) {
+                        // Or who only waits for the clock, and seldom long enough, would spin for ever.
+                        driver.spinner.wasted();
                         return Ok(());
                     }
                     if budget.is_some_and(|budget| now - start >= budget) {

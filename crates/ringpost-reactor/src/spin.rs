@@ -76,6 +76,12 @@ impl Spinner {
         matches!(self.policy, Spin::Adaptive { .. })
     }
 
+    /// As on a machine with cores for everybody.
+    #[cfg(test)]
+    pub(crate) fn ignore_load(&mut self) {
+        self.load.cores = usize::MAX;
+    }
+
     /// A spin that began at `start` found work.
     #[inline]
     pub(crate) fn found(&mut self, start: Instant) {

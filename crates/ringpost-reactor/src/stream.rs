@@ -175,6 +175,8 @@ impl fmt::Debug for StreamCell {
 pub struct Stream {
     cell: Rc<StreamCell>,
     core: Rc<Core>,
+    /// Among those that are open.
+    place: usize,
 }
 
 impl Stream {
@@ -221,7 +223,8 @@ impl Stream {
         } else {
             cell.arm_receive(core, &mut core.driver.borrow_mut());
         }
-        Self { cell, core: Rc::clone(core) }
+        let place = core.open_streams.add(&cell);
+        Self { cell, core: Rc::clone(core), place }
     }
 
     /// The socket, for queries such as peer credentials.
@@ -505,7 +508,8 @@ impl Stream {
 
     #[inline]
     fn mark_dirty(&self, state: &mut State) {
-        if !state.dirty {
+        // At the end of the reactor nobody would look for it.
+        if !state.dirty && !self.core.is_closed() {
             state.dirty = true;
             self.core.dirty.borrow_mut().push(Rc::clone(&self.cell));
         }
@@ -514,6 +518,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.core.open_streams.remove(self.place);
         self.cell.close(&self.core);
     }
 }

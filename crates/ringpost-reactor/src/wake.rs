@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use ringpost_sync::{Doorbell, Mailbox};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::memory::ForkMark;
+
 /// An eventfd whose every write is an event for the reactor that watches it edge-triggered. It is
 /// never read: the counter would take 2^64 - 2 wake-ups to fill (eventfd(2)).
 pub struct Bell {
@@ -42,16 +44,17 @@ pub type Parcel = Box<dyn FnOnce() + Send>;
 /// must be woken for it.
 pub struct Inbox {
     mailbox: Mailbox<Parcel, Bell>,
+    fork: ForkMark,
 }
 
 impl Inbox {
-    pub(crate) fn new(capacity: usize) -> std::io::Result<Self> {
-        Ok(Self { mailbox: Mailbox::new(capacity, Bell::new()?) })
+    pub(crate) fn new(capacity: usize, fork: ForkMark) -> std::io::Result<Self> {
+        Ok(Self { mailbox: Mailbox::new(capacity, Bell::new()?), fork })
     }
 
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
-        Self { mailbox: Mailbox::new(2, Bell { fd: None }) }
+        Self { mailbox: Mailbox::new(2, Bell { fd: None }), fork: ForkMark::none() }
     }
 
     /// The queue of work.
@@ -59,9 +62,17 @@ impl Inbox {
         &self.mailbox
     }
 
-    /// Wakes the reactor if it is parked.
+    /// Wakes the reactor if it is parked. In a forked child nobody is: the bell would be the parent's.
     pub fn notify(&self) {
-        self.mailbox.notify();
+        if !self.is_in_child() {
+            self.mailbox.notify();
+        }
+    }
+
+    /// True in a forked child of the process of the reactor: nobody there takes work.
+    #[inline]
+    pub fn is_in_child(&self) -> bool {
+        self.fork.is_child()
     }
 
     pub(crate) fn bell_fd(&self) -> RawFd {

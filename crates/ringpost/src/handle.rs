@@ -27,8 +27,12 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`SubmitError`] if the mailbox is full or the runtime has ended; `work` has been dropped.
+    /// [`SubmitError`] if the mailbox is full or the runtime has ended, as it has in a forked child; `work` has been
+    /// dropped.
     pub fn submit(&self, work: impl FnOnce() + Send + 'static) -> Result<(), SubmitError> {
+        if self.shared.inbox.is_in_child() {
+            return Err(SubmitError::RuntimeEnded);
+        }
         self.shared.inbox.mailbox().push(Box::new(work)).map_err(|error| match error {
             PushError::Full(_) => {
                 SubmitError::Full { capacity: self.shared.inbox.mailbox().capacity() }

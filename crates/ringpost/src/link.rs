@@ -63,7 +63,8 @@ struct Greeting {
     instance: u64,
     /// The beginning of a greeting that arrives in parts.
     reader: Option<Box<HelloReader>>,
-    deadline: Instant,
+    /// From when somebody waits for it: what has come by then is only found in the next turn.
+    deadline: Option<Instant>,
     /// One for each half that waits.
     alarms: Option<Box<[Option<Sleep>; 2]>>,
 }
@@ -74,9 +75,7 @@ impl Link {
             let instance = fastrand::u64(..);
             let ours = greeting_of(&options, &stream, instance);
             stream.append(Prefix::NONE, &ours.encode());
-            let limit = Duration::from_millis(options.handshake_ms_max);
-            let deadline = reactor.now() + limit.min(HANDSHAKE_MAX);
-            Phase::Greeting(Greeting { instance, deadline, reader: None, alarms: None })
+            Phase::Greeting(Greeting { instance, deadline: None, reader: None, alarms: None })
         } else {
             Phase::Open
         };
@@ -202,7 +201,10 @@ impl Link {
                 Poll::Ready(Err(error)) => break Err(error.into()),
                 Poll::Pending => {
                     let alarm = &mut greeting.alarms.get_or_insert_default()[half as usize];
-                    let at = greeting.deadline;
+                    let at = *greeting.deadline.get_or_insert_with(|| {
+                        let limit = Duration::from_millis(self.options.handshake_ms_max);
+                        self.reactor.now() + limit.min(HANDSHAKE_MAX)
+                    });
                     let alarm = alarm.get_or_insert_with(|| self.reactor.sleep_until(at));
                     if Pin::new(alarm).poll(context).is_pending() {
                         return Poll::Pending;

@@ -84,7 +84,7 @@ impl ConnectionOptions {
         self
     }
 
-    /// How long the peer's greeting may take, milliseconds. At most a day.
+    /// How long the peer's greeting may take from when somebody waits for it, milliseconds. At most a day.
     pub fn handshake_ms_max(mut self, milliseconds: u64) -> Self {
         self.handshake_ms_max = milliseconds;
         self

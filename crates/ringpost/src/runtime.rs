@@ -219,7 +219,7 @@ impl RuntimeBuilder {
     }
 
     /// How long what a dropped connection had accepted may still wait to be sent, 5 s by default. At the end of the
-    /// runtime only what fits the socket is sent.
+    /// runtime only what fits the socket is sent. Time in which the runtime does not run counts, too.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.config.linger_ms_max = u64::try_from(linger.as_millis()).unwrap_or(u64::MAX);
         self

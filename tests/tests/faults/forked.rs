@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringpost::{
     AcceptError, Closed, ConnectErrorKind, Connection, ConnectionOptions, Datagram, EngineChoice,
-    LengthPrefix, Listener, Message, RecvError, Runtime, SendError, spawn, timeout,
+    LengthPrefix, Listener, Message, RecvError, Runtime, SendError, SubmitError, spawn, timeout,
 };
 use ringpost_testkit::pattern;
 use ringpost_tests::on_both_engines_alone;
@@ -138,7 +138,10 @@ fn every_operation_ends(engine: EngineChoice) {
         // Told once: here, if nobody had to wait above.
         let _ = runtime.turn(Some(Duration::ZERO));
         assert!(runtime.turn(Some(Duration::ZERO)).is_ok(), "told once");
-        let _ = runtime.handle().submit(|| {});
+        let handle = runtime.handle();
+        assert_eq!(handle.submit(|| {}), Err(SubmitError::RuntimeEnded));
+        assert!(handle.spawn(|| async {}).is_err());
+        handle.wake();
         assert!(!runtime.engine().to_string().is_empty());
         let _ = runtime.stats();
     });

@@ -23,6 +23,7 @@ on_both_engines!(
     every_bad_greeting,
     another_protocol,
     a_silent_peer,
+    a_greeting_that_waits,
     a_silent_peer_of_a_publisher,
     every_bad_frame,
     skipped_frames,
@@ -157,6 +158,20 @@ fn a_silent_peer(engine: EngineChoice) {
             .await;
         });
     }
+}
+
+/// A greeting that lies in the socket is in time, whatever this thread did until it looked.
+fn a_greeting_that_waits(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let (ours, theirs) = sockets();
+    let options = ConnectionOptions::new().handshake_ms_max(50);
+    let mut connection = runtime.enter(|| adopt(ours, options));
+    let mut peer = RawPeer::new(theirs);
+    peer.send(&greeting());
+    peer.send(&message(b"early"));
+    thread::sleep(Duration::from_millis(150));
+    let received = run(&runtime, connection.recv()).expect("in time").expect("a message");
+    assert_eq!(received, *b"early");
 }
 
 /// Nobody receives; who waits for room or for a flush waits no longer for the greeting than agreed.

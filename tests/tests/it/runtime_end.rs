@@ -1,6 +1,9 @@
 //! Runtimes that end with everything under way, and several at once.
 
 use std::cell::RefCell;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +25,8 @@ on_both_engines!(
     messages_outlive_it,
     connections_outlive_it,
     half_closed_connections_outlive_it,
+    peers_of_connections_that_outlive_it,
+    what_is_left_is_dropped,
     sleeps_outlive_it,
     queued_work_panics_as_it_is_dropped,
     queued_work_panics_while_another_panic_ends_the_runtime,
@@ -405,4 +410,66 @@ fn the_same_again(engine: EngineChoice) {
     });
     run(&runtime, ask(&mut client, 2, 100));
     run(&runtime, ask(&mut client, 3, 100));
+}
+
+/// The bytes until the end, which comes in time.
+fn read_to_end(peer: &mut UnixStream) -> usize {
+    peer.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    peer.set_nonblocking(false).expect("a socket");
+    let mut bytes = Vec::new();
+    match peer.read_to_end(&mut bytes) {
+        Ok(count) => count,
+        // Of one that had sent what was not received.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => bytes.len(),
+        Err(error) => panic!("no end in time: {error}"),
+    }
+}
+
+/// Their end comes with that of the runtime, also if nothing of theirs is in flight.
+fn peers_of_connections_that_outlive_it(engine: EngineChoice) {
+    for how in ["idle", "half-closed", "paused", "packets"] {
+        let runtime = builder(engine).inbound_bytes_max(4096).build().expect("a runtime");
+        let (ours, mut peer) = if how == "packets" { packet_sockets() } else { sockets() };
+        let mut connection = runtime.enter(|| adopt(ours, ConnectionOptions::new().bytes()));
+        match how {
+            "half-closed" | "packets" => {
+                peer.shutdown(Shutdown::Write).expect("connected");
+                assert!(run(&runtime, connection.recv()).expect("a clean end").is_none());
+            }
+            "paused" => {
+                peer.set_nonblocking(true).expect("a socket");
+                for _ in 0..20 {
+                    while peer.write(&[1; 4096]).is_ok() {}
+                    runtime.turn(Some(Duration::from_millis(5))).expect("it goes on");
+                }
+            }
+            _ => runtime.turn(Some(Duration::from_millis(5))).expect("it goes on"),
+        }
+        drop(runtime);
+        assert_eq!(read_to_end(&mut peer), 0, "{how}");
+        drop(connection);
+    }
+}
+
+/// What is queued after the end goes with the connection, and so does its descriptor.
+fn what_is_left_is_dropped(engine: EngineChoice) {
+    let runtime = runtime(engine);
+    let (ours, mut peer) = sockets();
+    let mut connection = runtime.enter(|| adopt(ours, ConnectionOptions::new()));
+    let (others, _peer) = sockets();
+    let other = runtime.enter(|| adopt(others, ConnectionOptions::new()));
+    peer.shutdown(Shutdown::Write).expect("connected");
+    assert!(run(&runtime, connection.recv()).is_err(), "without a greeting");
+    drop(runtime);
+    let greeting = read_to_end(&mut peer);
+    assert!(
+        futures_util::FutureExt::now_or_never(connection.shutdown())
+            .is_some_and(|end| end.is_err()),
+        "it has ended"
+    );
+    let before = process::descriptors();
+    drop(connection);
+    assert_eq!(process::descriptors(), before - 1);
+    assert!(greeting > 0);
+    drop(other);
 }

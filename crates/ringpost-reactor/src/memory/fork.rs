@@ -36,7 +36,6 @@ impl ForkMark {
     }
 
     /// Marks nothing.
-    #[cfg(feature = "sim")]
     pub(crate) fn none() -> Self {
         Self { page: None }
     }

@@ -65,6 +65,13 @@ impl Core {
         let errno = libc::ECANCELED;
         // Operations are left if the engine has failed meanwhile, or the time was over.
         self.fail_waiting(driver, errno);
+        // And those that had none.
+        for stream in self.open_streams.all() {
+            stream.end_of_reactor(errno, &mut driver.wakers);
+        }
+        for cell in self.open_packets.all() {
+            cell.end_of_reactor(errno, &mut driver.wakers);
+        }
         // Who holds on to a connection may still ask for something; nothing is started for them.
         driver.failed.get_or_insert(errno);
         if let Some(block) = driver.hands.surrender_block() {

@@ -94,7 +94,7 @@ impl<'stream> Appender<'stream> {
         let mut bytes = vec![0; len];
         fill(&mut bytes);
         let room = self.room_bytes();
-        let Stream { cell, core } = self.stream;
+        let Stream { cell, core, .. } = self.stream;
         let mut state = cell.state.borrow_mut();
         if state.closing {
             return;
@@ -111,7 +111,7 @@ impl<'stream> Appender<'stream> {
     #[inline(never)]
     fn exchange(&mut self, len: usize) {
         let room = self.room_bytes();
-        let Stream { cell, core } = self.stream;
+        let Stream { cell, core, .. } = self.stream;
         let mut state = cell.state.borrow_mut();
         let mut blocks = core.blocks.borrow_mut();
         let full = self.lent.take();
@@ -138,7 +138,7 @@ impl Drop for Appender<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(lent) = self.lent.take() {
-            let Stream { cell, core } = self.stream;
+            let Stream { cell, core, .. } = self.stream;
             let mut state = cell.state.borrow_mut();
             let blocks = &mut core.blocks.borrow_mut();
             if state.closing && lent.is_new() {

@@ -1,6 +1,7 @@
 //! How a stream ends: what was accepted is sent, within a bounded time, then both directions are shut down.
 
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::Duration;
 
 use rustix::net::Shutdown;
@@ -21,7 +22,9 @@ impl StreamCell {
             (state.first.take(), std::mem::take(&mut state.inbound), state.drop_arrived());
         let cancelled = self.forget_writable(core, &mut state);
         let drained = state.is_drained();
-        if drained {
+        // Nothing more is sent then.
+        let over = core.is_closed();
+        if drained || over {
             state.release_queue(core);
             if !core.is_in_child() {
                 self.shut_down_in(&mut state);
@@ -32,9 +35,10 @@ impl StreamCell {
         drop(state);
         // Leases go without a borrow: the last one of a block notifies the mailbox. So do wakers: they drop tasks.
         drop((inbound, wakers));
-        if !core.is_closed()
-            && let Ok(mut driver) = core.driver.try_borrow_mut()
-        {
+        if over {
+            // What was in the queue may be code of others, for which nobody turns any more.
+            core.drop_released();
+        } else if let Ok(mut driver) = core.driver.try_borrow_mut() {
             if let Some(token) = cancelled {
                 driver.cancel(token, self.raw_fd());
             }
@@ -100,6 +104,14 @@ impl StreamCell {
         let mut state = self.state.borrow_mut();
         state.linger = None;
         state.release_queue(core);
+    }
+
+    /// The reactor has ended, and this stream's handle is still there.
+    pub(crate) fn end_of_reactor(&self, errno: i32, wakers: &mut Vec<Waker>) {
+        if !self.state.borrow().closing {
+            self.fail(errno, wakers);
+            self.shut_down();
+        }
     }
 
     pub(super) fn shut_down_in(&self, state: &mut State) {

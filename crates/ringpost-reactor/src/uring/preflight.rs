@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::{Setup, Uring};
 use crate::capabilities::{Capabilities, Support};
 use crate::engine::{Completion, Engine, EngineError, Request, Token};
+use crate::memory::ForkMark;
 use crate::pool::Pool;
 use crate::wake::Inbox;
 
@@ -125,7 +126,7 @@ impl Bench {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        let inbox = Arc::new(Inbox::new(1)?);
+        let inbox = Arc::new(Inbox::new(1, ForkMark::none())?);
         let mut pool = Pool::new(BLOCKS, BLOCK_BYTES, inbox)?;
         let setup = Setup { entries: 16, incremental, register_ring: true };
         let mut engine = setup.build(Arc::clone(pool.shared()))?;
