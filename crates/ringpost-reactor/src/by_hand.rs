@@ -332,6 +332,7 @@ mod tests {
     use crate::wake::Inbox;
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets of a kernel")]
     fn the_last_quarter_of_the_pool_is_left_to_the_engine() {
         let mut pool = Pool::new(4, 4096, Arc::new(Inbox::for_test())).unwrap();
         let mut lend = || {
@@ -351,6 +352,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets of a kernel")]
     fn a_block_that_nothing_is_lent_from_is_told_apart() {
         let mut pool = Pool::new(4, 16 << 10, Arc::new(Inbox::for_test())).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -365,6 +367,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets of a kernel")]
     fn what_is_lent_stays_as_it_was() {
         let mut pool = Pool::new(4, 16 << 10, Arc::new(Inbox::for_test())).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -354,6 +354,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a million slots take hours")]
     fn one_more_than_the_bound_is_not_started() {
         let cancel = || Slot { owner: Owner::Cancel, memory: None };
         let mut ops = Ops::default();
