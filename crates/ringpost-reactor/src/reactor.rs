@@ -308,6 +308,12 @@ impl Reactor {
         Sleep::new(Rc::clone(&self.core), at)
     }
 
+    /// Turns of the loop so far.
+    #[inline]
+    pub fn turns(&self) -> u64 {
+        self.core.counters.turns.get()
+    }
+
     /// Counters so far.
     pub fn stats(&self) -> Stats {
         let driver = self.core.driver.borrow();
@@ -789,7 +795,7 @@ impl Core {
                     let now = self.clock.now();
                     if due(now) {
                         // Or who only waits for the clock, and seldom long enough, would spin for ever.
-                        driver.spinner.wasted();
+                        driver.spinner.interrupted(now - start);
                         return Ok(());
                     }
                     if budget.is_some_and(|budget| now - start >= budget) {

@@ -46,13 +46,23 @@ pub(crate) struct Spinner {
     load: Load,
     /// Spins in a row that found work.
     streak: u32,
+    /// Time since then in spins that something due has ended.
+    interrupted: Duration,
     pub(crate) paid: u64,
     pub(crate) unpaid: u64,
 }
 
 impl Spinner {
     pub(crate) fn new(policy: Spin) -> Self {
-        Self { policy, budget: Duration::ZERO, load: Load::new(), streak: 0, paid: 0, unpaid: 0 }
+        Self {
+            policy,
+            budget: Duration::ZERO,
+            load: Load::new(),
+            streak: 0,
+            interrupted: Duration::ZERO,
+            paid: 0,
+            unpaid: 0,
+        }
     }
 
     /// How long to spin before the next park; `None` means without end.
@@ -87,6 +97,7 @@ impl Spinner {
     pub(crate) fn found(&mut self, start: Instant) {
         self.paid += 1;
         self.streak = self.streak.saturating_add(1);
+        self.interrupted = Duration::ZERO;
         if let Spin::Adaptive { max } = self.policy {
             let spent = start.elapsed();
             // Room for twice what it took, with a floor that keeps jitter from ending the streak.
@@ -98,11 +109,20 @@ impl Spinner {
     pub(crate) fn wasted(&mut self) {
         self.unpaid += 1;
         self.streak = 0;
+        self.interrupted = Duration::ZERO;
         self.budget /= 2;
         if let Spin::Adaptive { max } = self.policy
             && self.budget < max / 16
         {
             self.budget = Duration::ZERO;
+        }
+    }
+
+    /// A spin was ended by something due after `spent`. Some of them are one of the whole budget.
+    pub(crate) fn interrupted(&mut self, spent: Duration) {
+        self.interrupted += spent;
+        if self.interrupted >= self.budget {
+            self.wasted();
         }
     }
 

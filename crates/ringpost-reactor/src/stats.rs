@@ -41,7 +41,7 @@ pub struct Stats {
     pub sends_tracked: u64,
     /// Spins that found work.
     pub spins_paid: u64,
-    /// Spins that ended in a park.
+    /// Spins that found nothing; several that timers ended early count as one.
     pub spins_unpaid: u64,
     /// Wake-ups because a peer had read what was sent to it, with bytes in them or up to 30 µs later.
     pub early_wakes_paid: u64,

@@ -63,8 +63,12 @@ impl Lock {
                 }
                 Err(Errno::INTR) => continue,
                 Err(errno) => {
-                    // No locks here, so that nobody else has this one.
-                    if is_new && let Err(errno) = directory.unlink_if(&lock_name, &file) {
+                    // Most likely there are no locks here. Somebody who has this one all the same writes to it.
+                    let empty = rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_size == 0);
+                    if is_new
+                        && empty
+                        && let Err(errno) = directory.unlink_if(&lock_name, &file)
+                    {
                         tracing::warn!(path = %path.display(), %errno, "cannot remove the lock file");
                     }
                     return Err(BindError::system(Step::Lock, path, errno));

@@ -39,7 +39,7 @@ impl BindOptions {
     /// write permission. The default is 0600. Abstract addresses have no mode.
     ///
     /// Let the server itself connect, too: to replace the socket of one that was killed, the next server asks
-    /// whether anybody is behind it ([`BindError::Unprobed`](crate::BindError::Unprobed) if it may not). Root may
+    /// whether anybody is behind it ([`BindError::Unprobed`] if it may not). Root may
     /// unless it lacks `CAP_DAC_OVERRIDE`; others take a mode with 0200, and a socket that stays their own.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;

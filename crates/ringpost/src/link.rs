@@ -63,8 +63,10 @@ struct Greeting {
     instance: u64,
     /// The beginning of a greeting that arrives in parts.
     reader: Option<Box<HelloReader>>,
-    /// From when somebody waits for it: what has come by then is only found in the next turn.
+    /// Counted from when somebody waits for it first.
     deadline: Option<Instant>,
+    /// The turn in which the deadline was found to be over.
+    late: Option<u64>,
     /// One for each half that waits.
     alarms: Option<Box<[Option<Sleep>; 2]>>,
 }
@@ -75,7 +77,13 @@ impl Link {
             let instance = fastrand::u64(..);
             let ours = greeting_of(&options, &stream, instance);
             stream.append(Prefix::NONE, &ours.encode());
-            Phase::Greeting(Greeting { instance, deadline: None, reader: None, alarms: None })
+            Phase::Greeting(Greeting {
+                instance,
+                reader: None,
+                deadline: None,
+                late: None,
+                alarms: None,
+            })
         } else {
             Phase::Open
         };
@@ -207,6 +215,12 @@ impl Link {
                     });
                     let alarm = alarm.get_or_insert_with(|| self.reactor.sleep_until(at));
                     if Pin::new(alarm).poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    // What lies in the socket is found in a turn: one more, if there was none since it was late.
+                    let turns = self.reactor.turns();
+                    if *greeting.late.get_or_insert(turns) == turns {
+                        context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     let milliseconds = self.options.handshake_ms_max;

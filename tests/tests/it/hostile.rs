@@ -172,6 +172,18 @@ fn a_greeting_that_waits(engine: EngineChoice) {
     thread::sleep(Duration::from_millis(150));
     let received = run(&runtime, connection.recv()).expect("in time").expect("a message");
     assert_eq!(received, *b"early");
+    // Also if somebody has looked before, and given up.
+    let (ours, theirs) = sockets();
+    let mut connection = runtime.enter(|| adopt(ours, options));
+    assert_eq!(connection.halves().0.try_send(&[7; 2000]), Err(SendError::NotReady));
+    run(&runtime, timeout(Duration::from_millis(1), connection.recv())).expect_err("too soon");
+    let mut peer = RawPeer::new(theirs);
+    peer.send(&greeting());
+    peer.send(&message(b"later"));
+    thread::sleep(Duration::from_millis(150));
+    assert_eq!(connection.halves().0.try_send(&[7; 2000]), Err(SendError::NotReady));
+    let received = run(&runtime, connection.recv()).expect("in time").expect("a message");
+    assert_eq!(received, *b"later");
 }
 
 /// Nobody receives; who waits for room or for a flush waits no longer for the greeting than agreed.

@@ -11,9 +11,9 @@ use crate::spin::Spin;
 #[test]
 #[cfg_attr(miri, ignore = "needs the engines of a kernel")]
 fn spins_that_the_clock_ends_are_in_vain() {
-    /// Halvings from the longest spin to none, and some for a machine that stands still.
-    const TURNS_MAX: u32 = 50;
-    let max = Duration::from_millis(20);
+    /// Ten of them are one of the longest, and a few halvings lead to none.
+    const TURNS_MAX: u32 = 100;
+    let max = Duration::from_millis(5);
     for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
         let config = Config { engine, spin: Spin::Adaptive { max }, ..Config::default() };
         let reactor = Reactor::new(config).unwrap();

@@ -31,7 +31,8 @@ pub(super) const OPERATIONS: &[Operation] = operations! {
     "Connection::connect" |rig, cut| connecting(rig, cut, Connect::Default);
     "Connection::connect_with" |rig, cut| connecting(rig, cut, Connect::With);
     "ByteStream::connect" connecting_streams;
-    "Connection::ready" greeting;
+    "Connection::ready" |rig, cut| greeting(rig, cut, Waits::Connection);
+    "Sender::ready" |rig, cut| greeting(rig, cut, Waits::Sender);
     "Connection::detach" detaching;
     "Sender::peer_going_away" going_away;
     "Predecessor::successor" awaiting_successors;
@@ -211,8 +212,15 @@ async fn connecting_streams(rig: Rig, cut: Cut) {
     server.await.expect("all goes well");
 }
 
+/// Who waits for a greeting.
+#[derive(Debug, Clone, Copy)]
+enum Waits {
+    Connection,
+    Sender,
+}
+
 /// Waits for the greeting of a peer that takes its time.
-async fn greeting(rig: Rig, cut: Cut) {
+async fn greeting(rig: Rig, cut: Cut, who: Waits) {
     let (left, right) = sockets();
     let peer = spawn(async move {
         rig.rest(500).await;
@@ -222,7 +230,13 @@ async fn greeting(rig: Rig, cut: Cut) {
         assert!(right.recv().await.expect("a clean end").is_none());
     });
     let mut left = Connection::from_socket(left, options());
-    persist!(cut, left.ready()).expect("a greeting");
+    match who {
+        Waits::Connection => persist!(cut, left.ready()).expect("a greeting"),
+        Waits::Sender => {
+            let sender = left.halves().0;
+            persist!(cut, sender.ready()).expect("a greeting");
+        }
+    }
     assert!(left.agreement().is_some());
     left.shutdown().await.expect("a proper end");
     assert!(left.recv().await.expect("a clean end").is_none());
