@@ -220,6 +220,8 @@ impl Link {
                     // What lies in the socket is found in a turn: one more, if there was none since it was late.
                     let turns = self.reactor.turns();
                     if *greeting.late.get_or_insert(turns) == turns {
+                        // Without a borrow: it may run code of others.
+                        drop(phase);
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
