@@ -126,7 +126,7 @@ pub struct BatchRoom {
 }
 
 /// Sets up a packet socket as [`Reactor::adopt_packets`](crate::Reactor::adopt_packets) does, for those who bind it
-/// themselves: what is sent to it from then on is not as it should be otherwise. Nobody can send descriptors to it
+/// themselves: packets may come from that moment on, and this has to hold for the first one. Nobody can send descriptors to it
 /// (SO_PASSRIGHTS, Linux 6.16), and with `credentials` the kernel says of each packet who sent it (SO_PASSCRED).
 ///
 /// # Errors

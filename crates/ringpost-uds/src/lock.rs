@@ -94,9 +94,7 @@ impl Lock {
     /// the open file description (flock(2)), which both processes then share. It lasts until both have
     /// closed it.
     pub(crate) fn share(name: &OsStr, fd: OwnedFd) -> Result<Self, Errno> {
-        let mut lock_name = name.to_owned();
-        lock_name.push(SUFFIX);
-        Ok(Self { name: lock_name, file: Pin::new(fd)? })
+        Ok(Self { name: with_suffix(name), file: Pin::new(fd)? })
     }
 
     /// Notes this process and the temporary name it is about to use, for those who find the file.
@@ -142,10 +140,8 @@ impl Lock {
         name: &OsStr,
         fd: BorrowedFd<'_>,
     ) -> Result<bool, Errno> {
-        let mut lock_name = name.to_owned();
-        lock_name.push(SUFFIX);
         let locked = rustix::fs::fstat(fd)?;
-        match rustix::fs::statat(directory, lock_name, AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(directory, with_suffix(name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok((stat.st_dev, stat.st_ino) == (locked.st_dev, locked.st_ino)),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno),
@@ -235,9 +231,14 @@ fn lock_name(directory: &Directory, name: &OsStr) -> Result<OsString, BindError>
             limit: Address::NAME_BYTES_MAX,
         }));
     }
+    Ok(with_suffix(name))
+}
+
+/// The name of the lock file of the socket `name`.
+fn with_suffix(name: &OsStr) -> OsString {
     let mut lock_name = name.to_owned();
     lock_name.push(SUFFIX);
-    Ok(lock_name)
+    lock_name
 }
 
 /// Opens or creates the lock file, and says whether it is new; `None` if it vanished in between.

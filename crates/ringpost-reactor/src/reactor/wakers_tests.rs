@@ -34,13 +34,13 @@ impl Drop for Holder {
 }
 
 /// Polls something that keeps its waker, with the holder's and then with another one; nothing else has it then.
-type Poll = fn(&Reactor, &Stream, &mut Context<'_>);
+type Poll = fn(&Stream, &mut Context<'_>);
 
 const POLLS: [(&str, Poll); 4] = [
-    ("receive", |_, stream, context| assert!(stream.poll_receive(context).is_pending())),
-    ("arrival", |_, stream, context| assert!(stream.poll_arrival(context).is_pending())),
-    ("flushed", |_, stream, context| assert!(stream.poll_flushed(context).is_pending())),
-    ("stopped", |_, stream, context| {
+    ("receive", |stream, context| assert!(stream.poll_receive(context).is_pending())),
+    ("arrival", |stream, context| assert!(stream.poll_arrival(context).is_pending())),
+    ("flushed", |stream, context| assert!(stream.poll_flushed(context).is_pending())),
+    ("stopped", |stream, context| {
         // It may have stopped by the second time; the first waker is kept until then.
         let _ = stream.poll_stopped(context);
     }),
@@ -97,9 +97,9 @@ fn what_a_replaced_waker_drops_ends() {
         for (what, poll) in POLLS {
             let (stream, _far) = full(&reactor);
             let (waker, far, address) = hold(&reactor, &name(what));
-            poll(&reactor, &stream, &mut Context::from_waker(&waker));
+            poll(&stream, &mut Context::from_waker(&waker));
             drop(waker);
-            poll(&reactor, &stream, &mut Context::from_waker(Waker::noop()));
+            poll(&stream, &mut Context::from_waker(Waker::noop()));
             end(&reactor, far, &address);
             // This one lingers as well.
             drop(stream);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ringpost::restart::{Predecessor, RestartError};
 use ringpost::{AcceptError, AccessPolicy, EngineChoice};
+use ringpost_testkit::child::Child;
 use ringpost_testkit::peer::{RawPeer, greeting, message};
 use ringpost_tests::on_both_engines;
 use ringpost_tests::privileges::root_or_skip;
@@ -225,14 +226,20 @@ async fn hear_nobody(
     .await
 }
 
-/// A predecessor that dies while its successor starts up is taken over from as well, and without a gap.
-fn predecessor_killed(engine: EngineChoice) {
-    let (_directory, path) = place();
-    let path = path.to_str().expect("text");
+/// A first generation that serves, and a second one that has its offer and waits.
+fn offered(path: &str, engine: EngineChoice) -> (Child, Child) {
     let mut first = start(path, engine, &[]);
     assert_eq!(first.hear(), "serving 1");
     let mut second = start(path, engine, &["hold"]);
     assert_eq!(second.hear(), "offered");
+    (first, second)
+}
+
+/// A predecessor that dies while its successor starts up is taken over from as well, and without a gap.
+fn predecessor_killed(engine: EngineChoice) {
+    let (_directory, path) = place();
+    let path = path.to_str().expect("text");
+    let (mut first, mut second) = offered(path, engine);
     first.kill();
     // Nobody accepts, and nobody is refused.
     let waiting = UnixStream::connect(path).expect("not refused");
@@ -256,10 +263,7 @@ fn predecessor_killed(engine: EngineChoice) {
 fn predecessor_ended_in_order(engine: EngineChoice) {
     let (_directory, path) = place();
     let path = path.to_str().expect("text");
-    let mut first = start(path, engine, &[]);
-    assert_eq!(first.hear(), "serving 1");
-    let mut second = start(path, engine, &["hold"]);
-    assert_eq!(second.hear(), "offered");
+    let (mut first, mut second) = offered(path, engine);
     // As dropping a listener does.
     for file in [path.to_owned(), format!("{path}.lock")] {
         std::fs::remove_file(file).expect("it is there");
@@ -279,10 +283,7 @@ fn both_killed(engine: EngineChoice) {
     let (directory, path) = place();
     let path = path.to_str().expect("text");
     for _ in 0..3 {
-        let mut first = start(path, engine, &[]);
-        assert_eq!(first.hear(), "serving 1");
-        let mut second = start(path, engine, &["hold"]);
-        assert_eq!(second.hear(), "offered");
+        let (mut first, mut second) = offered(path, engine);
         first.kill();
         second.kill();
     }
