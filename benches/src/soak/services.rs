@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     future::poll_fn,
     os::fd::OwnedFd,
     pin::pin,
@@ -18,8 +18,8 @@ use futures_util::{
     future::{Either, select},
 };
 use ringpost::{
-    ByteStream, Closed, Connection, Datagram, DatagramSendError, Message, RecvError, SendError,
-    sleep, spawn, timeout,
+    ByteStream, Closed, Connection, Datagram, DatagramSendError, DatagramSender, Message,
+    RecvError, SendError, SocketName, sleep, spawn, timeout,
 };
 
 use super::{
@@ -322,6 +322,7 @@ const INTRODUCTION_BYTES_MAX: u64 = 1024;
 /// Sends every datagram back to where it came from.
 pub(crate) async fn datagrams(socket: Datagram, tally: &Rc<Tally>) -> Result<()> {
     let (sender, mut receiver) = socket.split();
+    let waiting = WaitingReplies::default();
     loop {
         let packet = receiver.recv().await.context("datagrams")?;
         let to = *packet.sender_name();
@@ -341,26 +342,70 @@ pub(crate) async fn datagrams(socket: Datagram, tally: &Rc<Tally>) -> Result<()>
             )
             .with_context(|| format!("a datagram from {to:?}"))?;
         tally.received();
-        let sent = match sender.try_send_to(to, &bytes) {
-            Err(DatagramSendError::Full { .. }) => {
-                let sender = sender.clone();
-                spawn(async move {
-                    let sent = timeout(REPLY_WAIT_MAX, sender.send_to(to, &bytes)).await;
-                    let sent = sent.unwrap_or_else(|late| super::census::fail(&late.into()));
-                    check_reply(sent, leaves).unwrap_or_else(|error| super::census::fail(&error));
-                });
-                Ok(())
-            }
-            sent => sent,
-        };
-        check_reply(sent, leaves)?;
+        waiting.answer(&sender, Reply { to, bytes, leaves })?;
     }
 }
 
-/// A receiver that said that it leaves may be gone.
-fn check_reply(sent: Result<(), DatagramSendError>, leaves: u64) -> Result<()> {
-    match sent {
-        Err(DatagramSendError::Gone { .. }) if leaves != 0 => Ok(()),
-        sent => sent.context("the reply to a datagram"),
+/// A datagram on its way back.
+struct Reply {
+    to: SocketName,
+    bytes: Vec<u8>,
+    leaves: u64,
+}
+
+impl Reply {
+    /// A receiver that said that it leaves may be gone.
+    fn check(&self, sent: Result<(), DatagramSendError>) -> Result<()> {
+        match sent {
+            Err(DatagramSendError::Gone { .. }) if self.leaves != 0 => Ok(()),
+            sent => sent.context("the reply to a datagram"),
+        }
+    }
+}
+
+/// Replies for which there was no room at once, by receiver: one that is full holds up its own alone, and a reply that
+/// comes while an earlier one waits must not overtake it.
+#[derive(Clone, Default)]
+struct WaitingReplies {
+    by_receiver: Rc<RefCell<HashMap<SocketName, VecDeque<Reply>>>>,
+}
+
+impl WaitingReplies {
+    fn answer(&self, sender: &DatagramSender, reply: Reply) -> Result<()> {
+        if let Some(earlier) = self.by_receiver.borrow_mut().get_mut(&reply.to) {
+            // As many as the client has in flight at most.
+            earlier.push_back(reply);
+            return Ok(());
+        }
+        match sender.try_send_to(reply.to, &reply.bytes) {
+            Err(DatagramSendError::Full { .. }) => {
+                let (to, own, sender) = (reply.to, self.clone(), sender.clone());
+                self.by_receiver.borrow_mut().insert(to, VecDeque::from([reply]));
+                spawn(async move {
+                    own.send(&sender, to).await.unwrap_or_else(|error| super::census::fail(&error));
+                });
+                Ok(())
+            }
+            sent => reply.check(sent),
+        }
+    }
+
+    /// Sends what waits for this receiver, in order, until nothing does.
+    async fn send(&self, sender: &DatagramSender, to: SocketName) -> Result<()> {
+        while let Some(reply) = self.next(to) {
+            let sent = timeout(REPLY_WAIT_MAX, sender.send_to(to, &reply.bytes)).await?;
+            reply.check(sent)?;
+        }
+        Ok(())
+    }
+
+    /// What is to be sent next; with nothing left the next reply is sent at once again.
+    fn next(&self, to: SocketName) -> Option<Reply> {
+        let mut by_receiver = self.by_receiver.borrow_mut();
+        let reply = by_receiver.get_mut(&to)?.pop_front();
+        if reply.is_none() {
+            by_receiver.remove(&to);
+        }
+        reply
     }
 }

@@ -22,7 +22,8 @@ const PACKET_DEPTH: u64 = 8;
 const DATAGRAM_SOCKETS: usize = 2;
 /// Below net.unix.max_dgram_qlen, so that replies find room.
 const DATAGRAM_DEPTH: u64 = 6;
-const DATAGRAM_BYTES_MAX: usize = 20_000;
+/// So many of them are more than a send buffer has room for: replies wait, too.
+const DATAGRAM_BYTES_MAX: usize = 60_000;
 const BYTE_STREAMS: usize = 2;
 const REPLY_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -243,7 +244,9 @@ async fn exchange_bytes(client: &Rc<Client>) -> Result<()> {
             sent += piece.len() as u64;
             let wanted = if client.below(3) == 0 { sent } else { sent.saturating_sub(20_000) };
             while echoed < wanted {
-                echoed += take(&mut stream, introduction.up(), echoed).await?;
+                let bytes = take(&mut stream, introduction.up(), echoed).await?;
+                ensure!(bytes > 0, "an end instead of an echo");
+                echoed += bytes;
                 client.tally.received();
             }
             client.pause(Duration::from_millis(1), Duration::from_millis(15)).await;
