@@ -43,6 +43,7 @@ mod packet;
 mod packet_cell;
 mod packet_inbox;
 mod packet_io;
+mod packet_pace;
 #[cfg(feature = "sim")]
 mod packet_parked;
 mod packet_queue;

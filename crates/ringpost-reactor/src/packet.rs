@@ -324,7 +324,12 @@ impl Packets {
     ) -> Poll<Result<(), PacketError>> {
         let mut state = self.cell.state.borrow_mut();
         match self.accepts(&mut state, to) {
-            Ok(Accepted::Yes) if state.is_prompt() => Poll::Ready(Ok(())),
+            Ok(Accepted::Yes)
+                if state.is_prompt()
+                    || (!self.cell.options.connection && state.has_turned(place)) =>
+            {
+                Poll::Ready(Ok(()))
+            }
             Ok(accepted) => {
                 let replaced = state.wait(to, accepted, place, context.waker());
                 drop(state);
@@ -624,5 +629,79 @@ impl Drop for Packets {
 impl fmt::Debug for Packets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Packets").field("socket", &self.cell.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::capabilities::EngineChoice;
+    use crate::config::Config;
+    use crate::packet_pace::REST_MAX;
+    use crate::reactor::{Reactor, Wait};
+
+    #[test]
+    fn full_receivers_hold_up_nobody_however_slow_it_is_to_try_them() {
+        const RECEIVERS: usize = 200;
+        for engine in [EngineChoice::Auto, EngineChoice::Epoll] {
+            let reactor = Reactor::new(Config { engine, ..Config::default() }).unwrap();
+            let socket = UnixDatagram::unbound().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let packets = reactor.adopt_packets(socket.into(), PacketOptions::new(false));
+            let name = |index: usize| format!("turns-{}-{engine:?}-{index}", std::process::id());
+            let receivers: Vec<_> = (0..=RECEIVERS)
+                .map(|index| {
+                    let address = SocketAddr::from_abstract_name(name(index)).unwrap();
+                    (UnixDatagram::bind_addr(&address).unwrap(), address)
+                })
+                .collect();
+            for (index, (_, address)) in receivers.iter().enumerate().skip(1) {
+                let other = UnixDatagram::unbound().unwrap();
+                other.set_nonblocking(true).unwrap();
+                while other.send_to_addr(b"full", address).is_ok() {}
+                let to = SocketName::from_abstract(name(index).as_bytes()).unwrap();
+                let accepted = packets.try_append(&to, Prefix::NONE, b"more");
+                assert_eq!(accepted, Ok(Accepted::Yes));
+            }
+            let to = SocketName::from_abstract(name(0).as_bytes()).unwrap();
+            let mut turns = 0;
+            while !packets.has_prompt_room(&to) {
+                turns += 1;
+                assert!(turns < 10_000, "{engine:?}: they all rest, and yet hold up others");
+                reactor.turn(Wait::No).unwrap();
+            }
+            // All rest for long, and all rests end in each turn: it is as slow as that.
+            let turn = || {
+                std::thread::sleep(2 * REST_MAX);
+                reactor.turn(Wait::No).unwrap();
+            };
+            for _ in 0..40 {
+                turn();
+            }
+            let mut place = Place::default();
+            let mut context = Context::from_waker(Waker::noop());
+            turns = 0;
+            while packets.poll_room(&to, &mut place, &mut context).is_pending() {
+                turns += 1;
+                assert!(turns < 10, "{engine:?}: the turns of others never end");
+                turn();
+            }
+            let accepted = packets.try_append(&to, Prefix::NONE, b"hello");
+            assert_eq!(accepted, Ok(Accepted::Yes));
+            let receiver = &receivers[0].0;
+            receiver.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            let mut bytes = [0; 8];
+            while receiver.recv(&mut bytes).is_err() {
+                turns += 1;
+                assert!(turns < 50, "{engine:?}: it never leaves");
+                turn();
+            }
+            assert!(bytes.starts_with(b"hello"));
+        }
     }
 }

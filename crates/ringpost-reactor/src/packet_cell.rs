@@ -35,7 +35,8 @@ use crate::ops::Owner;
 use crate::packet::{Accepted, PacketError, PacketOptions, SendFailure};
 use crate::packet_inbox::{Arrived, Place, Shape, joined};
 use crate::packet_io::{PacketBlock, PacketIo, Slots, SocketName};
-use crate::packet_queue::{Gate, PacketQueue, rest_of};
+use crate::packet_pace::Pace;
+use crate::packet_queue::{Gate, PacketQueue};
 use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::retries::{Listed, Retried, Retries};
@@ -135,6 +136,7 @@ pub(crate) struct PacketWork {
     /// What rests, by the end of its rest and a number: a lane of a socket, or its receive.
     resting: BTreeMap<(Instant, u64), (Rc<PacketCell>, Option<usize>)>,
     last_rest: u64,
+    pace: Pace,
     /// Dropped sockets with packets still to send.
     lingering: Lingering<PacketCell>,
     pub(crate) system_calls: u64,
@@ -183,6 +185,11 @@ impl PacketWork {
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let resting = self.resting.first_key_value().map(|((at, _), _)| *at);
         [resting, self.lingering.next_due()].into_iter().flatten().min()
+    }
+
+    /// How long who has rested for long rests now.
+    fn long_rest(&self) -> Duration {
+        self.pace.rest_of(self.resting.len())
     }
 
     /// Lets go of a socket that has closed.
@@ -314,6 +321,12 @@ impl State {
             (Accepted::Full { .. }, None) => PROGRESS,
         };
         self.writers.wait_for(place, topic, waker)
+    }
+
+    /// True if whoever waits here has let the reactor turn since. Packets for receivers that are full may be ready to be
+    /// tried again in each turn, more than are gathered: nobody waits for these.
+    pub(crate) fn has_turned(&self, place: &waiters::Place) -> bool {
+        self.writers.was_woken(place, TURN)
     }
 
     /// Whoever waits for a flush is woken whenever something leaves the queue.
@@ -607,6 +620,7 @@ impl PacketCell {
             return;
         }
         let (mut calls, mut progress, mut cut) = (0, false, false);
+        driver.packets.pace.interrupt();
         while state.queue.is_ready() {
             if calls == SENDS_MAX {
                 if !std::mem::replace(&mut state.dirty, true) {
@@ -621,6 +635,7 @@ impl PacketCell {
             match taken {
                 Ok(count) => {
                     cut = count < offered;
+                    driver.packets.pace.interrupt();
                     let State { queue, writers, .. } = &mut *state;
                     let bytes = queue.sent(count, &mut core.blocks.borrow_mut(), |lane| {
                         writers.take_for(LANES + lane, &mut driver.wakers);
@@ -673,8 +688,9 @@ impl PacketCell {
                     if polled && lane.refusals <= POLLED_REFUSALS_MAX {
                         lane.gate = Gate::Polled;
                     } else {
-                        let crowd = driver.packets.resting.len();
-                        let until = lane.rest(driver.clock.now(), crowd);
+                        let now = driver.clock.now();
+                        driver.packets.pace.refused(now);
+                        let until = lane.rest(now, driver.packets.long_rest());
                         driver.packets.rest(until, self, Some(key));
                     }
                     (lane.gate, lane.memory_refusals)
@@ -686,7 +702,7 @@ impl PacketCell {
                         if !connection && state.look_again.is_none() {
                             // With more than a quarter of the send buffer unread elsewhere the kernel tells of no room,
                             // nor of the peer's end, and yet may take packets.
-                            let until = driver.clock.now() + rest_of(driver.packets.resting.len());
+                            let until = driver.clock.now() + driver.packets.long_rest();
                             state.look_again = Some(until);
                             driver.packets.rest(until, self, Some(key));
                         }

@@ -10,22 +10,14 @@ use slab::Slab;
 use crate::memory::{BlockClass, OutboundBlock, OutboundBlocks, Prefix};
 use crate::outbound::Payload;
 use crate::packet_io::{Outgoing, SocketName};
+use crate::packet_pace::REST_MAX;
 
 /// Destinations with packets waiting at once; another one finds the queue full.
 pub(crate) const LANES_MAX: usize = 4096;
 /// Lanes kept for reuse.
 const SPARE_LANES_MAX: usize = 64;
-/// First and longest rest of a lane whose receiver is full and can't be polled for room.
+/// First rest of a lane whose receiver is full and can't be polled for room.
 const REST_MIN: Duration = Duration::from_micros(100);
-const REST_MAX: Duration = Duration::from_millis(10);
-/// Time from one lane that has rested for long to the next, with many of them: 10,000 tries a second, however many
-/// receivers do not read.
-const REST_PACE: Duration = Duration::from_micros(100);
-
-/// How long who has rested for long rests in a crowd of so many.
-pub(crate) fn rest_of(crowd: usize) -> Duration {
-    REST_MAX.max(REST_PACE.saturating_mul(u32::try_from(crowd).unwrap_or(u32::MAX)))
-}
 
 /// A packet that was written in a block of its own is copied out of it if it is a smaller part of it than this: what
 /// waits takes no more than so many times its length.
@@ -97,10 +89,10 @@ impl Lane {
         }
     }
 
-    /// Closes the gate for a while that doubles each time. Who has been refused for long rests longer in a crowd of
-    /// so many that rest; who is full for a moment is tried again soon all the same.
-    pub(crate) fn rest(&mut self, now: Instant, crowd: usize) -> Instant {
-        let rest = if self.rest < REST_MAX { self.rest } else { rest_of(crowd) };
+    /// Closes the gate for a while that doubles each time. Who has been refused for long rests as `long` says, longer
+    /// in a crowd; who is full for a moment is tried again soon all the same.
+    pub(crate) fn rest(&mut self, now: Instant, long: Duration) -> Instant {
+        let rest = if self.rest < REST_MAX { self.rest } else { long };
         let until = now + rest;
         self.rest = (self.rest * 2).min(REST_MAX);
         self.gate = Gate::Resting(until);
@@ -715,7 +707,7 @@ mod tests {
         }
         let key = queue.first_open().unwrap();
         let to = queue.destination(key);
-        let until = queue.close_gate(key, |lane| lane.rest(Instant::now(), 0)).unwrap();
+        let until = queue.close_gate(key, |lane| lane.rest(Instant::now(), REST_MAX)).unwrap();
         assert_eq!(queue.blocked(&to), Some(if to == name(0) { 2 } else { 1 }));
         let rest = offered(&queue).len();
         assert!(offered(&queue).iter().all(|(other, _)| *other != Some(to)));

@@ -44,6 +44,11 @@ impl Waiters {
         self.wakers.remove(&place.0.take()?)
     }
 
+    /// True if it waited for this topic last and has been woken since.
+    pub fn was_woken(&self, place: &Place, topic: usize) -> bool {
+        place.0.is_some_and(|known| known.0 == topic && !self.wakers.contains_key(&known))
+    }
+
     /// Takes the wakers of a topic, in the order in which their waiters came.
     pub fn take_for(&mut self, topic: usize, wakers: &mut Vec<Waker>) {
         while let Some((known, _)) = self.wakers.range((topic, 0)..=(topic, u64::MAX)).next() {
@@ -122,7 +127,11 @@ mod tests {
         drop(waiters.wait_for(&mut first, 2, Waker::noop()));
         waiters.take_for(1, &mut wakers);
         assert_eq!((waiters.len(), wakers.len()), (2, 0));
+        assert!(!waiters.was_woken(&first, 2));
         waiters.take_for(2, &mut wakers);
         assert_eq!((waiters.len(), wakers.len()), (0, 2));
+        assert!(waiters.was_woken(&first, 2) && !waiters.was_woken(&first, 1));
+        drop(waiters.leave(&mut first));
+        assert!(!waiters.was_woken(&first, 2));
     }
 }
