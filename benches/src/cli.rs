@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// End within 90 seconds: shorter samples, fewer points in the sweep
+    /// End within 90 seconds: shorter samples, fewer points in the sweep (longer with --seconds or many --repetitions)
     #[arg(long)]
     pub(crate) quick: bool,
     /// Measure only this scenario (may be repeated)

@@ -52,10 +52,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Role { order }) => role::run(&order),
         Some(cli::Command::Soak(options)) => soak::run(&options),
         Some(cli::Command::SoakRole { order }) => soak::run_role(&order),
-        None if arguments.options.list => {
-            report::list();
-            Ok(())
-        }
+        None if arguments.options.list => report::list(),
         None => runner::run(&arguments.options),
     };
     match result {

@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{interrupt::Interrupt, role::Order};
 
+/// This program itself, also if another one has taken its path meanwhile.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// A process of a sample.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -24,7 +27,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(what: &'static str, order: &Order, interrupt: &Interrupt) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe().context("own path")?)
+        let mut child = Command::new(OWN_PROGRAM)
             .arg("role")
             .arg(serde_json::to_string(order)?)
             .stdin(Stdio::null())

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -28,10 +29,12 @@ use crate::{
 /// Measures what the options ask for.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let plan = Plan::new(options)?;
-    if let Some(path) = &options.json {
-        // Whether it can be written is to be known now.
-        std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
-    }
+    // Whether they can be written is to be known now.
+    let directory = directory("bench")?;
+    let json = options.json.clone().unwrap_or_else(|| directory.join("results.jsonl"));
+    let page = directory.join("report.html");
+    report::check_writable(&json)?;
+    report::check_writable(&page)?;
     let interrupt = Interrupt::install()?;
     // Its number may be known where it can't be counted.
     let counted = syscalls::tracepoint().and_then(|number| {
@@ -67,6 +70,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
     run.progress.finish_and_clear();
+    if interrupted && run.lines.is_empty() {
+        bail!("interrupted before anything was measured");
+    }
     run.mark_far();
 
     let summary = Summary::new(&run.lines);
@@ -82,13 +88,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         failures: run.failures,
         summary,
     };
-    report::print(&report);
-    let directory = directory("bench")?;
-    let json = options.json.clone().unwrap_or_else(|| directory.join("results.jsonl"));
-    report::write_lines(&json, &run.lines)?;
-    let page = directory.join("report.html");
-    report::write_page(&page, &report)?;
-    println!("\n{}\n{}", json.display(), page.display());
+    let written =
+        report::write_lines(&json, &run.lines).and_then(|()| report::write_page(&page, &report));
+    report::print(&report)?;
+    written?;
+    report::say(&format!("\n{}\n{}", json.display(), page.display()))?;
     if interrupted {
         bail!("interrupted; the report covers what was measured until then");
     }
@@ -190,7 +194,17 @@ pub(crate) fn directory(name: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// How to do the same again.
+/// How to do the same again, for a shell.
 fn command() -> String {
-    env::args().skip(1).fold("cargo xtask bench".to_owned(), |line, word| line + " " + &word)
+    let quoted = |word: OsString| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,%@".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let words = env::args_os().skip(1).map(quoted);
+    words.fold("cargo xtask bench".to_owned(), |line, word| line + " " + &word)
 }

@@ -8,7 +8,9 @@ use std::{
 /// The CPU time that a process has used, its ended threads and kernel-side workers included.
 ///
 /// It is what `getrusage` reports as user plus system time, with two differences: it can be asked
-/// of another process, and it is exact to the nanosecond also while that process runs.
+/// of another process, and it is exact to the nanosecond while that process sleeps. Of a thread that runs at that
+/// moment the kernel has counted the time until its last tick or switch: up to 4 ms less (250 ticks a second), which
+/// of a sample of 0.14 s is 3 %, and of one of 1 s 0.4 %.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcessClock {
     id: libc::clockid_t,

@@ -4,7 +4,14 @@ pub(crate) mod page;
 pub(crate) mod plot;
 pub(crate) mod text;
 
-use std::{fmt::Write, fs, path::Path, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt::Write,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -58,22 +65,31 @@ impl Report {
 }
 
 /// Prints tables, failures and targets.
-pub(crate) fn print(report: &Report) {
-    println!("{}", text::tables(report));
+pub(crate) fn print(report: &Report) -> Result<()> {
+    say(&text::tables(report))
+}
+
+/// Prints a text. Whoever no longer reads it may do so.
+pub(crate) fn say(text: &str) -> Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("printing"),
+        _ => Ok(()),
+    }
 }
 
 /// Prints scenarios and contenders.
-pub(crate) fn list() {
-    println!("Scenarios:");
+pub(crate) fn list() -> Result<()> {
+    let mut lines = vec!["Scenarios:".to_owned()];
     for scenario in Scenario::ALL {
-        println!("  {:<18}{}", scenario.name(), scenario.about());
+        lines.push(format!("  {:<21}{}", scenario.name(), scenario.about()));
     }
-    println!("Contenders:");
+    lines.push("Contenders:".to_owned());
     for contender in contenders::all() {
-        println!("  {:<18}{}", contender.name(), contender.about());
+        lines.push(format!("  {:<21}{}", contender.name(), contender.about()));
         let names: Vec<_> = contender.scenarios().iter().map(|scenario| scenario.name()).collect();
-        println!("  {:<18}in {}", "", names.join(", "));
+        lines.push(format!("  {:<21}in {}", "", names.join(", ")));
     }
+    say(&lines.join("\n"))
 }
 
 /// Writes one JSON object per sample.
@@ -82,10 +98,56 @@ pub(crate) fn write_lines(path: &Path, lines: &[Line]) -> Result<()> {
     for line in lines {
         writeln!(text, "{}", serde_json::to_string(line)?)?;
     }
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    write(path, &text)
 }
 
 /// Writes the page.
 pub(crate) fn write_page(path: &Path, report: &Report) -> Result<()> {
-    fs::write(path, page::html(report)?).with_context(|| format!("writing {}", path.display()))
+    write(path, &page::html(report)?)
+}
+
+/// Makes sure that a file can be written later, and leaves what it holds.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes a file whole, or leaves what it held.
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+    let replaced = if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        // A pipe, or a terminal.
+        fs::write(path, text)
+    } else {
+        let mut beside = OsString::from(path);
+        beside.push(".new");
+        fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+            // There may be none.
+            let _ = fs::remove_file(&beside);
+        })
+    };
+    replaced.with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_or_left() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("results.jsonl");
+        check_writable(&path)?;
+        write(&path, "first")?;
+        check_writable(&path)?;
+        assert_eq!(fs::read_to_string(&path)?, "first");
+        write(&path, "second")?;
+        assert_eq!(fs::read_to_string(&path)?, "second");
+        assert_eq!(fs::read_dir(directory.path())?.count(), 1, "nothing beside it");
+        let missing = directory.path().join("none/results.jsonl");
+        for error in [check_writable(&missing), write(&missing, "x")] {
+            let text = format!("{:#}", error.expect_err("there is no such directory"));
+            assert!(text.contains("none/results.jsonl"), "{text}");
+        }
+        Ok(())
+    }
 }

@@ -38,7 +38,7 @@ mod verdict;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
@@ -46,7 +46,12 @@ use self::{
     report::Report,
     trial::{Record, Trial},
 };
-use crate::{interrupt::Interrupt, machine::Machine, runner};
+use crate::{
+    interrupt::Interrupt,
+    machine::Machine,
+    report::{check_writable, say, write},
+    runner,
+};
 
 pub(crate) use self::order::run as run_role;
 
@@ -59,7 +64,7 @@ pub(crate) struct Options {
     /// Which engine; both run one after the other
     #[arg(long, value_name = "ENGINE", default_value = "both")]
     engine: Engines,
-    /// Decides what the clients do; chosen by chance, and printed, if it is not given
+    /// Decides what the clients choose from; chosen by chance, and printed, if it is not given
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Write the JSON lines to this file instead of target/soak/soak.jsonl, and the page beside it
@@ -93,9 +98,18 @@ fn positive_minutes(text: &str) -> Result<f64, String> {
 
 /// Soaks the chosen engines. An error if one was not flat.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let json = match &options.json {
+        Some(path) => path.clone(),
+        None => runner::directory("soak")?.join("soak.jsonl"),
+    };
+    let page = json.with_extension("html");
+    ensure!(page != json, "{}: the page would be written there", json.display());
+    // Whether they can be written is to be known now.
+    check_writable(&json)?;
+    check_writable(&page)?;
     let interrupt = Interrupt::install()?;
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    println!("seed {seed}: the same load again with --seed {seed}");
+    say(&format!("seed {seed}: the same choices again with --seed {seed}"))?;
     let mut report = Report::new(Machine::inspect(), seed, options.minutes);
     for &engine in options.engine.chosen() {
         let length = Duration::from_secs_f64(options.minutes * 60.0);
@@ -104,26 +118,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut samples = Vec::new();
         let outcome = trial.run(&interrupt, &progress, &mut samples);
         progress.finish_and_clear();
-        if interrupt.is_raised() {
-            bail!("interrupted; all processes have been ended");
-        }
         match outcome {
             Ok(record) => report.add(&Record { samples, ..record }),
             Err(error) => report.add_failure(engine, format!("{error:#}"), samples),
         }
+        if interrupt.is_raised() {
+            break;
+        }
     }
-    report.print();
-    let json = match &options.json {
-        Some(path) => path.clone(),
-        None => runner::directory("soak")?.join("soak.jsonl"),
-    };
-    let page = json.with_extension("html");
-    let write = |path: &PathBuf, text: String| {
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    write(&json, report.lines()?)?;
-    write(&page, report.page()?)?;
-    println!("\n{}\n{}", json.display(), page.display());
+    let written = report
+        .lines()
+        .and_then(|lines| write(&json, &lines))
+        .and_then(|()| report.page())
+        .and_then(|text| write(&page, &text));
+    report.print()?;
+    written?;
+    say(&format!("\n{}\n{}", json.display(), page.display()))?;
+    if interrupt.is_raised() {
+        bail!(
+            "interrupted; all processes have been ended, and the report covers what was until then"
+        );
+    }
     match report.complaints() {
         0 => Ok(()),
         count => bail!("{count} figures are not flat, or failed; seed {seed}"),

@@ -17,7 +17,7 @@ use super::{
     census::Census,
     order::{Order, Said, told},
 };
-use crate::{interrupt::Interrupt, sys::ProcessClock};
+use crate::{interrupt::Interrupt, process::OWN_PROGRAM, sys::ProcessClock};
 
 /// How often a wait looks around.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -51,7 +51,7 @@ pub(crate) struct Footprint {
 
 impl Process {
     pub(crate) fn start(name: &str, order: &Order) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe().context("own path")?)
+        let mut child = Command::new(OWN_PROGRAM)
             .arg("soak-role")
             .arg(serde_json::to_string(order)?)
             .stdin(Stdio::piped())

@@ -17,6 +17,7 @@ use crate::{
     machine::Machine,
     report::{
         page::{STYLE, escape},
+        say,
         text::count,
     },
 };
@@ -101,25 +102,25 @@ impl Report {
         self.engines.iter().map(of).sum()
     }
 
-    pub(crate) fn print(&self) {
-        for (name, text) in self.header() {
-            println!("{name:<14}{text}");
-        }
+    pub(crate) fn print(&self) -> Result<()> {
+        let header = self.header();
+        let mut lines: Vec<_> =
+            header.iter().map(|(name, text)| format!("{name:<14}{text}")).collect();
         for outcome in &self.engines {
-            println!("\n{}: {}", outcome.engine.name(), outcome.load);
+            lines.push(format!("\n{}: {}", outcome.engine.name(), outcome.load));
             if !outcome.verdicts.is_empty() {
-                println!("{}", table(&outcome.verdicts));
-                println!("{}", rest(&outcome.verdicts));
+                lines.push(table(&outcome.verdicts).to_string());
+                lines.push(rest(&outcome.verdicts));
             }
-            if let Some(failure) = &outcome.failure {
-                println!("FAILED: {failure}");
-            }
+            lines.extend(outcome.failure.iter().map(|failure| format!("FAILED: {failure}")));
             for verdict in &outcome.verdicts {
                 if let Some(complaint) = &verdict.complaint {
-                    println!("NOT FLAT: {}, {}: {complaint}", verdict.process, verdict.what);
+                    let Verdict { process, what, .. } = verdict;
+                    lines.push(format!("NOT FLAT: {process}, {what}: {complaint}"));
                 }
             }
         }
+        say(&lines.join("\n"))
     }
 
     fn header(&self) -> Vec<(&'static str, String)> {

@@ -37,6 +37,9 @@ const MINUTES_APART_MIN: f64 = 1.0;
 /// How many times longer a delay may be in the last part, as a multiple of the bare one. Generous: others use the
 /// machine.
 const DELAY_RATIO_MAX: f64 = 6.0;
+/// Longest round trip that a busy machine explains, seconds: whoever sleeps over something is woken by something else
+/// some time.
+const LONGEST_TRIP_SECONDS_MAX: f64 = 10.0;
 /// How many times fewer messages there may be, as a multiple of the bare ones.
 const RATE_RATIO_MAX: f64 = 4.0;
 /// How many times more CPU time a message may take.
@@ -58,6 +61,7 @@ pub(crate) struct Verdict {
 pub(crate) fn judge(record: &Record) -> Vec<Verdict> {
     let mut verdicts = trends(&record.samples);
     verdicts.extend(always(&record.samples));
+    verdicts.push(longest_trip(&record.samples));
     verdicts.push(at_end(SERVER, &record.before, &record.after));
     for (name, before, after) in &record.clients {
         verdicts.push(at_end(name, before, after));
@@ -123,6 +127,25 @@ fn always(samples: &[Sample]) -> Vec<Verdict> {
         .collect()
 }
 
+/// No message waits until something else happens.
+fn longest_trip(samples: &[Sample]) -> Verdict {
+    let longest = samples.iter().max_by_key(|sample| sample.census.longest_ns);
+    let seconds = longest.map_or(0.0, |sample| to_f64(sample.census.longest_ns) / 1e9);
+    Verdict {
+        process: "all".to_owned(),
+        what: "longest round trip, s",
+        start: 0.0,
+        middle: 0.0,
+        end: seconds,
+        complaint: longest.filter(|_| seconds > LONGEST_TRIP_SECONDS_MAX).map(|sample| {
+            format!(
+                "{seconds:.1} s in {} after {:.0} s; {LONGEST_TRIP_SECONDS_MAX} would do",
+                sample.process, sample.seconds
+            )
+        }),
+    }
+}
+
 fn trends(samples: &[Sample]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let names = std::iter::once(SERVER).chain(Kind::LASTING.map(Kind::name));
@@ -179,7 +202,10 @@ fn trends(samples: &[Sample]) -> Vec<Verdict> {
             verdicts.push(parts.ratio(name, "CPU ns/message", &rates.cpu_ns, None, worse));
         }
         if name == Kind::Pingpong.name() {
-            let delays = parts.values(|sample| to_f64(sample.census.p50_ns) / 1e3);
+            let delays = parts.values(|sample| {
+                let Census { round_trips, p50_ns, .. } = sample.census;
+                if round_trips == 0 { f64::NAN } else { to_f64(p50_ns) / 1e3 }
+            });
             let bare = parts.values(|sample| to_f64(sample.reference.control_p50_ns) / 1e3);
             let worse = Worse { rising: true, limit: DELAY_RATIO_MAX };
             verdicts.push(parts.ratio(name, "round trip p50, µs", &delays, Some(&bare), worse));
@@ -336,6 +362,14 @@ impl<'a> Parts<'a> {
         };
         let (middle, last) =
             (median(&multiples[self.middle.clone()]), median(&multiples[self.last.clone()]));
+        for part in [&self.middle, &self.last] {
+            if multiples[part.clone()].iter().all(|value| value.is_nan()) {
+                let seconds = [part.start, part.end - 1].map(|index| self.samples[index].seconds);
+                verdict.complaint =
+                    Some(format!("nothing from {:.0} s to {:.0} s", seconds[0], seconds[1]));
+                return verdict;
+            }
+        }
         let (bad, good) = if worse.rising { (last, middle) } else { (middle, last) };
         let ratio = bad / good.max(f64::MIN_POSITIVE);
         if ratio > worse.limit {
@@ -485,6 +519,7 @@ mod tests {
         let slow = samples(|second, sample| {
             sample.process = Kind::Pingpong.name().to_owned();
             sample.census.p50_ns = if second > 100 { 500_000 } else { 50_000 };
+            sample.census.round_trips = 100;
         });
         let found: Vec<_> = trends(&slow).into_iter().filter_map(|v| v.complaint).collect();
         assert_eq!(found.len(), 1);
@@ -496,12 +531,33 @@ mod tests {
         let busy = samples(|second, sample| {
             sample.process = Kind::Pingpong.name().to_owned();
             sample.census.p50_ns = 50_000;
+            sample.census.round_trips = 100;
             if second > 100 {
                 sample.census.p50_ns *= 10;
                 sample.reference.control_p50_ns *= 10;
             }
         });
         assert_eq!(complaints(&busy), [""; 0]);
+    }
+
+    #[test]
+    fn a_standstill_is_no_short_delay() {
+        let shaped = |trips: fn(u64) -> u64| {
+            samples(|second, sample| {
+                sample.process = Kind::Pingpong.name().to_owned();
+                sample.census.round_trips = trips(second);
+                sample.census.p50_ns = 50_000 * trips(second).min(1);
+            })
+        };
+        assert_eq!(complaints(&shaped(|_| 100)), [""; 0]);
+        assert_eq!(complaints(&shaped(|second| (second % 3).min(1))), [""; 0]);
+        let stands = shaped(|second| u64::from(second < 100));
+        assert_eq!(complaints(&stands), ["round trip p50, µs"]);
+        let mut late = samples(|_, _| {});
+        assert_eq!(longest_trip(&late).complaint, None);
+        late[90].census.longest_ns = 11_000_000_000;
+        let complaint = longest_trip(&late).complaint.expect("it is too long");
+        assert!(complaint.contains("11.0 s in server after 90 s"), "{complaint}");
     }
 
     #[test]

@@ -9,7 +9,13 @@ mod other_sockets;
 mod readers;
 mod steady;
 
-use std::{cell::RefCell, fmt, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    fmt,
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
 use ringpost::{Connection, ConnectionOptions, JoinHandle, Runtime, sleep, spawn};
@@ -21,6 +27,7 @@ use super::{
     order::{Order, Said},
     server::socket,
     stamp::{self, Stamp},
+    verdict,
 };
 
 /// A kind of client.
@@ -123,7 +130,8 @@ pub(crate) fn run(order: &Order, kind: Kind, seed: u64) -> Result<()> {
     runtime.block_on(async {
         // The reactor's own operations are on their way before the state is taken.
         sleep(Duration::from_millis(10)).await;
-        census::say(&Said::Ready(Box::new(tally.census()?)))?;
+        let before = tally.census()?;
+        census::say(&Said::Ready(Box::new(before.clone())))?;
         match kind {
             Kind::Pingpong => steady::pingpong(&client).await,
             Kind::Pipeline => steady::pipeline(&client).await,
@@ -139,14 +147,23 @@ pub(crate) fn run(order: &Order, kind: Kind, seed: u64) -> Result<()> {
             Kind::Packets => other_sockets::packets(&client).await,
             Kind::Bytes => other_sockets::bytes(&client).await,
         }
-        // What connections still do after they are dropped.
-        sleep(SETTLE).await;
-        census::say(&Said::Done(Box::new(tally.census()?)))
+        // What connections still do after they are dropped: at most as long as they linger.
+        let end = Instant::now() + SETTLE_MAX;
+        let after = loop {
+            sleep(SETTLE).await;
+            let now = tally.census()?;
+            if verdict::leftovers(&before, &now).is_empty() || Instant::now() > end {
+                break now;
+            }
+        };
+        census::say(&Said::Done(Box::new(after)))
     })
 }
 
 const POOL_BYTES: usize = 1 << 20;
 const SETTLE: Duration = Duration::from_millis(200);
+/// More than connections linger.
+const SETTLE_MAX: Duration = Duration::from_secs(7);
 
 /// What all connections of a client share.
 struct Client {
