@@ -140,6 +140,12 @@ impl AnyEngine {
         Ok((engine, pool, report))
     }
 
+    /// True of io_uring, also on a simulated ring.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_ring(&self) -> bool {
+        matches!(self, Self::Uring(_) | Self::SimulatedUring(_))
+    }
+
     /// True if `ready` makes system calls.
     pub(crate) fn is_direct(&self) -> bool {
         match self {

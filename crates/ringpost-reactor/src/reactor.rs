@@ -174,13 +174,14 @@ impl Reactor {
         config: Config,
         simulation: &crate::sim::Simulation,
     ) -> Result<Self, BuildError> {
-        let spin = if simulation.spins() { Spin::Always } else { Spin::Never };
-        let config = Config { spin, ..config };
+        let config = Config { spin: simulation.spin(), ..config };
         config.validate()?;
         let inbox = Inbox::new(config.inbox_capacity, ForkMark::none());
         let inbox = Arc::new(inbox.map_err(BuildError::resource("eventfd"))?);
         let built = AnyEngine::simulated(simulation, &inbox)?;
-        Ok(Self::of(config, inbox, built, simulation.clock()))
+        let reactor = Self::of(config, inbox, built, simulation.clock());
+        reactor.core.driver.borrow_mut().spinner.simulate();
+        Ok(reactor)
     }
 
     fn of(
@@ -203,9 +204,11 @@ impl Reactor {
                 // delivered in time (6.18.44), and its receive stayed armed for ever.
                 EngineKind::Uring => true,
                 EngineKind::Epoll => false,
+                // On a simulated ring as on a real one; elsewhere where it is needed.
                 #[cfg(feature = "sim")]
                 EngineKind::Simulated => {
-                    capabilities.is_some_and(|found| !found.end_of_file.is_yes())
+                    engine.is_ring()
+                        || capabilities.is_some_and(|found| !found.end_of_file.is_yes())
                 }
             },
             engine: Leakable::new(engine),
@@ -770,7 +773,7 @@ impl Core {
             if driver.ops.has_silent() && driver.engine.staged() == 0 && self.resolve(driver) {
                 return Ok(());
             }
-            let start = Instant::now();
+            let start = self.clock.now();
             let mut spins: u32 = 0;
             loop {
                 // What the last enter has left behind is for this one.
@@ -778,12 +781,12 @@ impl Core {
                     driver.engine.enter(false, None)?;
                     driver.engine.reap(&mut driver.batch);
                     if !driver.batch.is_empty() {
-                        driver.spinner.found(start);
+                        driver.spinner.found(|| self.clock.now() - start);
                         return Ok(());
                     }
                 }
                 if word.is_notified() {
-                    driver.spinner.found(start);
+                    driver.spinner.found(|| self.clock.now() - start);
                     return Ok(());
                 }
                 if !driver.engine.is_direct() {
@@ -816,14 +819,14 @@ impl Core {
         add(&self.counters.parks, 1);
         #[cfg(feature = "sim")]
         driver.check_parked(self);
-        let start = driver.spinner.learns().then(Instant::now);
+        let start = driver.spinner.learns().then(|| self.clock.now());
         let result = driver.engine.enter(true, deadline);
         word.unpark();
         driver.engine.reap(&mut driver.batch);
         if let Some(start) = start
             && !driver.batch.is_empty()
         {
-            driver.spinner.parked(start.elapsed());
+            driver.spinner.parked(self.clock.now() - start);
         }
         result
     }

@@ -46,6 +46,7 @@ pub(crate) struct Spinner {
     load: Load,
     /// Spins in a row that found work.
     streak: u32,
+    steady_streak: u32,
     /// Time since then in spins that something due has ended.
     interrupted: Duration,
     pub(crate) paid: u64,
@@ -59,6 +60,7 @@ impl Spinner {
             budget: Duration::ZERO,
             load: Load::new(),
             streak: 0,
+            steady_streak: STEADY_STREAK,
             interrupted: Duration::ZERO,
             paid: 0,
             unpaid: 0,
@@ -78,7 +80,7 @@ impl Spinner {
 
     /// True once spinning has paid for so long that the engine may arrange itself for it.
     pub(crate) fn is_steady(&self) -> bool {
-        self.policy == Spin::Always || self.streak >= STEADY_STREAK
+        self.policy == Spin::Always || self.streak >= self.steady_streak
     }
 
     /// True if the policy learns from how long a park lasted.
@@ -87,21 +89,28 @@ impl Spinner {
     }
 
     /// As on a machine with cores for everybody.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn ignore_load(&mut self) {
         self.load.cores = usize::MAX;
     }
 
-    /// A spin that began at `start` found work.
+    /// In a simulation: what else the machine has to do decides nothing, and the engine arranges itself for spins, and
+    /// back, as often as may be.
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulate(&mut self) {
+        self.ignore_load();
+        self.steady_streak = 2;
+    }
+
+    /// A spin found work after so long.
     #[inline]
-    pub(crate) fn found(&mut self, start: Instant) {
+    pub(crate) fn found(&mut self, spent: impl FnOnce() -> Duration) {
         self.paid += 1;
         self.streak = self.streak.saturating_add(1);
         self.interrupted = Duration::ZERO;
         if let Spin::Adaptive { max } = self.policy {
-            let spent = start.elapsed();
             // Room for twice what it took, with a floor that keeps jitter from ending the streak.
-            self.budget = spent.saturating_mul(2).max(max / 4).max(self.budget).min(max);
+            self.budget = spent().saturating_mul(2).max(max / 4).max(self.budget).min(max);
         }
     }
 
@@ -192,7 +201,7 @@ mod tests {
         assert_eq!(spinner.budget(), Some(Duration::ZERO));
         spinner.parked(MAX / 2);
         assert_eq!(spinner.budget(), Some(MAX / 4));
-        spinner.found(Instant::now().checked_sub(MAX / 2).unwrap());
+        spinner.found(|| MAX / 2);
         assert_eq!(spinner.budget(), Some(MAX));
         for _ in 0..8 {
             spinner.wasted();
@@ -206,7 +215,7 @@ mod tests {
         spinner.load.file = None;
         for _ in 0..8 {
             spinner.parked(Duration::from_millis(1));
-            spinner.found(Instant::now());
+            spinner.found(|| Duration::ZERO);
         }
         assert_eq!(spinner.budget(), Some(Duration::MAX));
         spinner.wasted();
@@ -215,7 +224,7 @@ mod tests {
     #[test]
     fn fixed_policies_do_not_learn() {
         let mut never = Spinner::new(Spin::Never);
-        never.found(Instant::now());
+        never.found(|| Duration::ZERO);
         never.parked(Duration::ZERO);
         assert_eq!(never.budget(), Some(Duration::ZERO));
         assert_eq!(Spinner::new(Spin::Always).budget(), None);

@@ -144,7 +144,7 @@ struct State {
     /// Once drained, the peer is told that nothing more follows.
     finishing: bool,
     shut_down: bool,
-    /// In use only on kernels that lose ends of files.
+    /// In use with io_uring: a kernel may lose an end of file behind data.
     hangup: Option<Token>,
     /// Present if descriptors may come along.
     intake: Option<Box<Intake>>,

@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use ringpost::sim::{Choices, FromBytes, Machine, Rates, Seeded};
+use ringpost::sim::{Choices, FromBytes, Seeded};
 use ringpost::{Handle, Runtime};
 
 use crate::rig::Rig;
 use crate::run::{Bounds, Failure, Stage, play};
 use crate::scenarios::End;
+use crate::seam::Seam;
 
 pub use self::scripts::SCRIPTS;
 
@@ -100,32 +101,39 @@ pub struct Stepped {
     pub failures: Vec<(String, Failure)>,
 }
 
-/// Polls of a part once the runtime is gone, at most: it is told at once.
-const LATE_POLLS_MAX: u32 = 200;
+/// Polls of a part once the runtime is gone, at most: it is told at once, behind what has arrived in small pieces.
+const LATE_POLLS_MAX: u32 = 5000;
 /// Steps of a script, at most.
 const STEPS_MAX: u32 = 20_000;
 
 /// Plays a script, and then again for each of its steps and each part, and the runtime, that can go there:
-/// on a plain kernel, or with the machine, the faults and the choices of a seed.
+/// on a plain kernel, or with the machine, the faults and the choices of a seed, at each seam.
 pub fn step_through(script: &Script, seed: Option<u64>) -> Stepped {
     let mut stepped = Stepped::default();
-    let Some((steps, parts)) = attempt(script, seed, Loss::Nothing, 0, &mut stepped) else {
-        return stepped;
+    for &seam in Seam::ALL {
+        step_through_at(script, seam, seed, &mut stepped);
+    }
+    stepped
+}
+
+fn step_through_at(script: &Script, seam: Seam, seed: Option<u64>, stepped: &mut Stepped) {
+    let Some((steps, parts)) = attempt(script, seam, seed, Loss::Nothing, 0, stepped) else {
+        return;
     };
     let losses = (0..parts).map(Loss::Part).chain([Loss::Runtime]);
     for loss in losses {
         for step in 0..=steps {
-            if attempt(script, seed, loss, step, &mut stepped).is_none() {
+            if attempt(script, seam, seed, loss, step, stepped).is_none() {
                 break;
             }
         }
     }
-    stepped
 }
 
 /// The steps that the script took, and its parts; nothing if it went wrong.
 fn attempt(
     script: &Script,
+    seam: Seam,
     seed: Option<u64>,
     loss: Loss,
     at: u32,
@@ -136,12 +144,12 @@ fn attempt(
         Some(seed) => Box::new(Seeded::new(seed)),
         None => Box::new(FromBytes::new(Vec::new())),
     };
-    let machine = Machine::choose(&mut choices);
-    let rates = Rates::choose(&mut choices);
+    let (machine, rates) = seam.choose(&mut choices);
     let bytes = [20_000, 1000, 1][choices.below(3) as usize];
     let bounds =
         Bounds { outbound_bytes_max: bytes, inbound_bytes_max: bytes, accept_queue_max: 2 };
-    let label = format!("script {}, seed {seed:?}, {loss:?} at step {at}", script.name);
+    let name = format!("{}{}", script.name, seam.suffix());
+    let label = format!("script {name}, seed {seed:?}, {loss:?} at step {at}");
     let mut counts = (0, 0);
     let outcome = play(choices, machine, &label, End::Settled, |simulation| {
         let stage = Stage::new(simulation, bounds, rates);

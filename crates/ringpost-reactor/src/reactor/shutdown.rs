@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::{Core, Driver};
+use super::{Core, Driver, retire_unclaimed};
 use crate::engine::Engine;
 use crate::ops::Owner;
 
@@ -82,6 +82,11 @@ impl Core {
         timers.fire_all(wakers);
         let mut owners = Vec::new();
         if driver.ops.is_empty() {
+            // Making room for a request leaves completions in the engine, here of nobody.
+            driver.engine.reap(&mut driver.batch);
+            for done in driver.batch.drain(..) {
+                retire_unclaimed(&mut driver.pool, &done);
+            }
             for block in driver.engine.surrender_blocks() {
                 driver.pool.retire(block);
             }

@@ -1,6 +1,9 @@
 //! What a simulated kernel may do to a reactor, and how often.
 
+use std::time::Duration;
+
 use super::Choices;
+use crate::spin::Spin;
 
 macro_rules! faults {
     ($($name:ident $text:literal $doc:literal;)*) => {
@@ -152,9 +155,12 @@ pub struct RingMachine {
     pub registers: bool,
     /// An enter may say that it waits for no disk (Linux 6.15).
     pub no_iowait: bool,
-    /// The reactor spins in place of parking, and serves few connections by hand.
-    pub spins: bool,
+    /// How the reactor waits: where it spins for long enough, few connections are served by hand.
+    pub spin: Spin,
 }
+
+/// As by default, but for its length: it ends after a few looks.
+const ADAPTIVE: Spin = Spin::Adaptive { max: Duration::from_micros(200) };
 
 impl Machine {
     /// One that has plenty, or one that lacks something.
@@ -185,7 +191,7 @@ impl Machine {
             no_sqarray: choices.below(4) != 1,
             registers: choices.below(4) != 1,
             no_iowait: choices.below(2) == 0,
-            spins: choices.below(4) == 1,
+            spin: [Spin::Never, Spin::Always, ADAPTIVE, Spin::Never][choices.below(4) as usize],
         };
         Self { ring: Some(ring), ..self }
     }
@@ -201,7 +207,7 @@ impl Default for RingMachine {
             no_sqarray: true,
             registers: true,
             no_iowait: true,
-            spins: false,
+            spin: Spin::Never,
         }
     }
 }

@@ -29,6 +29,7 @@ use super::{Fault, Live, RingMachine, Simulation};
 use crate::engine::{QueueFull, Request, Token};
 use crate::memory::shadow::Writable;
 use crate::pool::{BlockId, Pool, PoolShared};
+use crate::spin::Spin;
 use crate::uring::{Completed, Ring, Setup, Uring, is_watch};
 
 const GETEVENTS: u32 = 1;
@@ -216,7 +217,7 @@ impl SimulatedRing {
         if self.idle_looks > IDLE_LOOKS_MAX {
             world.fail("a spin waits for what can't happen");
         }
-        if self.machine.spins {
+        if self.machine.spin != Spin::Never {
             let step = Duration::from_micros(u64::from(1 + self.idle_looks / IDLE_LOOKS_PER_US));
             world.clock.set(world.clock.get() + step);
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Choices, Fault, Machine, Rates};
 use crate::engine::Token;
+use crate::spin::Spin;
 
 /// A simulated kernel, as whoever runs the simulation sees it. Clones are the same one.
 ///
@@ -104,9 +105,10 @@ impl Simulation {
         self.world.clock.get()
     }
 
-    /// True if the reactor is to spin.
-    pub(crate) fn spins(&self) -> bool {
-        self.world.state.borrow().machine.ring.as_ref().is_some_and(|ring| ring.spins)
+    /// How the reactor is to wait.
+    pub(crate) fn spin(&self) -> Spin {
+        let state = self.world.state.borrow();
+        state.machine.ring.as_ref().map_or(Spin::Never, |ring| ring.spin)
     }
 
     /// True if the io_uring engine runs on a simulated ring.

@@ -206,9 +206,14 @@ async fn connecting_streams(rig: Rig, cut: Cut) {
     });
     let stream = persist!(cut, ByteStream::connect(format!("@{name}").as_str()));
     let mut stream = stream.expect("a connection");
-    let mut bytes = [0; 8];
-    let read = poll_fn(|context| Pin::new(&mut stream).poll_read(context, &mut bytes)).await;
-    assert_eq!(bytes[..read.expect("bytes")], *b"hello");
+    let (mut bytes, mut len) = ([0; 5], 0);
+    while len < bytes.len() {
+        let read = poll_fn(|context| Pin::new(&mut stream).poll_read(context, &mut bytes[len..]));
+        let count = read.await.expect("bytes");
+        assert!(count > 0, "the stream ended after {len} bytes");
+        len += count;
+    }
+    assert_eq!(bytes, *b"hello");
     server.await.expect("all goes well");
 }
 

@@ -14,12 +14,13 @@ mod receiving;
 mod runtime;
 mod sending;
 
-use ringpost::sim::{Choices, Fault, FromBytes, Machine, Rates, Seeded};
+use ringpost::sim::{Choices, Fault, FromBytes, Seeded};
 
 use self::cut::{Cut, When};
 use crate::rig::Rig;
 use crate::run::{Body, Bounds, Failure, Stage, play};
 use crate::scenarios::End;
+use crate::seam::Seam;
 
 /// An operation, and the program that it is dropped in.
 #[expect(missing_debug_implementations, reason = "a function")]
@@ -87,11 +88,13 @@ enum Circumstances {
     Seeded(u64),
 }
 
-/// Plays an operation's program for each wait of the operation, on kernels without faults.
+/// Plays an operation's program for each wait of the operation, on kernels without faults, at each seam.
 pub fn sweep(operation: &Operation) -> Swept {
     let mut swept = Swept::default();
     for circumstances in [Circumstances::Plain, Circumstances::Scarce, Circumstances::Old] {
-        sweep_under(operation, &circumstances, &mut swept);
+        for &seam in Seam::ALL {
+            sweep_under(operation, seam, &circumstances, &mut swept);
+        }
     }
     swept
 }
@@ -99,16 +102,24 @@ pub fn sweep(operation: &Operation) -> Swept {
 /// Plays it for each wait with the machine, the faults and the choices of a seed.
 pub fn sweep_seed(operation: &Operation, seed: u64) -> Swept {
     let mut swept = Swept::default();
-    sweep_under(operation, &Circumstances::Seeded(seed), &mut swept);
+    for &seam in Seam::ALL {
+        sweep_under(operation, seam, &Circumstances::Seeded(seed), &mut swept);
+    }
     swept
 }
 
-fn sweep_under(operation: &Operation, circumstances: &Circumstances, swept: &mut Swept) {
+fn sweep_under(
+    operation: &Operation,
+    seam: Seam,
+    circumstances: &Circumstances,
+    swept: &mut Swept,
+) {
     for when in When::ALL {
         for wait in 0.. {
             let cut = Cut::new(wait, when);
-            let label = format!("sweep of {}, {circumstances:?}, {when:?} {wait}", operation.name);
-            let failure = attempt(operation, circumstances, &cut, &label);
+            let name = format!("{}{}", operation.name, seam.suffix());
+            let label = format!("sweep of {name}, {circumstances:?}, {when:?} {wait}");
+            let failure = attempt(operation, seam, circumstances, &cut, &label);
             swept.runs += 1;
             if let Some(failure) = failure {
                 swept.failures.push((label, failure));
@@ -124,6 +135,7 @@ fn sweep_under(operation: &Operation, circumstances: &Circumstances, swept: &mut
 
 fn attempt(
     operation: &Operation,
+    seam: Seam,
     circumstances: &Circumstances,
     cut: &Cut,
     label: &str,
@@ -133,8 +145,7 @@ fn attempt(
         Circumstances::Seeded(seed) => Box::new(Seeded::new(*seed)),
         _ => Box::new(FromBytes::new(Vec::new())),
     };
-    let mut machine = Machine::choose(&mut choices);
-    let rates = Rates::choose(&mut choices);
+    let (mut machine, rates) = seam.choose(&mut choices);
     let bytes = match circumstances {
         Circumstances::Plain => 20_000,
         Circumstances::Scarce => 1,

@@ -86,7 +86,12 @@ async fn joining(rig: Rig, cut: Cut) {
         });
         match cut.run(task).await {
             Some(result) => assert_eq!(result.expect("all goes well"), round),
-            None => rig.rest(1000).await,
+            None => {
+                // Time may jump, so that a rest of the task ends with one of these.
+                for _ in 0..round + 2 {
+                    rig.rest(1000).await;
+                }
+            }
         }
         assert!(ended.get(), "a task has not ended");
     }
@@ -193,7 +198,9 @@ async fn draining(rig: Rig, cut: Cut, how: Wait) {
         }
         Wait::UntilBegun => {
             let hold = drain.hold();
-            assert_eq!(persist!(cut, hold.until_begun(sleep(REST / 4))), Some(()));
+            let rested = persist!(cut, hold.until_begun(sleep(REST / 4)));
+            // Time may jump to where both are due.
+            assert!(rested.is_some() || drain.is_begun(), "it has not begun");
             rig.waits(REST);
             assert_eq!(persist!(cut, hold.until_begun(sleep(limit))), None);
         }
