@@ -455,6 +455,12 @@ fn from_a_shell(engine: EngineChoice) {
     let server = start_echo(&path, engine, "native");
     assert_eq!(run(&["hello", "", "world"]).successful(), "hello\n\nworld\n");
     assert_eq!(run(&[]).successful(), "");
+    // More than the buffers between the two hold: the answers are received meanwhile.
+    let long = "x".repeat(100_000);
+    assert_eq!(run(&[&*long; 10]).successful(), format!("{long}\n").repeat(10));
+    let many: Vec<String> = (0..700).map(|number| format!("{number:01000}")).collect();
+    let words: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(run(&words).successful(), many.join("\n") + "\n");
     server.stop();
     // A server that speaks something else is recognised.
     let server = start_echo(&path, engine, "le32");

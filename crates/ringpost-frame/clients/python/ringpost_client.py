@@ -16,19 +16,47 @@ From a shell, against `cargo run --example echo -- --path echo.sock`:
 `Connection` speaks the native profile, `LengthPrefixed` the length-prefixed one. Both also work as the
 server's side, over a socket that `accept` has returned. The bytes profile needs no help: it is the socket.
 
-Messages are bytes, or anything else that lends its bytes (memoryview). Calls block, and raise `socket.timeout`
-after `timeout` seconds in which nothing moved; after a send that did not end the connection is closed. After a send that finds the peer gone (`BrokenPipeError`,
-`ConnectionResetError`), every later one raises the same, and `recv` gives what the peer had sent, and then
-its end. One thread uses a connection at a time. To wait for several, give each a thread: select on
-`connection.socket` does not see messages that have come along with an earlier one. Two sides that send without receiving block each other once
-the buffers between them are full: receive now and then.
+Messages are bytes, or anything else that lends its bytes (memoryview). One thread uses a connection at a
+time. To wait for several, give each a thread: select on `connection.socket` does not see messages that
+have come along with an earlier one. That socket has no time-out of its own, and needs to stay so.
+
+**Waiting.** Calls block, and raise `socket.timeout` after `timeout` seconds in which nothing moved; None
+waits for ever, 0 not at all. A receive times out if nothing came. A send that waits for room looks every
+`timeout` seconds, and times out if the peer has read nothing since the look before, or since the wait
+began: after one to two `timeout`. Linux tells what was read in pieces of up to 36 KiB.
+
+While a `Connection` waits for room, it takes what arrives and keeps it for `recv`, up to
+`WAITING_BYTES_MAX`, so two sides that send to each other don't block each other before that. A
+`LengthPrefixed` does not: receive now and then.
+
+**Errors.** These close the connection:
+
+- `close` and `reject`;
+- a `send`, `finish` or `ping` that timed out, or that an exception from elsewhere interrupted, such as
+  KeyboardInterrupt: part of it may have left. Only a send that timed out while a long message waited for
+  the peer's HELLO can be called again;
+- a `ping` that met over `WAITING_BYTES_MAX` of frames and no answer;
+- a `recv`, iteration or `agreement` that was interrupted so: what it had received is lost. One that timed
+  out can be called again;
+- whatever raises `Aborted`, `Truncated`, `Rejected` or `Refused`.
+
+After that, every call raises an `Error` with the reason, except that `recv` of a `Connection` gives first
+what was kept for it, unless receiving was interrupted. Other errors close nothing.
+
+After a send that finds the peer gone (`BrokenPipeError`, `ConnectionResetError`), every later one raises
+the same, and `recv` gives what the peer had sent, and then its end. That closes nothing either.
 """
 
 import collections
+import copy
+import errno
+import fcntl
 import os
+import select
 import socket
 import struct
 import sys
+import termios
 import time
 
 MAGIC = b"\xf5RNGPOST"
@@ -49,7 +77,7 @@ CONNECT_PAUSE_SECONDS_MIN = 0.001
 """Pause before a full backlog is tried again; it doubles."""
 CONNECT_PAUSE_SECONDS_MAX = 0.02
 WAITING_BYTES_MAX = 1 << 20
-"""Frames that may come before the answer to a PING, with what waits already; one may go beyond."""
+"""Frames that are taken while something else is waited for, with what waits already; one may go beyond."""
 RECEIVE_BYTES = 1 << 16
 
 
@@ -58,7 +86,7 @@ class Error(Exception):
 
 
 class Aborted(Error):
-    """The peer is gone without a clean end; messages may be missing."""
+    """There was no clean end: the peer is gone, or this side has closed. Messages may be missing."""
 
 
 class Truncated(Error):
@@ -70,11 +98,18 @@ class Rejected(Error):
 
 
 class Refused(Error):
-    """The peer sent what the format forbids. `name` is the name that SPEC.md gives it."""
+    """The peer sent what the format forbids. `name` is the name that SPEC.md gives it.
+
+    SecondPing, which it does not name, is a PING before there was room for the answer to the last one.
+    """
 
     def __init__(self, name, detail=""):
         super().__init__(f"{name}: {detail}" if detail else name)
         self.name = name
+
+
+class TimedOut(socket.timeout):
+    """A time-out of this module's own. Handlers of signals raise others, and anywhere."""
 
 
 # HELLO
@@ -245,6 +280,7 @@ class PrefixDecoder:
     def __init__(self, width_bytes=4, byte_order="big", frame_bytes_max=FRAME_BYTES_MAX):
         if width_bytes not in (2, 4, 8) or byte_order not in ("little", "big"):
             raise ValueError("lengths have 2, 4 or 8 bytes, little or big")
+        _check_limit(frame_bytes_max, 0)
         self._width, self._order, self._limit = width_bytes, byte_order, frame_bytes_max
         self._bytes = bytearray()
         self.position = 0
@@ -281,6 +317,7 @@ class PrefixDecoder:
 
 _GONE = (BrokenPipeError, ConnectionResetError)
 """What a send raises if the peer has closed; the second one if it waited for room meanwhile."""
+_SEND_NOW = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 def _bytes_of(body):
@@ -288,9 +325,19 @@ def _bytes_of(body):
     return memoryview(body).cast("B")
 
 
+def _check_limit(frame_bytes_max, least):
+    if not isinstance(frame_bytes_max, int) or not least <= frame_bytes_max < 2**32:
+        raise ValueError(f"frame_bytes_max is {frame_bytes_max!r}, not from {least} to {2**32 - 1}")
+
+
+def _check_timeout(timeout):
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout is {timeout!r}, neither None nor 0 seconds or more")
+
+
 def _connect(sock, path, timeout):
     sock.settimeout(timeout)
-    end = time.monotonic() + (float("inf") if timeout is None else timeout)
+    end = _end_of(timeout)
     pause = CONNECT_PAUSE_SECONDS_MIN
     while True:
         try:
@@ -299,27 +346,50 @@ def _connect(sock, path, timeout):
             # The server's backlog is full, and for a socket with a timeout the kernel doesn't wait.
             left = end - time.monotonic()
             if left <= 0:
-                raise socket.timeout("the server's backlog is full") from None
+                raise TimedOut("the server's backlog is full") from None
         time.sleep(min(pause, left))
         pause = min(2 * pause, CONNECT_PAUSE_SECONDS_MAX)
 
 
+def _end_of(seconds):
+    """When a wait ends that begins now."""
+    return float("inf") if seconds is None else time.monotonic() + seconds
+
+
 class _Stream:
-    """What both kinds of connections do with their socket."""
+    """What both kinds of connections do with their socket. Nothing waits but `_wait`."""
 
     def __init__(self, sock, timeout):
-        sock.settimeout(timeout)
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError("the socket is of another type than SOCK_STREAM")
+        sock.setblocking(True)
         self.socket = sock
+        self._timeout = timeout
         self._reset = False
+        self._clean = False
+        """Whether the stream has ended as it should."""
+        self._end = None
+        """What ended the receiving, if something has; every later receive raises it again."""
         self._gone = None
-        """What ended the sending, if something has; every later send raises it again."""
+        """The same of the sending."""
+        self._midway = False
+        """Whether a frame is being sent: no other may begin."""
+        self._asked = True
+        """Whether the end of the stream may be met; a send to come tells first if the peer is gone."""
+        self._answer = b""
+        """What has not left of the answer to a PING."""
+        self._waiting = collections.deque()
+        """What came while something else was waited for."""
+        self._waiting_bytes = 0
+        self._finished = False
 
     @classmethod
     def connect(cls, path, **options):
         """Connects to the socket at `path`; a name in the abstract namespace begins with @."""
-        path = os.fspath(path)
-        if isinstance(path, str) and path.startswith("@"):
-            path = "\0" + path[1:]
+        cls._check_options(**options)
+        path = os.fsencode(path)
+        if path.startswith(b"@"):
+            path = b"\0" + path[1:]
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _connect(sock, path, options.get("timeout", TIMEOUT_SECONDS))
@@ -342,14 +412,75 @@ class _Stream:
         """All messages up to the clean end."""
         return iter(self.recv, None)
 
-    def _receive(self, bytes_max=RECEIVE_BYTES):
+    def _go_on(self, known):
+        """Raises this end again, if there is one. Only copies are: a traceback would hold the connection."""
+        if known is not None:
+            raise copy.copy(known)
+        if self.socket.fileno() < 0:
+            raise Aborted("the connection has been closed on this side")
+
+    def _stop(self, reason):
+        """Closes, and keeps the reason for later calls unless there is one."""
+        self._end = self._end or copy.copy(reason)
+        self._gone = self._gone or copy.copy(reason)
+        self.socket.close()
+
+    def _guard(self, step, *arguments):
+        """What a step of receiving gives. Closes if it fails otherwise than by waiting for too long."""
         try:
-            return self.socket.recv(bytes_max)
-        except ConnectionResetError:
-            # The peer closed with bytes unread that were on their way to it. What it had sent before
-            # has been received: this comes behind it. The kernel says so once.
-            self._reset = True
-            return b""
+            return step(*arguments)
+        except TimedOut:
+            raise  # Nothing is lost.
+        except Error as error:
+            self._stop(error)
+            raise
+        except BaseException as error:
+            # It may have come between any two instructions.
+            self._end, self._clean = None, False
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._stop(Aborted(f"receiving was interrupted by {type(error).__name__}: "
+                               "what it had received is lost"))
+            raise
+
+    def _wait(self, events, end):
+        """Waits for one of these events. Raises `TimedOut`."""
+        poll = select.poll()
+        poll.register(self.socket, events)
+        while not poll.poll(1000 * max(0, min(end - time.monotonic(), 1_000_000))):
+            if time.monotonic() >= end:
+                raise TimedOut("timed out")
+
+    def _receive(self, end, bytes_max=RECEIVE_BYTES):
+        while True:
+            try:
+                return self.socket.recv(bytes_max, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except ConnectionResetError:
+                # The peer closed with bytes unread that were on their way to it. What it had sent before
+                # has been received: this comes behind it. The kernel says so once.
+                self._reset = True
+                return b""
+            self._answer_now()
+            room = select.POLLOUT if self._answer and not self._midway else 0
+            self._wait(select.POLLIN | room, end)
+
+    def _answer_now(self):
+        """Sends of the answer to a PING what there is room for."""
+        if self._answer and not self._midway:
+            try:
+                self._answer = self._answer[self.socket.send(self._answer, _SEND_NOW):]
+            except BlockingIOError:
+                pass
+            except _GONE as error:
+                self._lose(error)  # It has asked and closed; what it said besides counts.
+
+    def _lose(self, error):
+        """The peer takes no more. What it had sent before can still be received."""
+        self._gone = copy.copy(error)
+        self._reset |= isinstance(error, ConnectionResetError)
+        self._answer = b""
 
     def _send(self, header, body=b""):
         try:
@@ -359,25 +490,63 @@ class _Stream:
             raise
 
     def _write(self, header, body=b""):
-        if self._gone is not None:
-            raise self._gone.with_traceback(None)
-        parts = [b"".join((header, body))] if len(body) < RECEIVE_BYTES else [header, body]
+        self._go_on(self._gone)
+        self._midway, self._asked = True, False
         try:
+            header, self._answer = self._answer + header, b""
+            parts = [b"".join((header, body))] if len(body) < RECEIVE_BYTES else [header, body]
             for part in parts:
                 with memoryview(part) as view:
-                    sent = 0
-                    while sent < len(view):
-                        # The timeout is for each of them: sendall has one for all.
-                        sent += self.socket.send(view[sent:])
+                    self._push(view)
+            self._midway = False
+            self._answer_now()
         except _GONE as error:
-            # What the peer had sent before it went away can still be received.
-            self._gone = error
-            self._reset |= isinstance(error, ConnectionResetError)
+            self._lose(error)
             raise
-        except BaseException:
+        except BaseException as error:
             # Part of it may have left: what came behind it would be read as the rest.
-            self.close()
+            name = type(error).__name__
+            how = "timed out" if name == "TimedOut" else f"was interrupted by {name}"
+            self._stop(Aborted(f"sending {how}: part of it may have left"))
             raise
+        finally:
+            self._midway, self._asked = False, True
+
+    def _push(self, view):
+        """Sends all of it. Waits for room as long as the peer reads."""
+        sent, unread, seen = 0, None, self._waiting_bytes
+        while sent < len(view):
+            try:
+                sent += self.socket.send(view[sent:], _SEND_NOW)
+                unread = None
+                continue
+            except BlockingIOError:
+                pass
+            asked = self._asked
+            seen = self._meanwhile(seen)
+            if asked != self._asked:
+                continue
+            if unread is None:
+                unread, end = self._unread(), _end_of(self._timeout)
+            try:
+                more = seen <= WAITING_BYTES_MAX and not self._clean
+                self._wait(select.POLLOUT | (select.POLLIN if more else 0), end)
+            except TimedOut:
+                # There is room for the poll only after much has been read.
+                before, unread, end = unread, self._unread(), _end_of(self._timeout)
+                if unread >= before:
+                    raise
+
+    def _unread(self):
+        """The memory of what the peer has not read; always the same where the system does not tell."""
+        try:
+            return struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))[0]
+        except OSError:
+            return 0
+
+    def _meanwhile(self, seen):
+        """Takes what arrives while a send waits. How much has been seen then."""
+        return WAITING_BYTES_MAX + 1
 
     def _look_for_reason(self):
         """Raises why the peer went away, if it had said so. What it had sent besides stays for `recv`."""
@@ -387,17 +556,13 @@ class Connection(_Stream):
     """A connection that speaks the native profile, over a connected socket."""
 
     def __init__(self, sock, timeout=TIMEOUT_SECONDS, frame_bytes_max=FRAME_BYTES_MAX):
+        self._check_options(timeout, frame_bytes_max)
         super().__init__(sock, timeout)
-        self._timeout = timeout
         self._local = hello(frame_bytes_max=frame_bytes_max,
                             instance=int.from_bytes(os.urandom(8), "little"))
         self._hello = b""
         self._decoder = None
-        self._finished = False
         self._peer_finished = False
-        self._end = None
-        self._waiting = collections.deque()
-        self._waiting_bytes = 0
         self.peer_takes = 2**64 - 1
         """How many messages the peer takes, counted from the first of this connection (GOAWAY)."""
         self.peer_going_away = False
@@ -408,15 +573,21 @@ class Connection(_Stream):
         except _GONE:
             pass  # It may have said all it had to say.
 
+    @staticmethod
+    def _check_options(timeout=TIMEOUT_SECONDS, frame_bytes_max=FRAME_BYTES_MAX, **_):
+        _check_timeout(timeout)
+        _check_limit(frame_bytes_max, 1024)
+
     def agreement(self):
         """What was agreed; waits for the peer's HELLO."""
         if self._decoder is None:
-            self._until_end(self._greet)
+            self._guard(self._greet, self._timeout)
         return self._agreement
 
     def send(self, body):
         """Sends one message."""
         if self._finished:
+            self._go_on(self._gone)
             raise Error("finish() has been called: there are no more messages")
         # Released at the end, also with an error that is kept: what was lent can be changed again.
         with _bytes_of(body) as body:
@@ -431,40 +602,39 @@ class Connection(_Stream):
     def recv(self):
         """The next message; None once the peer has said that there are no more.
 
-        Raises `Aborted`, `Truncated`, `Rejected` or `Refused` on any other end. Answers PINGs.
+        Raises `Aborted`, `Truncated`, `Rejected` or `Refused` on any other end, also on one that comes
+        behind the last message. Answers PINGs.
         """
-        while not self._waiting and not self._peer_finished:
-            self._take(self._frame())
-        if not self._waiting:
-            return None
-        body = self._waiting.popleft()
-        self._waiting_bytes -= 8 + len(body)
-        return body
+        return self._guard(self._recv)
 
     def ping(self, body=b""):
         """Waits for the peer's answer to a PING; returns the seconds it took.
 
-        Messages that come meanwhile are kept for `recv`.
+        Messages that come meanwhile are kept for `recv`. Raises `Error` if the peer has finished and need not
+        answer. Any other failure once the PING has left closes the connection: one may be unanswered at a
+        time, and nobody waits for this one any more.
         """
         body = bytes(_bytes_of(body))
         if len(body) > PING_BYTES_MAX:
             raise ValueError(f"{len(body)} bytes, at most {PING_BYTES_MAX}")
+        seen = self._waiting_bytes
+        if self._gone is None:
+            # A PONG that is here already answers nothing.
+            self._asked = False
+            seen = self._guard(self._gather, seen)
+            self._asked = True
+            if self._peer_finished:
+                raise Error("the peer has finished and need not answer")
         start = time.monotonic()
         self._send(encode_header(len(body), PING), body)
-        seen = self._waiting_bytes
         try:
-            while True:
-                frame = self._frame()
-                if frame.kind == PONG and frame.body == body:
-                    return time.monotonic() - start
-                if seen > WAITING_BYTES_MAX:
-                    raise Error(f"over {WAITING_BYTES_MAX} bytes of frames and no answer to PING")
-                self._take(frame)
-                seen += 8 + len(frame.body)
-        except BaseException:
-            # One PING may be unanswered at a time, and nobody waits for this one any more.
-            self.close()
+            answered = self._guard(self._await_pong, body, seen)
+        except TimedOut:
+            self._stop(Aborted("a PING was not answered in time"))
             raise
+        if not answered:
+            raise Error("the peer has finished and need not answer")
+        return time.monotonic() - start
 
     def finish(self):
         """Says that there are no more messages. Receiving goes on."""
@@ -474,13 +644,83 @@ class Connection(_Stream):
 
     def reject(self, reason):
         """Tells the peer why it is refused, if it still reads, and closes."""
-        text = reason.encode()[:REJECT_BYTES_MAX].decode(errors="ignore").encode()
         try:
-            self.socket.settimeout(REJECT_SECONDS_MAX)
-            self.socket.sendall(encode_header(len(text), REJECT) + text)
-        except OSError:
+            self._tell(reason)
+        finally:
+            self._stop(Aborted("reject() has been called"))
+
+    def _tell(self, reason):
+        if self._midway or self._gone is not None or self.socket.fileno() < 0:
+            return
+        text = reason.encode(errors="backslashreplace")[:REJECT_BYTES_MAX]
+        text = text.decode(errors="ignore").encode()
+        data = self._answer + encode_header(len(text), REJECT) + text
+        end = _end_of(REJECT_SECONDS_MAX)
+        try:
+            while data:
+                try:
+                    data = data[self.socket.send(data, _SEND_NOW):]
+                except BlockingIOError:
+                    self._wait(select.POLLOUT, end)
+        except (TimedOut, *_GONE):
             pass
-        self.close()
+
+    def _recv(self):
+        while not self._waiting and not self._peer_finished:
+            self._take(self._next_frame(self._timeout))
+        if self._waiting:
+            self._waiting_bytes -= 8 + len(self._waiting[0])
+            return self._waiting.popleft()
+        # What came behind FIN may say that it was no clean end. After `close` it was one.
+        if self._end is not None or self.socket.fileno() >= 0:
+            self._gather(0)
+        return None
+
+    def _ready(self):
+        """The messages that are here. What ended the connection is for whoever comes next."""
+        try:
+            self._guard(self._gather, self._waiting_bytes)
+        except Error:
+            pass
+        while self._waiting:
+            yield self.recv()
+
+    def _await_pong(self, body, seen):
+        """Whether the answer came, and not the peer's FIN."""
+        while not self._peer_finished:
+            frame = self._next_frame(self._timeout)
+            if frame.kind == PONG and frame.body == body:
+                return True
+            if seen > WAITING_BYTES_MAX:
+                raise Error(f"over {WAITING_BYTES_MAX} bytes of frames and no answer to PING")
+            self._take(frame)
+            seen += 8 + len(frame.body)
+        return False
+
+    def _gather(self, seen):
+        """Takes what is here, as far as the bound allows; waits for nothing. How much has been seen then."""
+        try:
+            while seen <= WAITING_BYTES_MAX:
+                frame = self._next_frame(0)
+                if frame is None:
+                    break
+                self._take(frame)
+                seen += 8 + len(frame.body)
+        except TimedOut:
+            pass
+        return seen
+
+    def _meanwhile(self, seen):
+        return self._guard(self._gather, seen)
+
+    def _look_for_reason(self):
+        # What a peer that is gone has sent is here. One that only reads no more may live, and say nothing.
+        try:
+            self._guard(self._gather, self._waiting_bytes)
+        except Rejected:
+            raise
+        except Error:
+            pass  # It said nothing.
 
     def _take(self, frame):
         if frame.kind == MSG:
@@ -488,96 +728,74 @@ class Connection(_Stream):
             self._waiting_bytes += 8 + len(frame.body)
         elif frame.kind == FIN:
             self._peer_finished = True
-        elif frame.kind == PING:
-            try:
-                self._write(encode_header(len(frame.body), PONG), frame.body)
-            except _GONE:
-                pass  # It has asked and closed; what it said besides counts.
         elif frame.kind == GOAWAY:
             self.peer_going_away = True
             self.peer_takes = min(self.peer_takes, int.from_bytes(frame.body, "little"))
         # A PONG that answers nothing and what a later version has besides are skipped.
 
-    def _look_for_reason(self):
-        seen = self._waiting_bytes
-        # What a peer that is gone has sent is here. One that only reads no more may live, and say nothing.
-        timeout, self._timeout = self._timeout, 0
-        self._wait_at_most(0)
-        try:
-            while seen <= WAITING_BYTES_MAX:
-                frame = self._frame()
-                self._take(frame)
-                seen += 8 + len(frame.body)
-        except Rejected:
-            raise
-        except (Error, OSError):
-            pass  # It said nothing.
-        finally:
-            self._timeout = timeout
-            self._wait_at_most(timeout)
-
-    def _wait_at_most(self, seconds):
-        if self.socket.fileno() >= 0:
-            self.socket.settimeout(seconds)
-
-    def _frame(self):
-        return self._until_end(self._next_frame)
-
-    def _until_end(self, step):
-        """What this step gives; an end that was met is met again."""
-        if self._end is not None:
-            raise self._end.with_traceback(None)
-        try:
-            return step()
-        except Error as end:
-            self._end = end
-            if self._gone is None:
-                self._gone = end
-            raise
-
-    def _next_frame(self):
-        if self._decoder is None:
-            self._greet()
+    def _next_frame(self, seconds):
+        """The next frame, which may take so many seconds in which nothing comes; None at the clean end."""
+        if self._clean:
+            return None
+        self._greet(seconds)
+        self._answer_now()
         while True:
             try:
                 frame = self._decoder.next()
+                if frame is not None and frame.kind == PING:
+                    self._keep_answer(frame.body)
             except Refused as refused:
-                self.reject(f"{refused} (at byte {self._decoder.position} after HELLO)")
+                self._tell(f"{refused} (at byte {self._decoder.position} after HELLO)")
                 raise
             if frame is not None:
                 if frame.kind == REJECT:
-                    self.close()
                     raise Rejected(_readable(frame.body))
                 return frame
-            data = self._receive()
-            if not data:
-                self.close()
-                if self._decoder.end() == "Truncated":
-                    raise Truncated("the stream ended within a frame")
-                raise Aborted("the stream ended, and more was to come")
-            self._decoder.feed(data)
+            data = self._receive(_end_of(seconds))
+            if data:
+                self._decoder.feed(data)
+                continue
+            end = self._decoder.end()
+            if end == "Clean":
+                self._clean = True
+                return None
+            self._let_send_ask()
+            if end == "Truncated":
+                raise Truncated("the stream ended within a frame")
+            raise Aborted("the stream ended, and more was to come")
 
-    def _greet(self):
-        end = None if self._timeout is None else time.monotonic() + self._timeout
+    def _keep_answer(self, body):
+        if self._answer:
+            raise Refused("SecondPing", "there was no room yet for the answer to the one before")
+        if self._gone is None:
+            self._answer = encode_header(len(body), PONG) + body
+            self._answer_now()
+
+    def _let_send_ask(self):
+        """Has the send that waits, or comes next, meet the end first: it tells whether the peer is gone."""
+        if not self._asked:
+            self._asked = True
+            raise TimedOut
+
+    def _greet(self, seconds):
+        """Waits for the peer's HELLO, so many seconds for all of it."""
+        self._go_on(self._end)
+        if self._decoder is not None:
+            return
+        end = _end_of(seconds)
         try:
             while len(self._hello) < HELLO_BYTES:
-                if end is not None:
-                    self._wait_at_most(max(end - time.monotonic(), 0.001))
-                part = self._receive(HELLO_BYTES - len(self._hello))
+                part = self._receive(end, HELLO_BYTES - len(self._hello))
                 if not part:
-                    self.close()
+                    self._let_send_ask()
                     raise Truncated("the stream ended before the end of HELLO")
                 self._hello += part
                 check_magic(self._hello)
             self._agreement = agree(self._local, decode_hello(self._hello))
         except Refused as refused:
-            if refused.name == "BadMagic":
-                self.close()  # Such a peer can't read a REJECT.
-            else:
-                self.reject(str(refused))
+            if refused.name != "BadMagic":  # Such a peer can't read a REJECT.
+                self._tell(str(refused))
             raise
-        finally:
-            self._wait_at_most(self._timeout)
         self._decoder = Decoder(self._agreement)
 
 
@@ -590,11 +808,24 @@ class LengthPrefixed(_Stream):
 
     def __init__(self, sock, timeout=TIMEOUT_SECONDS, width_bytes=4, byte_order="big",
                  frame_bytes_max=FRAME_BYTES_MAX):
+        self._decoder = self._check_options(timeout, width_bytes, byte_order, frame_bytes_max)
         super().__init__(sock, timeout)
-        self._decoder = PrefixDecoder(width_bytes, byte_order, frame_bytes_max)
+
+    @staticmethod
+    def _check_options(timeout=TIMEOUT_SECONDS, width_bytes=4, byte_order="big",
+                       frame_bytes_max=FRAME_BYTES_MAX, **_):
+        _check_timeout(timeout)
+        return PrefixDecoder(width_bytes, byte_order, frame_bytes_max)
+
+    def close(self):
+        """Closes the socket. That is a clean end for a peer whose messages were all received, as `finish` is."""
+        super().close()
 
     def send(self, body):
         """Sends one message."""
+        if self._finished:
+            self._go_on(self._gone)
+            raise Error("finish() has been called: there are no more messages")
         with _bytes_of(body) as body:
             self._send(self._decoder.encode(body), body)
 
@@ -603,26 +834,31 @@ class LengthPrefixed(_Stream):
 
         Raises `Truncated` or `Refused`, and `Aborted` if the peer has closed without reading all.
         """
-        while True:
-            try:
-                body = self._decoder.next()
-            except Refused:
-                self.close()
-                raise
-            if body is not None:
-                return body
-            data = self._receive()
-            if not data:
-                if self._decoder.end() == "Truncated":
-                    raise Truncated("the stream ended within a message")
-                if self._reset:
-                    raise Aborted("the peer closed without reading all that was sent to it")
-                return None
-            self._decoder.feed(data)
+        return self._guard(self._recv)
 
     def finish(self):
         """Says that there are no more messages. Receiving goes on."""
+        if self.socket.fileno() < 0:
+            self._go_on(self._gone)
+        self._finished = True
         self.socket.shutdown(socket.SHUT_WR)
+
+    def _recv(self):
+        while not self._clean:
+            self._go_on(self._end)
+            body = self._decoder.next()
+            if body is not None:
+                return body
+            data = self._receive(_end_of(self._timeout))
+            if data:
+                self._decoder.feed(data)
+            elif self._decoder.end() == "Truncated":
+                raise Truncated("the stream ended within a message")
+            elif self._reset:
+                raise Aborted("the peer closed without reading all that was sent to it")
+            else:
+                self._clean = True
+        return None
 
 
 def _readable(reason):
@@ -630,22 +866,55 @@ def _readable(reason):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def main(words):
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: ringpost_client.py PATH [MESSAGE ...]\n"
-              "Sends each message to the server at PATH, and prints what it answers until it ends.")
-        return 0 if words else 2
+# From a shell
+
+class _Failed(Exception):
+    """Ends the program with this line, or without one."""
+
+
+def _print(text):
     try:
-        with Connection.connect(words[0]) as connection:
-            for word in words[1:]:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, flush=True)
+    except (OSError, UnicodeError) as error:
+        if sys.stdout is not None and isinstance(error, OSError):
+            # What its buffer holds would fail again at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        line = f"standard output: {type(error).__name__}: {error}"
+        # Whoever read the pipe has had enough, and needs no complaint.
+        raise _Failed("" if isinstance(error, BrokenPipeError) else line) from None
+
+
+def _talk(path, words):
+    with Connection.connect(path) as connection:
+        for number, word in enumerate(words, 1):
+            try:
                 connection.send(os.fsencode(word))
-            connection.finish()
-            for answer in connection:
-                print(answer.decode(errors="backslashreplace"))
+            except ValueError as error:
+                raise _Failed(f"message {number}: {error}") from None
+            for answer in connection._ready():
+                _print(answer.decode(errors="backslashreplace"))
+        connection.finish()
+        for answer in connection:
+            _print(answer.decode(errors="backslashreplace"))
+
+
+def main(words):
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            _print("usage: ringpost_client.py PATH [MESSAGE ...]\n"
+                   "Sends each message to the server at PATH, and prints what it answers until it ends.")
+            return 0 if words else 2
+        _talk(words[0], words[1:])
+        return 0
+    except _Failed as failed:
+        line = str(failed)
     except (Error, OSError) as error:
-        print(f"{words[0]}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        line = f"{words[0]}: {type(error).__name__}: {error}"
+    if line:
+        print(line, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
