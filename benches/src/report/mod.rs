@@ -112,20 +112,26 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
     opened.map(drop).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Writes a file whole, or leaves what it held.
+/// Writes a file whole, or leaves what it held. What is no file, or is reached by a link (a pipe, a terminal,
+/// `/dev/stdout`), or lies where no other can be made, is written in place.
 pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
-    let replaced = if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        // A pipe, or a terminal.
-        fs::write(path, text)
-    } else {
-        let mut beside = OsString::from(path);
-        beside.push(".new");
-        fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
-            // There may be none.
-            let _ = fs::remove_file(&beside);
-        })
+    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    let written = match is_file.then(|| write_beside(path, text)) {
+        Some(Ok(beside)) => fs::rename(beside, path),
+        None | Some(Err(_)) => fs::write(path, text),
     };
-    replaced.with_context(|| format!("writing {}", path.display()))
+    written.with_context(|| format!("writing {}", path.display()))
+}
+
+/// A new file with this text in the same directory.
+fn write_beside(path: &Path, text: &str) -> io::Result<OsString> {
+    let mut beside = OsString::from(path);
+    beside.push(".new");
+    fs::write(&beside, text).inspect_err(|_| {
+        // There may be none.
+        let _ = fs::remove_file(&beside);
+    })?;
+    Ok(beside)
 }
 
 #[cfg(test)]
@@ -143,6 +149,12 @@ mod tests {
         write(&path, "second")?;
         assert_eq!(fs::read_to_string(&path)?, "second");
         assert_eq!(fs::read_dir(directory.path())?.count(), 1, "nothing beside it");
+        // Not the link itself.
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link)?;
+        write(&link, "third")?;
+        assert!(fs::symlink_metadata(&link)?.is_symlink());
+        assert_eq!(fs::read_to_string(&path)?, "third");
         let missing = directory.path().join("none/results.jsonl");
         for error in [check_writable(&missing), write(&missing, "x")] {
             let text = format!("{:#}", error.expect_err("there is no such directory"));

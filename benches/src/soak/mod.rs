@@ -126,6 +126,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             break;
         }
     }
+    if interrupt.is_raised() && report.is_empty() {
+        bail!("interrupted before anything was measured; all processes have been ended");
+    }
     let written = report
         .lines()
         .and_then(|lines| write(&json, &lines))

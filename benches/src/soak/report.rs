@@ -102,6 +102,11 @@ impl Report {
         self.engines.iter().map(of).sum()
     }
 
+    /// Whether there is no sample of any engine.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.engines.iter().all(|outcome| outcome.samples.is_empty())
+    }
+
     pub(crate) fn print(&self) -> Result<()> {
         let header = self.header();
         let mut lines: Vec<_> =

@@ -127,20 +127,20 @@ fn always(samples: &[Sample]) -> Vec<Verdict> {
         .collect()
 }
 
-/// No message waits until something else happens.
+/// No message of those whose round trips are timed waits until something else happens.
 fn longest_trip(samples: &[Sample]) -> Verdict {
     let longest = samples.iter().max_by_key(|sample| sample.census.longest_ns);
     let seconds = longest.map_or(0.0, |sample| to_f64(sample.census.longest_ns) / 1e9);
     Verdict {
-        process: "all".to_owned(),
+        process: Kind::Pingpong.name().to_owned(),
         what: "longest round trip, s",
         start: 0.0,
         middle: 0.0,
         end: seconds,
         complaint: longest.filter(|_| seconds > LONGEST_TRIP_SECONDS_MAX).map(|sample| {
             format!(
-                "{seconds:.1} s in {} after {:.0} s; {LONGEST_TRIP_SECONDS_MAX} would do",
-                sample.process, sample.seconds
+                "{seconds:.1} s, seen after {:.0} s; {LONGEST_TRIP_SECONDS_MAX} would do",
+                sample.seconds
             )
         }),
     }
@@ -557,7 +557,7 @@ mod tests {
         assert_eq!(longest_trip(&late).complaint, None);
         late[90].census.longest_ns = 11_000_000_000;
         let complaint = longest_trip(&late).complaint.expect("it is too long");
-        assert!(complaint.contains("11.0 s in server after 90 s"), "{complaint}");
+        assert!(complaint.contains("11.0 s, seen after 90 s"), "{complaint}");
     }
 
     #[test]

@@ -604,6 +604,7 @@ impl PacketCell {
     pub(crate) fn writable(self: &Rc<Self>, core: &Core, driver: &mut Driver) {
         let mut state = self.state.borrow_mut();
         state.writable = None;
+        driver.packets.pace.interrupt();
         state.queue.open_polled();
         self.send(core, driver, &mut state);
     }
@@ -620,7 +621,6 @@ impl PacketCell {
             return;
         }
         let (mut calls, mut progress, mut cut) = (0, false, false);
-        driver.packets.pace.interrupt();
         while state.queue.is_ready() {
             if calls == SENDS_MAX {
                 if !std::mem::replace(&mut state.dirty, true) {
@@ -682,15 +682,16 @@ impl PacketCell {
             Errno::CONNRESET if !connection => return false,
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
                 let full = errno == Errno::AGAIN;
+                if !connection {
+                    driver.packets.pace.refused(driver.clock.now());
+                }
                 let polled = full && to.is_unnamed();
                 let refusals = state.queue.close_gate(key, |lane| {
                     *if full { &mut lane.refusals } else { &mut lane.memory_refusals } += 1;
                     if polled && lane.refusals <= POLLED_REFUSALS_MAX {
                         lane.gate = Gate::Polled;
                     } else {
-                        let now = driver.clock.now();
-                        driver.packets.pace.refused(now);
-                        let until = lane.rest(now, driver.packets.long_rest());
+                        let until = lane.rest(driver.clock.now(), driver.packets.long_rest());
                         driver.packets.rest(until, self, Some(key));
                     }
                     (lane.gate, lane.memory_refusals)
@@ -741,6 +742,7 @@ impl PacketCell {
             _ => (StreamError::Kernel { errno: raw }.into(), false),
         };
         let dropped = state.queue.drop_packets(key, all, &mut core.blocks.borrow_mut());
+        driver.packets.pace.interrupt();
         add(&core.counters.packets_dropped, dropped as u64);
         state.failed(to, error);
         state.writers.take_for(LANES + key, &mut driver.wakers);
@@ -903,6 +905,7 @@ impl PacketCell {
 impl Core {
     /// Hands what packet sockets have queued to the kernel, and repeats what found no room.
     pub(crate) fn stage_packets(&self, driver: &mut Driver) {
+        driver.packets.pace.interrupt();
         if !driver.packets.retry.is_empty() {
             for cell in driver.packets.retry.take() {
                 cell.retry(self, driver);
@@ -967,6 +970,7 @@ impl Core {
                 ready.push(cell);
             }
         }
+        driver.packets.pace.interrupt();
         // At once: until a lane is closed again, its receiver does not count as full.
         for cell in ready {
             let mut state = cell.state.borrow_mut();

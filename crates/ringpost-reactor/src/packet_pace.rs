@@ -20,7 +20,7 @@ const KNOWN_WEIGHT: u32 = 15;
 pub(crate) struct Pace {
     /// What a try that is refused takes, over the last ones.
     try_cost: Duration,
-    /// The last refusal, if nothing else was done since.
+    /// The last refusal, if nothing but tries was done since.
     last: Option<Instant>,
 }
 

@@ -54,6 +54,19 @@ pub(crate) fn other(path: &Path) -> UnixDatagram {
     socket
 }
 
+/// Fills the queue of a receiver. With more senders than one: what lies unread counts against the buffer of who sent it,
+/// which may be full before a long queue is (net.unix.max_dgram_qlen).
+pub(crate) fn fill_up(path: &Path) {
+    loop {
+        let another = UnixDatagram::unbound().expect("a socket");
+        another.set_nonblocking(true).expect("a socket");
+        if another.send_to(b"full", path).is_err() {
+            return;
+        }
+        while another.send_to(b"full", path).is_ok() {}
+    }
+}
+
 pub(crate) fn plain() -> ringpost::DatagramBuilder {
     Datagram::builder().plain()
 }
@@ -313,9 +326,7 @@ fn a_flush_waits_for_nothing_later(engine: EngineChoice) {
         let receiver = other(&path);
         let stuck = directory.path().join("stuck.sock");
         let _stuck_socket = other(&stuck);
-        let another = UnixDatagram::unbound().expect("a socket");
-        another.set_nonblocking(true).expect("a socket");
-        while another.send_to(b"full", &stuck).is_ok() {}
+        fill_up(&stuck);
         let sender = plain().unbound().expect("a socket");
         let accepted = fill(&sender, Some(&path)).await;
         let mut flush = std::pin::pin!(sender.flush());

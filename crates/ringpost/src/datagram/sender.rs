@@ -115,7 +115,8 @@ impl DatagramSender {
 
     /// Accepts a copy of `body` for this receiver, waiting for room. One receiver whose queue is full makes nobody
     /// else's sends wait. The kernel can't tell when it has room, so it is asked again and again, after 100 µs
-    /// at first (a millisecond on epoll) and 10 ms at last.
+    /// at first (a millisecond on epoll) and 10 ms at last; longer with more than a hundred such receivers, which take
+    /// turns.
     ///
     /// What lies unread with receivers counts against the [send buffer](super::DatagramBuilder::send_buffer_bytes)
     /// of this socket, though: one that does not read and whose queue (sysctl `net.unix.max_dgram_qlen`) takes as
