@@ -2,7 +2,8 @@
 //! itself must find.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,9 +92,15 @@ fn a_ring_that_fails_during_shutdown_leaves_nobody_waiting() {
         let simulation = simulation(Seeded::new(seed), seed % 2 == 0);
         let reactor = Reactor::simulated(Config::default(), &simulation).unwrap();
         let (left, right) = pair(&reactor);
+        let name = format!("ring-tests-{}-{seed}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listening = UnixListener::bind_addr(&address).unwrap();
+        let listener = reactor.adopt_listener(listening.into());
         reactor.turn(Wait::No).unwrap();
-        let (reader, writer) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
-        let (reads, writes) = (Waker::from(Arc::clone(&reader)), Waker::from(Arc::clone(&writer)));
+        let [reader, writer, server] = [(); 3].map(|()| Arc::new(Woken::default()));
+        let [reads, writes, accepts] =
+            [&reader, &writer, &server].map(|woken| Waker::from(Arc::clone(woken)));
+        assert!(listener.poll_accept(&mut Context::from_waker(&accepts)).is_pending());
         assert!(right.poll_receive(&mut Context::from_waker(&reads)).is_pending());
         left.append(Prefix::NONE, &[7; 3000]);
         assert!(left.poll_flushed(&mut Context::from_waker(&writes)).is_pending());
@@ -105,11 +112,12 @@ fn a_ring_that_fails_during_shutdown_leaves_nobody_waiting() {
         reactor.shutdown();
         assert!(reader.0.load(Ordering::Relaxed), "seed {seed}: the reader waits");
         assert!(writer.0.load(Ordering::Relaxed), "seed {seed}: the writer waits");
+        assert!(server.0.load(Ordering::Relaxed), "seed {seed}: the server waits");
         while right.try_receive().is_some() {}
         let ended = receive(&right);
         assert!(matches!(ended, Poll::Ready(Err(_) | Ok(Inbound::EndOfFile))), "{ended:?}");
         let enters = simulation.enters();
-        drop((left, right, reactor));
+        drop((left, right, listener, reactor));
         assert_eq!(simulation.enters(), enters, "a ring that has failed was entered");
     }
 }
