@@ -1,8 +1,9 @@
 //! `cargo xtask canaries`: bugs put in on purpose, each of which something must find.
 //!
 //! The bugs are in `tests/canaries.toml`. Each is applied to a copy of the tree and built, and what is to
-//! find it is run: that must fail. On the tree as it is, the same command must pass.
+//! find it is run: that must fail, and say what has failed. On the tree as it is, the same command must pass.
 
+mod finding;
 mod list;
 mod scratch;
 
@@ -18,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub(crate) use self::list::check;
 use self::list::{Canary, Finder, Kind, List};
 use self::scratch::{Ended, Scratch};
+use crate::results::Results;
 use crate::run::root;
 
 /// Arguments of `cargo xtask canaries`.
@@ -42,8 +44,10 @@ pub(crate) fn run(arguments: &CanariesArgs) -> Result<()> {
         print_list(&chosen);
         return Ok(());
     }
+    let _lock = scratch::lock()?;
     let start = Instant::now();
     let subjects: Vec<&Canary> = in_order(&chosen);
+    ensure!(!subjects.is_empty(), "there is nothing to try: none of these canaries applies");
     let finders: BTreeSet<&Finder> =
         subjects.iter().filter_map(|each| each.finder.as_ref()).collect();
     let finders: Vec<&Finder> = finders.into_iter().collect();
@@ -51,21 +55,26 @@ pub(crate) fn run(arguments: &CanariesArgs) -> Result<()> {
     let jobs = usize::from(arguments.jobs).min(subjects.len().max(1));
     let scratches = (0..jobs).map(Scratch::new).collect::<Result<Vec<_>>>()?;
     println!("{} canaries and {} commands that find them", subjects.len(), finders.len());
-    let say = |(finder, sound): &(String, Soundness)| match sound {
-        Soundness::Passes => format!("passes: {finder}"),
-        Soundness::Useless(why) => format!("USELESS: {finder}: {why}"),
-    };
     let fingerprint = scratches.first().map_or(0, |scratch| scratch.fingerprint);
-    let known = scratch::known_to_pass(fingerprint);
+    let mut known = scratch::known_to_pass(fingerprint);
     let unknown: Vec<_> =
-        finders.iter().copied().filter(|finder| !known.contains(&finder.text())).collect();
-    let sound = in_parallel(&scratches, "as it is", &unknown, say, |scratch, finder| {
-        Ok((finder.text(), sound(scratch, finder)?))
+        finders.iter().copied().filter(|finder| !known.contains_key(&finder.key())).collect();
+    let say = |(finder, sound): &(&Finder, Soundness)| match sound {
+        Soundness::Passes(_) => format!("passes: {}", finder.text()),
+        Soundness::Useless(why) => format!("USELESS: {}: {why}", finder.text()),
+    };
+    let tried = in_parallel(&scratches, "as it is", &unknown, say, |scratch, finder| {
+        Ok((*finder, sound(scratch, finder)?))
     })?;
-    let known = known.into_iter().map(|finder| (finder, Soundness::Passes));
-    let sound: BTreeMap<String, Soundness> = known.chain(sound).collect();
-    let passing = sound.iter().filter(|(_, sound)| matches!(sound, Soundness::Passes));
-    scratch::keep_known(fingerprint, passing.map(|(finder, _)| finder))?;
+    let mut sound: BTreeMap<String, Soundness> = BTreeMap::new();
+    for (finder, of_finder) in tried {
+        if let Soundness::Passes(took) = of_finder {
+            known.insert(finder.key(), took);
+        }
+        sound.insert(finder.key(), of_finder);
+    }
+    scratch::keep_known(fingerprint, &known)?;
+    sound.extend(known.into_iter().map(|(finder, took)| (finder, Soundness::Passes(took))));
     let say = |(canary, outcome): &(&Canary, Outcome)| row(canary, outcome);
     let outcomes = in_parallel(&scratches, "canaries", &subjects, say, |scratch, canary| {
         Ok((*canary, attempt(scratch, canary, &sound)?))
@@ -91,8 +100,8 @@ pub(crate) fn run(arguments: &CanariesArgs) -> Result<()> {
 /// What a finder does on the tree as it is.
 #[derive(Debug)]
 enum Soundness {
-    /// It passes.
-    Passes,
+    /// It passes, within this time.
+    Passes(Duration),
     /// It can't tell anything, for this reason.
     Useless(String),
 }
@@ -104,22 +113,27 @@ fn sound(scratch: &Scratch, finder: &Finder) -> Result<Soundness> {
     if built != Ended::Success {
         return Ok(Soundness::Useless("it does not build on the tree as it is".into()));
     }
+    let built = scratch::length(&log)?;
+    let start = Instant::now();
     let ended = scratch.run(finder.command(), &log, Duration::from_secs(finder.seconds_max()))?;
-    let text = scratch::read(&log)?;
-    let skipped = text.lines().find(|line| line.starts_with("SKIPPED "));
-    Ok(match ended {
-        Ended::Late => Soundness::Useless("it does not end on the tree as it is".into()),
-        Ended::Failure => {
-            let what = finding(&text).unwrap_or_else(|| "nothing was said".into());
+    let took = start.elapsed();
+    let text = scratch::read(&log, built)?;
+    // It may have come in the middle of a line of the test program's.
+    let skipped = text.lines().find_map(|line| Some(&line[line.find("SKIPPED ")?..]));
+    Ok(match (ended, skipped) {
+        (Ended::Late, _) => Soundness::Useless("it does not end on the tree as it is".into()),
+        (Ended::Failure { signal }, _) => {
+            let what = match finding::judge(finder, signal, &text) {
+                Ok(found) => found,
+                Err(why) => format!("{why}: {}", finding::tail(&text)),
+            };
             Soundness::Useless(format!("it fails on the tree as it is: {what}"))
         }
-        Ended::Success if finder.kind != Kind::Sim && tests_run(&text) == 0 => {
-            Soundness::Useless("it runs no test".into())
+        (Ended::Success, _) if runs(finder.kind, &text) == 0 => {
+            Soundness::Useless("it runs nothing".into())
         }
-        Ended::Success => match skipped {
-            Some(line) => Soundness::Useless(line.to_owned()),
-            None => Soundness::Passes,
-        },
+        (Ended::Success, Some(line)) => Soundness::Useless(line.to_owned()),
+        (Ended::Success, None) => Soundness::Passes(took),
     })
 }
 
@@ -166,8 +180,16 @@ fn attempt(
         took: Duration::ZERO,
         how,
     };
-    match sound.get(&finder.text()) {
-        Some(Soundness::Passes) => {}
+    let limit = Duration::from_secs(canary.seconds.unwrap_or(SECONDS_MAX));
+    match sound.get(&finder.key()) {
+        Some(&Soundness::Passes(took)) if canary.hangs && took > limit / HANG_FACTOR => {
+            return Ok(invalid(format!(
+                "the machine is too slow to tell: {:.1} s without the bug, and {:.0} s are a hang",
+                took.as_secs_f64(),
+                limit.as_secs_f64()
+            )));
+        }
+        Some(Soundness::Passes(_)) => {}
         Some(Soundness::Useless(why)) => return Ok(invalid(why.clone())),
         None => bail!("nobody has tried `{}`", finder.text()),
     }
@@ -179,18 +201,25 @@ fn attempt(
     if ended != Ended::Success {
         return Ok(invalid(format!("it does not build; see {}", log.display())));
     }
-    let limit = Duration::from_secs(canary.seconds.unwrap_or(SECONDS_MAX));
+    let built_bytes = scratch::length(&log)?;
     let start = Instant::now();
     let ended = scratch.run(finder.command(), &log, limit)?;
     let took = start.elapsed();
     drop(mutated);
-    let text = scratch::read(&log)?;
+    let text = scratch::read(&log, built_bytes)?;
     let (verdict, how) = match ended {
         Ended::Success => (Verdict::Survived, finder.text()),
-        Ended::Failure if compiles_no_more(&text) => {
-            (Verdict::Invalid, format!("cargo failed; see {}", log.display()))
+        Ended::Failure { signal } => match finding::judge(finder, signal, &text) {
+            Ok(found) => (Verdict::Found, found),
+            Err(why) => {
+                let tail = finding::tail(&text);
+                (Verdict::Invalid, format!("{why}; the end of {}: {tail}", log.display()))
+            }
+        },
+        // Cargo may have waited for another cargo.
+        Ended::Late if !text.contains("Running ") => {
+            (Verdict::Invalid, format!("it did not begin: {}", finding::tail(&text)))
         }
-        Ended::Failure => (Verdict::Found, finding(&text).unwrap_or_else(|| "it crashed".into())),
         Ended::Late if canary.hangs => (Verdict::Found, "it hangs".into()),
         Ended::Late => (Verdict::Late, finder.text()),
     };
@@ -266,41 +295,19 @@ impl Named for &Canary {
     }
 }
 
-/// What a finder said of what it found: of a simulation the scenario and the seed, else the test, and
-/// then what was wrong.
-fn finding(text: &str) -> Option<String> {
-    let mut lines = text.lines().map(str::trim);
-    let found = lines.find(|line| {
-        let of_sim =
-            line.starts_with("FAILED ") || line.contains(", seed ") && line.contains(": panicked");
-        of_sim || line.contains(" panicked at ") || line.starts_with("loom\tsurvived")
-    })?;
-    let place = found.strip_prefix("FAILED ").unwrap_or(found);
-    let place = match place.split_once(" panicked at ") {
-        // The number of the thread is different every time.
-        Some((thread, at)) => format!("{} {}", thread.split(" (").next().unwrap_or(thread), at),
-        None => place.to_owned(),
+/// Tests that passed or failed, or runs of the simulation.
+fn runs(kind: Kind, text: &str) -> u64 {
+    if kind != Kind::Sim {
+        let mut results = Results::default();
+        text.lines().for_each(|line| results.line(line));
+        let summary = results.finish();
+        return u64::from(summary.passed) + u64::from(summary.failed);
+    }
+    let of_line = |line: &str| match line.trim().split('\t').collect::<Vec<_>>()[..] {
+        ["sim", "scenario", _, runs, ..] => runs.parse::<u64>().unwrap_or(0),
+        _ => 0,
     };
-    let message = lines.find(|line| !line.is_empty()).unwrap_or_default();
-    let message = match message.split_once("panicked at ") {
-        Some(_) => lines.next().unwrap_or_default(),
-        None => message,
-    };
-    let whole = format!("{place} {message}");
-    Some(whole.chars().filter(|c| !c.is_control()).take(HOW_CHARS_MAX).collect())
-}
-
-/// Tests that passed or failed.
-fn tests_run(text: &str) -> usize {
-    let is_test = |line: &&str| {
-        line.trim_start().starts_with("test ") && (line.ends_with("ok") || line.ends_with("FAILED"))
-    };
-    text.lines().filter(is_test).count()
-}
-
-/// Whether cargo gave up before anything ran.
-fn compiles_no_more(text: &str) -> bool {
-    text.lines().any(|line| line.starts_with("error: could not compile"))
+    text.lines().map(of_line).sum()
 }
 
 fn print_list(chosen: &[&Canary]) {
@@ -357,30 +364,21 @@ fn print_twins(twins: &[(String, Vec<String>)]) {
 const BUILD_TIME_MAX: Duration = Duration::from_secs(10 * 60);
 /// How long a finder may take if the canary does not say.
 const SECONDS_MAX: u64 = 60;
-const HOW_CHARS_MAX: usize = 160;
+/// What hangs takes that many times as long as it takes without the bug.
+const HANG_FACTOR: u32 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn says_what_was_found() {
-        let test = "\
-running 1 test
-test ops::tests::stale ... FAILED
-
-thread 'ops::tests::stale' (4711) panicked at crates/a/src/ops.rs:3:9:
-assertion failed: x
-note: run with
-";
-        assert_eq!(
-            finding(test).as_deref(),
-            Some("thread 'ops::tests::stale' crates/a/src/ops.rs:3:9: assertion failed: x")
-        );
-        assert_eq!(tests_run(test), 1);
-        let sim =
-            "\nFAILED bulk, seed 7, after 300 enters\npanicked at a.rs:1:2:\nit is stuck\nMachine";
-        assert_eq!(finding(sim).as_deref(), Some("bulk, seed 7, after 300 enters it is stuck"));
-        assert_eq!(finding("running 0 tests\n"), None);
+    fn counts_what_was_run() {
+        let tests = "running 3 tests\ntest b ... ignored\n\
+                     test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured\n";
+        assert_eq!(runs(Kind::Test, tests), 2);
+        assert_eq!(runs(Kind::Sim, tests), 0);
+        assert_eq!(runs(Kind::Sim, "sim\tscenario\techo\t20\t30\t400\n"), 20);
+        let none = "running 0 tests\ntest result: ok. 0 passed; 0 failed; 0 ignored; 0 measured\n";
+        assert_eq!(runs(Kind::Loom, none), 0);
     }
 }

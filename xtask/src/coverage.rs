@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
 
-use crate::run::{observe_silently, root, run as run_command, shell};
+use crate::run::{folder_of, observe_silently, run as run_command, shell};
 
 /// Arguments of `cargo xtask coverage`.
 #[derive(Debug, clap::Args)]
@@ -45,11 +45,9 @@ pub(crate) fn run(arguments: &CoverageArgs) -> Result<()> {
         }
         let tests = measure(&shell, &tools, &tests)?;
         for package in &arguments.package {
-            print(
-                &format!("{package}, by the tests"),
-                &of_crate(&tests, package),
-                arguments.missing,
-            );
+            let files = of_crate(&tests, package);
+            ensure!(!files.is_empty(), "nothing was measured of {package}");
+            print(&format!("{package}, by the tests"), &files, arguments.missing);
         }
     }
     if sum.percent() < FRAME_PERCENT_MIN {
@@ -180,7 +178,7 @@ fn parse_line(text: &str) -> Option<(u32, u64)> {
 
 /// The sources of a crate, without their tests.
 fn of_crate(lines: &Lines, package: &str) -> Lines {
-    let sources = root().join("crates").join(package).join("src");
+    let sources = folder_of(package).join("src");
     let sources = format!("{}/", sources.display());
     let mut files = Lines::new();
     for (path, counts) in lines {
@@ -268,6 +266,18 @@ mod tests {
     fn leaves_tests_out() {
         assert_eq!(tests_begin("fn a() {}\n\n#[cfg(test)]\nmod tests {}\n"), 3);
         assert_eq!(tests_begin("fn a() {}\n"), u32::MAX);
+    }
+
+    #[test]
+    fn finds_packages_wherever_they_are() {
+        let path = |source: &str| crate::run::root().join(source).display().to_string();
+        let counts = BTreeMap::from([(1, 1)]);
+        let paths = ["benches/src/main.rs", "crates/ringpost/src/lib.rs", "xtask/src/run.rs"];
+        let lines = Lines::from(paths.map(|name| (path(name), counts.clone())));
+        for package in ["ringpost-bench", "ringpost", "xtask"] {
+            assert_eq!(of_crate(&lines, package).len(), 1, "{package}");
+        }
+        assert!(of_crate(&lines, "ringpost-sim").is_empty());
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
 use xshell::{Cmd, Shell, cmd};
 
-use crate::run::{observe_silently, root, run as run_command, shell};
+use crate::run::{TookTooLong, observe, observe_silently, root, run as run_command, shell};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -66,10 +67,14 @@ pub(crate) fn fuzz(arguments: &FuzzArgs) -> Result<Outcome> {
         return Ok(Outcome::Impossible(reason.into()));
     };
     println!("fuzzing with {}", toolchain.name());
-    install(&shell)?;
     // cargo-fuzz itself has no --locked.
     let fetch = cmd!(shell, "cargo fetch --locked --manifest-path fuzz/Cargo.toml");
-    run_command(fetch, FETCH_TIME_MAX)?;
+    if let Outcome::Impossible(why) = install(&shell)? {
+        return Ok(Outcome::Impossible(why));
+    }
+    if let Outcome::Impossible(why) = online(fetch, FETCH_TIME_MAX)? {
+        return Ok(Outcome::Impossible(why));
+    }
     run_command(toolchain.fuzz(&shell).arg("build"), BUILD_TIME_MAX)?;
 
     let mut crashed = Vec::new();
@@ -134,6 +139,8 @@ impl Toolchain {
             Self::Nightly => cmd!(shell, "cargo +nightly fuzz"),
             Self::Bootstrap => cmd!(shell, "cargo fuzz").env("RUSTC_BOOTSTRAP", "1"),
         }
+        // It would take the place of the flags that cargo-fuzz sets, and nothing would be instrumented.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
     }
 }
 
@@ -154,6 +161,13 @@ struct Figures {
 }
 
 impl Figures {
+    /// A target that ran nothing shows nothing. One that crashed says no numbers at its end.
+    fn check(&self, target: &str) -> Result<()> {
+        let is_empty = self.executions == 0 && self.crash.is_none();
+        ensure!(!is_empty, "the target {target} has executed nothing");
+        Ok(())
+    }
+
     fn line(&mut self, line: &str) {
         if let Some((_, path)) = line.split_once("Test unit written to ") {
             self.crash = Some(path.trim().to_owned());
@@ -210,6 +224,7 @@ fn run_target(shell: &Shell, toolchain: &Toolchain, target: &str, seconds: u64) 
     if !status.success() && figures.crash.is_none() {
         bail!("the target {target} failed without a crashing input: {status}");
     }
+    figures.check(target)?;
     Ok(figures)
 }
 
@@ -232,31 +247,93 @@ fn ticks_of_children(stat: &str) -> Option<u64> {
 const TICKS_PER_SECOND: u64 = 100;
 
 /// The names of the fuzz targets.
-fn targets(root: &Path) -> Result<Vec<String>> {
-    let folder = root.join("fuzz/fuzz_targets");
-    if !folder.is_dir() {
+pub(crate) fn targets(root: &Path) -> Result<Vec<String>> {
+    let manifest = root.join("fuzz/Cargo.toml");
+    if !manifest.is_file() {
         return Ok(Vec::new());
     }
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    let text = std::fs::read_to_string(&manifest)?;
+    let manifest: Manifest = toml::from_str(&text).context("fuzz/Cargo.toml")?;
+    let mut names: Vec<String> = manifest.bin.into_iter().map(|target| target.name).collect();
+    names.sort();
+    for entry in std::fs::read_dir(root.join("fuzz/fuzz_targets"))? {
         let path: PathBuf = entry?.path();
         if path.extension().is_some_and(|extension| extension == "rs")
             && let Some(name) = path.file_stem()
         {
-            names.push(name.to_string_lossy().into_owned());
+            let is_known = names.iter().any(|known| name == known.as_str());
+            ensure!(is_known, "fuzz/Cargo.toml does not have the target {}", path.display());
         }
     }
-    names.sort();
     Ok(names)
 }
 
-fn install(shell: &Shell) -> Result<()> {
+/// The part of `fuzz/Cargo.toml` that names the targets.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    bin: Vec<Target>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Sees to it that cargo-fuzz is here, if it can be had.
+fn install(shell: &Shell) -> Result<Outcome> {
     if cmd!(shell, "cargo fuzz --version").quiet().ignore_stderr().read().is_ok() {
-        return Ok(());
+        return Ok(Outcome::Done);
     }
     println!("cargo-fuzz is missing; installing it");
-    run_command(cmd!(shell, "cargo install cargo-fuzz --locked"), BUILD_TIME_MAX)
+    online(cmd!(shell, "cargo install cargo-fuzz --locked"), BUILD_TIME_MAX)
 }
+
+/// Runs a command that downloads. It is impossible if it failed for want of a network, and only then.
+fn online(command: Cmd<'_>, limit: Duration) -> Result<Outcome> {
+    let text = command.to_string();
+    let mut lines = Vec::new();
+    let ended = observe(command, limit, |line| lines.push(line.trim().to_owned()));
+    let is_offline = std::env::var("CARGO_NET_OFFLINE").is_ok_and(|value| value == "true");
+    match (ended, why_offline(&lines, is_offline)) {
+        (Ok(status), _) if status.success() => Ok(Outcome::Done),
+        (_, Some(why)) => Ok(Outcome::Impossible(format!("`{text}` has no network: {why}"))),
+        (Ok(status), None) => bail!("`{text}` failed: {status}"),
+        (Err(error), None) if error.is::<TookTooLong>() && !has_built(&lines) => {
+            Ok(Outcome::Impossible(format!("no network, or a slow one: {error}")))
+        }
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// What cargo, which failed, said of the network. Once it builds, the network is not why.
+fn why_offline(lines: &[String], is_offline: bool) -> Option<&str> {
+    if has_built(lines) {
+        return None;
+    }
+    let says_so = |line: &&String| {
+        OFFLINE.iter().any(|words| line.contains(words))
+            || is_offline && line.contains("could not find `cargo-fuzz` in registry")
+    };
+    lines.iter().find(says_so).map(String::as_str)
+}
+
+fn has_built(lines: &[String]) -> bool {
+    lines.iter().any(|line| line.starts_with("Compiling "))
+}
+
+/// What cargo says without a network: its own words, and those of the library that it downloads with.
+const OFFLINE: &[&str] = &[
+    "you may wish to retry without `--offline`",
+    "Could not resolve ",
+    "Couldn't resolve ",
+    "Could not connect to ",
+    "Couldn't connect to ",
+    "Connection timed out",
+    "Resolving timed out",
+    "Network is unreachable",
+    "CONNECT tunnel failed",
+];
 
 const FETCH_TIME_MAX: Duration = Duration::from_secs(3 * 60);
 
@@ -306,5 +383,45 @@ mod tests {
     #[test]
     fn no_folder_no_targets() {
         assert!(targets(Path::new("/nonexistent")).expect("no error").is_empty());
+    }
+
+    #[test]
+    fn a_target_that_executes_nothing_fails() {
+        let mut figures = Figures::default();
+        figures.line("stat::number_of_executed_units: 0");
+        assert!(figures.check("decoder").is_err());
+        figures.line("stat::number_of_executed_units: 1");
+        assert!(figures.check("decoder").is_ok());
+    }
+
+    #[test]
+    fn only_a_missing_network_is_one() {
+        let why = |text: &str, is_offline| {
+            let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+            why_offline(&lines, is_offline).map(str::to_owned)
+        };
+        let unreachable = "\
+    Updating crates.io index
+error: download of config.json failed
+
+Caused by:
+  failed to download from `https://index.crates.io/config.json`
+
+Caused by:
+  [7] Could not connect to server (Failed to connect to 127.0.0.1 port 1 after 0 ms)
+";
+        assert!(why(unreachable, false).is_some_and(|why| why.starts_with("[7] Could not")));
+        let nameless = "  [5] Could not resolve proxy name (Could not resolve proxy: a.invalid)";
+        assert!(why(nameless, false).is_some());
+        let missing = "error: could not find `cargo-fuzz` in registry `crates-io` with version `*`";
+        assert!(why(missing, true).is_some());
+        assert_eq!(why(missing, false), None);
+
+        let broken =
+            format!("   Compiling libc v0.2.1\nerror: could not compile `libc`\n{nameless}");
+        assert_eq!(why(&broken, false), None);
+        let locked =
+            "error: cannot update the lock file fuzz/Cargo.lock because --locked was passed";
+        assert_eq!(why(locked, false), None);
     }
 }

@@ -5,7 +5,6 @@
 //! nothing, and the run fails. The table of both comes from the test binary itself. Each entry runs
 //! in a process of its own, and leaves its output below `target/loom/log`.
 
-use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
 
-use crate::run::{root, run as run_command, shell};
+use crate::run::{compiler_flags, kill_tree, root, run as run_command, shell};
 
 /// Arguments of `cargo xtask loom`.
 #[derive(Debug, clap::Args)]
@@ -113,14 +112,8 @@ fn build(shell: &Shell) -> Result<Catalogue> {
 }
 
 fn with_loom(command: Cmd<'_>) -> Cmd<'_> {
-    let command = command.args(["--target-dir", "target/loom"]);
-    // Cargo looks at the first of the two that is set.
-    if let Ok(flags) = env::var("CARGO_ENCODED_RUSTFLAGS") {
-        let separator = if flags.is_empty() { "" } else { "\x1f" };
-        return command.env("CARGO_ENCODED_RUSTFLAGS", flags + separator + "--cfg\x1floom");
-    }
-    let flags = env::var("RUSTFLAGS").unwrap_or_default();
-    command.env("RUSTFLAGS", format!("{flags} --cfg loom").trim_start())
+    let (variable, flags) = compiler_flags("--cfg loom");
+    command.args(["--target-dir", "target/loom"]).env(variable, flags)
 }
 
 /// What the test binary tells about itself.
@@ -308,7 +301,8 @@ fn wait_logged(
             return Ok(Some(status));
         }
         if start.elapsed() > time_max {
-            child.kill()?;
+            // A twin explores in a process of its own.
+            kill_tree(child.id());
             child.wait()?;
             return Ok(None);
         }
@@ -346,7 +340,8 @@ fn judge(entry: &Entry<'_>, status: Option<ExitStatus>, text: &str, time: Durati
     let verdict = match word.as_str() {
         // One execution is no concurrency.
         "holds" if executions > 1 => Verdict::Holds,
-        "caught" => Verdict::Caught,
+        // What fails before the first one has nothing to do with the twin.
+        "caught" if executions > 0 => Verdict::Caught,
         "survived" => Verdict::Survived,
         _ => Verdict::Failed,
     };
@@ -451,6 +446,7 @@ mod tests {
         assert_eq!(verdict(&model, Some(failure), "x panicked at y\ndeadlock"), Verdict::Failed);
         assert_eq!(verdict(&model, None, "loom\tholds\t9\t"), Verdict::Late);
         assert_eq!(verdict(&twin, Some(success), "loom\tcaught\t9\tdeadlock"), Verdict::Caught);
+        assert_eq!(verdict(&twin, Some(success), "loom\tcaught\t0\tno file"), Verdict::Failed);
         assert_eq!(verdict(&twin, Some(failure), "loom\tsurvived\t9\t"), Verdict::Survived);
         assert_eq!(verdict(&twin, Some(failure), "loom\tlimit\t9\tbranches"), Verdict::Failed);
         assert_eq!(verdict(&twin, Some(aborted), "loom\tcaught\t9\tdeadlock"), Verdict::Failed);
@@ -458,10 +454,25 @@ mod tests {
 
     #[test]
     fn ends_what_does_not_end() {
-        let mut command = Command::new("sleep");
-        let command = command.arg("61");
-        let status = wait_logged(command, Path::new("/dev/null"), Duration::from_millis(100));
-        let status = status.expect("starts");
+        let name = format!("ringpost-xtask-loom-{}.txt", std::process::id());
+        let log = std::env::temp_dir().join(name);
+        let mut command = Command::new("sh");
+        let command = command.args(["-c", "sleep 61 & echo $!; wait"]);
+        let status = wait_logged(command, &log, Duration::from_millis(300)).expect("starts");
         assert!(status.is_none());
+        // Nor does what it has started go on, but for the moment that dying takes.
+        let child = read(&log).expect("written").trim().to_owned();
+        assert!(!child.is_empty(), "it was killed before it started anything");
+        let goes_on = || {
+            let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            let state = stat.rsplit_once(')').map_or("", |(_, rest)| rest.trim_start());
+            !state.is_empty() && !state.starts_with(['Z', 'X'])
+        };
+        let start = Instant::now();
+        while goes_on() {
+            assert!(start.elapsed() < Duration::from_secs(30), "the twin's process lives on");
+            thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_file(&log).expect("it is ours");
     }
 }

@@ -13,6 +13,7 @@ mod fuzz;
 mod loom;
 mod miri;
 mod reliability;
+mod results;
 mod run;
 mod san;
 mod sim;

@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::fuzz::Outcome;
-use crate::run::{observe, shell};
+use crate::run::{compiler_flags, observe, shell};
 
 /// Arguments of `cargo xtask miri`.
 #[derive(Debug, clap::Args)]
@@ -70,8 +70,8 @@ pub(crate) fn miri(arguments: &MiriArgs) -> Result<Outcome> {
     if arguments.native {
         println!("Nothing was interpreted: these were ordinary programs.");
     }
-    let bad = rows.iter().filter(|row| row.failed > 0).count();
-    ensure!(bad == 0, "{bad} suites have failures");
+    let bad = rows.iter().filter(|row| row.is_bad()).count();
+    ensure!(bad == 0, "{bad} suites have failures, or ran no test");
     Ok(Outcome::Done)
 }
 
@@ -96,6 +96,11 @@ struct Row {
 }
 
 impl Row {
+    /// Whether something failed, or nothing was interpreted.
+    fn is_bad(&self) -> bool {
+        self.failed > 0 || self.passed == 0
+    }
+
     fn line(&mut self, line: &str) {
         let Some(result) = line.trim().strip_prefix("test result: ") else { return };
         let mut number = 0;
@@ -114,7 +119,8 @@ fn run_suite(shell: &Shell, suite: &'static Suite, arguments: &MiriArgs) -> Resu
     let command = if arguments.native {
         let command =
             cmd!(shell, "cargo test --locked --no-fail-fast --target-dir target/cfg-miri");
-        command.env("RUSTFLAGS", "--cfg miri")
+        let (variable, flags) = compiler_flags("--cfg miri");
+        command.env(variable, flags)
     } else {
         let command = cmd!(shell, "cargo +nightly miri test --locked --no-fail-fast");
         interpreted(command, suite, arguments.seeds)
@@ -211,5 +217,15 @@ mod tests {
         row.line("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured");
         row.line("test a ... ok");
         assert_eq!(row, Row { passed: 13, failed: 2, ignored: 3, ..Row::default() });
+        assert!(row.is_bad());
+    }
+
+    #[test]
+    fn nothing_is_no_success() {
+        let mut row = Row::default();
+        row.line("test result: ok. 0 passed; 0 failed; 3 ignored; 0 measured; 9 filtered out");
+        assert!(row.is_bad());
+        row.line("test result: ok. 1 passed; 0 failed; 3 ignored; 0 measured; 9 filtered out");
+        assert!(!row.is_bad());
     }
 }

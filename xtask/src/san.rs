@@ -8,6 +8,8 @@
 //! Reports go to files, so that those of child processes and of tests that capture their output count,
 //! too. A run fails if a test fails or if there is a report.
 
+mod suites;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,8 +17,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use self::suites::{Exclusion, SUITES, Suite, Work};
 use crate::fuzz::Outcome;
-use crate::run::{observe, observe_silently, root, shell};
+use crate::results::{Results, Summary, named};
+use crate::run::{compiler_flags, observe, observe_silently, root, shell};
 
 /// Arguments of `cargo xtask san`.
 #[derive(Debug, clap::Args)]
@@ -34,7 +38,7 @@ pub(crate) struct SanArgs {
     #[arg(long)]
     all: bool,
     /// Seeds for the simulation, all scenarios with each
-    #[arg(long, default_value_t = SEEDS)]
+    #[arg(long, default_value_t = SEEDS, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
 }
 
@@ -65,6 +69,8 @@ pub(crate) fn san(arguments: &SanArgs) -> Result<Outcome> {
     if let Some(reason) = what_is_missing(&shell, &chosen)? {
         return Ok(Outcome::Impossible(reason));
     }
+    // Better now than after a build of minutes.
+    quoted(&root())?;
     let mut rows = Vec::new();
     let start = Instant::now();
     for sanitizer in chosen {
@@ -79,11 +85,18 @@ pub(crate) fn san(arguments: &SanArgs) -> Result<Outcome> {
             rows.extend(run_suite(&shell, sanitizer, suite, arguments, has_source)?);
         }
     }
-    ensure!(!rows.is_empty(), "no suite and no test has {:?} in its name", arguments.filter);
+    ensure!(
+        !rows.is_empty(),
+        "nothing was run: no suite and no test has {:?} in its name, or all that have are left out",
+        arguments.filter.as_deref().unwrap_or_default()
+    );
     print_table(&rows);
     println!("{} suites in {:.0} s", rows.len(), start.elapsed().as_secs_f64());
     let bad = rows.iter().filter(|row| row.is_bad()).count();
-    ensure!(bad == 0, "{bad} suites have failures or findings; above is where the reports are");
+    ensure!(
+        bad == 0,
+        "{bad} suites have failures or findings, or ran nothing; above is where the reports are"
+    );
     Ok(Outcome::Done)
 }
 
@@ -131,47 +144,32 @@ impl Sanitizer {
     }
 
     /// Options of the runtime, with reports in files that begin with `log`.
-    fn options(self, log: &Path) -> Vec<(&'static str, String)> {
-        let log = log.display();
-        match self {
-            Self::Address => vec![(
+    fn options(self, log: &Path) -> Result<(&'static str, String)> {
+        let log = quoted(log)?;
+        Ok(match self {
+            Self::Address => (
                 "ASAN_OPTIONS",
                 format!("detect_leaks=1:detect_stack_use_after_return=1:log_path={log}"),
-            )],
-            Self::Thread => vec![(
-                "TSAN_OPTIONS",
-                format!(
-                    "suppressions={}:die_after_fork=0:log_path={log}",
-                    root().join("xtask/tsan.txt").display()
-                ),
-            )],
-        }
+            ),
+            Self::Thread => {
+                let silent = quoted(&root().join("xtask/tsan.txt"))?;
+                ("TSAN_OPTIONS", format!("suppressions={silent}:die_after_fork=0:log_path={log}"))
+            }
+        })
     }
 }
 
-/// What is tested in one go.
-struct Suite {
-    name: &'static str,
-    work: Work,
-    sanitizers: &'static [Sanitizer],
-    excluded: &'static [Exclusion],
-    /// Parts of the names of the tests that run unless all are asked for; none means that all run.
-    usually: &'static [&'static str],
-}
-
-enum Work {
-    /// Given to `cargo test`.
-    Tests(&'static [&'static str]),
-    /// The simulation, for as many seeds as are asked for.
-    Seeds,
-}
-
-/// Tests that are not run, and why.
-struct Exclusion {
-    /// Part of their names.
-    tests: &'static str,
-    sanitizers: &'static [Sanitizer],
-    reason: &'static str,
+/// A path as the value of an option. The runtimes part options at spaces, commas and colons, but not in quotes.
+fn quoted(path: &Path) -> Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not text", path.display()))?;
+    if !text.contains([' ', '\t', '\n', '\r', ',', ':', '"', '\'']) {
+        return Ok(text.to_owned());
+    }
+    let quote = ['"', '\''].into_iter().find(|quote| !text.contains(*quote));
+    let quote = quote.with_context(|| {
+        format!("the sanitizers can't be told a path that has both kinds of quotes: {text}")
+    })?;
+    Ok(format!("{quote}{text}{quote}"))
 }
 
 /// What became of a suite.
@@ -191,25 +189,27 @@ struct Row {
 }
 
 impl Row {
+    /// Whether there is something to mend, or nothing was run.
     fn is_bad(&self) -> bool {
-        self.failed > 0 || self.findings > 0
+        self.failed > 0 || self.findings > 0 || self.passed == 0
     }
 
-    fn line(&mut self, line: &str) {
-        let line = line.trim();
-        let fields: Vec<_> = line.split('\t').collect();
-        if let Some(result) = line.strip_prefix("test result: ") {
-            self.passed += number_before(result, " passed");
-            self.failed += number_before(result, " failed");
-        } else if line.starts_with("SKIPPED ") {
-            self.gave_up += 1;
-        } else if let ["sim", "scenario", _, runs, ..] = fields[..] {
+    /// Reads what the simulation prints.
+    fn line_of_seeds(&mut self, line: &str) {
+        let fields: Vec<_> = line.trim().split('\t').collect();
+        if let ["sim", "scenario", _, runs, ..] = fields[..] {
             self.passed += runs.parse::<u64>().unwrap_or(0);
         } else if let ["sim", "failures", count] = fields[..] {
             let failed = count.parse().unwrap_or(0);
             self.failed += failed;
             self.passed -= failed.min(self.passed);
         }
+    }
+
+    fn add(&mut self, tests: &Summary) {
+        self.passed += u64::from(tests.passed);
+        self.failed += u64::from(tests.failed);
+        self.gave_up += u64::from(tests.gave_up);
     }
 }
 
@@ -231,7 +231,8 @@ fn run_suite(
         }
         // Backtraces are made under a lock of std's, see tsan.txt.
         let backtrace = if sanitizer == Sanitizer::Address { "1" } else { "0" };
-        command.env("RUSTFLAGS", sanitizer.flags(has_source)).env("RUST_BACKTRACE", backtrace)
+        let (variable, flags) = compiler_flags(&sanitizer.flags(has_source));
+        command.env(variable, flags).env("RUST_BACKTRACE", backtrace)
     };
     let mut row = Row { sanitizer: sanitizer.name(), suite: suite.name, ..Row::default() };
     let command = match suite.work {
@@ -257,7 +258,12 @@ fn run_suite(
             }
             row.left_out = names.iter().filter(|name| !is_chosen(name)).count();
             row.excluded = print_exclusions(suite, &excluded, &names);
-            let mut command = cargo("test").args(of).args(["--no-fail-fast", "--"]).args(chosen);
+            let runs = |name: &&String| is_chosen(name) && !is_excluded(name, &excluded);
+            if !names.iter().any(|name| runs(&name)) {
+                return Ok(None);
+            }
+            let command = named(cargo("test")).args(of).args(["--no-fail-fast", "--"]);
+            let mut command = command.args(chosen);
             for exclusion in excluded {
                 command = command.args(["--skip", exclusion.tests]);
             }
@@ -270,12 +276,15 @@ fn run_suite(
     };
 
     let log = log_folder(sanitizer, suite)?;
-    let command = sanitizer
-        .options(&log.join("report"))
-        .into_iter()
-        .fold(command, |command, (name, value)| command.env(name, value));
+    let (variable, options) = sanitizer.options(&log.join("report"))?;
+    let command = command.env(variable, options);
+    let mut results = Results::default();
     let start = Instant::now();
-    let ended = observe(command, RUN_TIME_MAX, |line| row.line(line));
+    let ended = observe(command, RUN_TIME_MAX, |line| match suite.work {
+        Work::Tests(_) => results.line(line),
+        Work::Seeds => row.line_of_seeds(line),
+    });
+    row.add(&results.finish());
     row.seconds = start.elapsed().as_secs();
     row.findings = show_reports(&log)?;
     // A program that crashed or was killed has counted nothing.
@@ -326,6 +335,10 @@ fn exclusions<'suite>(
         }
     }
     Ok(chosen)
+}
+
+fn is_excluded(name: &str, excluded: &[&Exclusion]) -> bool {
+    excluded.iter().any(|exclusion| name.contains(exclusion.tests))
 }
 
 /// Says what is left out. The number of tests.
@@ -405,12 +418,6 @@ fn print_table(rows: &[Row]) {
     }
 }
 
-/// The number that stands before `word`, as in "3 passed; 1 failed".
-fn number_before(text: &str, word: &str) -> u64 {
-    let before = text.split_once(word).map_or("", |(before, _)| before);
-    before.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
 /// Why it cannot be done here, if so.
 fn what_is_missing(shell: &Shell, chosen: &[Sanitizer]) -> Result<Option<String>> {
     if !(cfg!(target_arch = "x86_64") && cfg!(target_env = "gnu")) {
@@ -445,114 +452,6 @@ fn has_std_source(shell: &Shell) -> Result<bool> {
     Ok(Path::new(&root).join("lib/rustlib/src/rust/library/Cargo.lock").exists())
 }
 
-const BOTH: &[Sanitizer] = &[Sanitizer::Address, Sanitizer::Thread];
-const ADDRESS: &[Sanitizer] = &[Sanitizer::Address];
-
-/// Everything that is tested. The wire format has no threads.
-const SUITES: &[Suite] = &[
-    Suite {
-        name: "frame",
-        work: Work::Tests(&["--package", "ringpost-frame", "--lib", "--tests"]),
-        sanitizers: ADDRESS,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite {
-        name: "sync",
-        work: Work::Tests(&["--package", "ringpost-sync", "--lib", "--tests"]),
-        sanitizers: BOTH,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite {
-        name: "reactor",
-        work: Work::Tests(&[
-            "--package",
-            "ringpost-reactor",
-            "--features",
-            "sim",
-            "--lib",
-            "--tests",
-        ]),
-        sanitizers: BOTH,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite {
-        name: "uds",
-        work: Work::Tests(&["--package", "ringpost-uds", "--lib", "--tests"]),
-        sanitizers: BOTH,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite {
-        name: "ringpost",
-        work: Work::Tests(&["--package", "ringpost", "--lib"]),
-        sanitizers: BOTH,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite {
-        name: "end to end",
-        work: Work::Tests(&["--package", "ringpost-tests", "--test", "it"]),
-        sanitizers: BOTH,
-        excluded: END_TO_END,
-        usually: USUALLY,
-    },
-    Suite {
-        name: "kept seeds",
-        work: Work::Tests(&["--package", "ringpost-sim", "--tests"]),
-        sanitizers: BOTH,
-        excluded: &[],
-        usually: &[],
-    },
-    Suite { name: "simulation", work: Work::Seeds, sanitizers: BOTH, excluded: &[], usually: &[] },
-];
-
-/// What is not run end to end.
-const END_TO_END: &[Exclusion] = &[
-    Exclusion {
-        tests: "connections::ten_thousand_idle",
-        sanitizers: BOTH,
-        reason: "counts bytes of memory for a connection, and allocations have red zones",
-    },
-    Exclusion {
-        tests: "datagrams::nothing_is_left_behind",
-        sanitizers: BOTH,
-        reason: "measures that memory does not grow, and what is freed is kept in quarantine",
-    },
-    Exclusion {
-        tests: "seqpackets::nothing_is_left_behind",
-        sanitizers: BOTH,
-        reason: "measures that memory does not grow, and what is freed is kept in quarantine",
-    },
-    Exclusion {
-        tests: "backpressure::a_slow_reader",
-        sanitizers: BOTH,
-        reason: "needs a sender that is faster than its reader, and the sender is instrumented",
-    },
-    Exclusion {
-        tests: "runtime_end::a_thousand_in_flight",
-        sanitizers: BOTH,
-        reason: "measures that memory does not grow, as above; and a thousand operations do not always \
-                 end within the second that a runtime waits for them, what is left is leaked on \
-                 purpose, and the test counts descriptors",
-    },
-];
-
-/// What runs end to end unless everything is asked for: where memory and threads change hands.
-const USUALLY: &[&str] = &[
-    "threads::",
-    "runtime_end::",
-    "payload_owners::",
-    "restart::",
-    "outside::",
-    "spinning::",
-    "dropped_futures::",
-    "passing::",
-    "seqpackets::",
-];
-
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Seeds of the simulation.
@@ -571,23 +470,38 @@ const RUN_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 
 #[cfg(test)]
 mod tests {
+    use super::suites::BOTH;
     use super::*;
 
     #[test]
     fn adds_up_tests_and_seeds() {
         let mut row = Row::default();
-        for line in [
-            "test result: ok. 8 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished",
-            "SKIPPED access::other_user: needs root",
-            "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
-            "sim\tscenario\techo\t20\t30\t400",
-            "sim\tfailures\t2",
-        ] {
-            row.line(line);
+        row.add(&Summary { passed: 11, failed: 1, gave_up: 1, ..Summary::default() });
+        for line in ["sim\tscenario\techo\t20\t30\t400", "noise", "sim\tfailures\t2"] {
+            row.line_of_seeds(line);
         }
         let expected = Row { passed: 29, failed: 3, gave_up: 1, ..Row::default() };
         assert_eq!(row, expected);
         assert!(row.is_bad());
+    }
+
+    #[test]
+    fn nothing_is_no_success() {
+        assert!(Row::default().is_bad());
+        assert!(!Row { passed: 1, ..Row::default() }.is_bad());
+        let excluded = &Exclusion { tests: "a::b", sanitizers: BOTH, reason: "" };
+        assert!(is_excluded("it::a::b_c", &[excluded]));
+        assert!(!is_excluded("it::a::c", &[excluded]));
+    }
+
+    #[test]
+    fn paths_are_one_option() {
+        let quoted = |path: &str| quoted(Path::new(path)).ok();
+        assert_eq!(quoted("/a/b-c_d.txt").as_deref(), Some("/a/b-c_d.txt"));
+        assert_eq!(quoted("/a b/c").as_deref(), Some("\"/a b/c\""));
+        assert_eq!(quoted("/a:b/c,d").as_deref(), Some("\"/a:b/c,d\""));
+        assert_eq!(quoted("/a\"b").as_deref(), Some("'/a\"b'"));
+        assert_eq!(quoted("/a\"b'"), None);
     }
 
     #[test]

@@ -52,9 +52,9 @@ impl SimArgs {
 }
 
 pub(crate) fn run(arguments: &SimArgs) -> Result<()> {
-    let build = shell()?;
-    let build = cmd!(build, "cargo build --release --locked --package ringpost-sim");
-    run_command(build, BUILD_TIME_MAX)?;
+    let shell = shell()?;
+    let build = cmd!(shell, "cargo build --release --locked --package ringpost-sim");
+    run_command(build.args(CHECKED), BUILD_TIME_MAX)?;
 
     let start = Instant::now();
     let processes = if arguments.seed.is_some() { 1 } else { PROCESSES };
@@ -105,8 +105,9 @@ fn part(arguments: &SimArgs, index: u64) -> Result<Sums> {
 fn process(arguments: &SimArgs, first: u64, seeds: u64) -> Result<Sums> {
     let shell = shell()?;
     let (first, seeds, step) = (first.to_string(), seeds.to_string(), PROCESSES.to_string());
-    let mut command = cmd!(shell, "cargo run --quiet --release --locked --package ringpost-sim --")
-        .args(["--seed", &first, "--seeds", &seeds, "--step", &step]);
+    let mut command = cmd!(shell, "cargo run --quiet --release --locked --package ringpost-sim")
+        .args(CHECKED)
+        .args(["--", "--seed", &first, "--seeds", &seeds, "--step", &step]);
     for scenario in &arguments.scenario {
         command = command.args(["--scenario", scenario]);
     }
@@ -201,6 +202,9 @@ fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
+/// Assertions and overflows are checked, which takes a few hundredths of the time: a canary that one of them finds is
+/// found by this command, too.
+const CHECKED: [&str; 2] = ["--config", "xtask/sim.toml"];
 /// Seeds unless said otherwise, for scenarios and for sweeps: each of these plays some 30,000 runs.
 const SEEDS: u64 = 1000;
 const SWEEP_SEEDS: u64 = 10;

@@ -1,12 +1,21 @@
 //! `cargo xtask test`: everything that is a test, and one line with the sums at the end.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use xshell::{Shell, cmd};
 
-use crate::run::{Deadline, observe, root, run as run_command, shell};
+use crate::results::{Results, Summary, named};
+use crate::run::{Deadline, TookTooLong, folder_of, observe, root, run as run_command, shell};
+
+/// The product as it is shipped, and all tests that it starts as programs: what is built with the simulation has its
+/// checks within.
+pub(crate) const SHIPPED: &[&str] = &["--workspace", "--exclude", "ringpost-sim"];
+/// The simulation, and who has tests only where it is.
+pub(crate) const SIMULATED: &[&str] =
+    &["--package", "ringpost-sim", "--package", "ringpost-reactor"];
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -44,35 +53,60 @@ pub(crate) fn test(arguments: &TestArgs) -> Result<Counts> {
     let deadline = Deadline::after(TIME_MAX);
     let mut counts = Counts::default();
     // Tests start the examples as programs. With targets named, `cargo test` makes them tests only.
-    let examples = cmd!(shell, "cargo build --locked --workspace --examples");
+    let examples = cmd!(shell, "cargo build --locked --examples").args(SHIPPED);
     run_command(examples, deadline.left())?;
-    // `--all-targets` would leave out the documentation tests, hence two calls.
     // With packages named, cargo refuses to test the library of none.
     let has_library = arguments.package.is_empty()
         || arguments.package.iter().any(|package| has_library(package));
     let programs: &[&str] =
         if has_library { &["--lib", "--bins", "--tests"] } else { &["--bins", "--tests"] };
-    for targets in [programs, &["--doc"]] {
-        if targets == ["--doc"] && (arguments.no_run || !has_library) {
-            continue;
+    let selected: Vec<&str> =
+        arguments.package.iter().flat_map(|package| ["--package", package]).collect();
+    let selected = if selected.is_empty() { SHIPPED } else { &selected };
+    let mut calls = vec![(selected, programs)];
+    if arguments.package.is_empty() {
+        calls.push((SIMULATED, programs));
+    }
+    // `--all-targets` would leave out the documentation tests, hence another call.
+    if has_library && arguments.runs_tests() {
+        calls.push((selected, &["--doc"]));
+    }
+    for (selected, targets) in calls {
+        let (of_call, is_late) = cargo_test(&shell, selected, targets, arguments, deadline)?;
+        counts += of_call;
+        if is_late {
+            return Ok(counts);
         }
-        counts += cargo_test(&shell, targets, arguments, deadline)?;
     }
     let whole = arguments.package.is_empty() && arguments.arguments.is_empty();
-    if whole && !arguments.no_run {
-        counts += check_corpus(&counts);
+    if whole && arguments.runs_tests() {
+        counts += check_corpus(&counts.replayed, &crate::fuzz::targets(&root())?);
     }
+    ensure!(!(arguments.runs_tests() && counts.is_nothing()), "{}", arguments.why_nothing());
     Ok(counts)
+}
+
+impl TestArgs {
+    /// Whether anything is more than built, or asked for its name.
+    fn runs_tests(&self) -> bool {
+        !self.no_run && !self.arguments.iter().any(|argument| argument == "--list")
+    }
+
+    fn why_nothing(&self) -> String {
+        let of = match &self.package[..] {
+            [] => "the workspace".to_owned(),
+            packages => packages.join(", "),
+        };
+        match &self.arguments[..] {
+            [] => format!("nothing was tested: {of} has no tests"),
+            words => format!("nothing was tested: `{}` leaves no test of {of}", words.join(" ")),
+        }
+    }
 }
 
 /// Whether a package has a library; one that is not known is cargo's to refuse.
 fn has_library(package: &str) -> bool {
-    let folder = match package {
-        "ringpost-bench" => root().join("benches"),
-        "ringpost-tests" => root().join("tests"),
-        "xtask" => root().join("xtask"),
-        other => root().join("crates").join(other),
-    };
+    let folder = folder_of(package);
     !folder.is_dir() || folder.join("src/lib.rs").is_file()
 }
 
@@ -82,9 +116,9 @@ pub(crate) struct Counts {
     pub(crate) passed: u32,
     pub(crate) failed: u32,
     pub(crate) skipped: u32,
-    /// Tests that replay stored inputs of the fuzz targets; part of the others.
-    replays: u32,
-    /// What was printed of the failures: at most [`FAILURE_LINES_MAX`] lines of each command.
+    /// Fuzz targets whose stored inputs were replayed.
+    replayed: BTreeSet<String>,
+    /// What was printed of the failures.
     failures: Vec<String>,
 }
 
@@ -100,6 +134,17 @@ impl Counts {
     pub(crate) fn skipped() -> Self {
         Self { skipped: 1, ..Self::default() }
     }
+
+    fn is_nothing(&self) -> bool {
+        self.passed == 0 && self.failed == 0 && self.skipped == 0
+    }
+}
+
+impl From<Summary> for Counts {
+    fn from(summary: Summary) -> Self {
+        let Summary { passed, failed, ignored, gave_up, replayed, failures } = summary;
+        Self { passed: passed - gave_up, failed, skipped: ignored + gave_up, replayed, failures }
+    }
 }
 
 impl std::ops::AddAssign for Counts {
@@ -107,7 +152,7 @@ impl std::ops::AddAssign for Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
-        self.replays += other.replays;
+        self.replayed.extend(other.replayed);
         self.failures.extend(other.failures);
     }
 }
@@ -118,129 +163,72 @@ impl fmt::Display for Counts {
     }
 }
 
+/// What became of these tests, and whether they were killed because the time was over.
 fn cargo_test(
     shell: &Shell,
+    selected: &[&str],
     targets: &[&str],
     arguments: &TestArgs,
     deadline: Deadline,
-) -> Result<Counts> {
-    let mut command = cmd!(shell, "cargo test --locked --no-fail-fast").args(targets);
-    if arguments.package.is_empty() {
-        command = command.arg("--workspace");
-    }
-    for package in &arguments.package {
-        command = command.args(["--package", package]);
-    }
+) -> Result<(Counts, bool)> {
+    let mut command =
+        cmd!(shell, "cargo test --locked --no-fail-fast").args(selected).args(targets);
     if arguments.no_run {
         command = command.arg("--no-run");
     }
+    if targets != ["--doc"] {
+        command = named(command);
+    }
     command = command.arg("--").args(&arguments.arguments);
 
-    let mut tally = Tally::default();
-    let status = observe(command, deadline.left(), |line| tally.line(line))?;
-    Ok(tally.finish(status.success(), arguments.no_run))
+    let mut results = Results::default();
+    match observe(command, deadline.left(), |line| results.line(line)) {
+        Ok(status) => Ok((count(results, status.success(), arguments.runs_tests()), false)),
+        Err(error) if error.is::<TookTooLong>() => Ok((count_late(results), true)),
+        Err(error) => Err(error),
+    }
+}
+
+fn count(results: Results, success: bool, runs_tests: bool) -> Counts {
+    if !runs_tests && success {
+        return Counts::default();
+    }
+    let mut counts = Counts::from(results.finish());
+    if !success && counts.failed == 0 {
+        counts += Counts::failed("cargo failed before or outside the tests".into());
+    }
+    counts
+}
+
+/// What is known of tests that were killed. The program that ran then has failed.
+fn count_late(results: Results) -> Counts {
+    let running = results.running();
+    let mut counts = Counts::from(results.finish());
+    if running.is_none() {
+        counts.failed += 1;
+    }
+    let running =
+        running.map_or_else(|| "no test program ran".into(), |name| format!("{name} ran"));
+    counts.failures.push(format!(
+        "error: the tests were killed: all of them may take {} s together; {running} then",
+        TIME_MAX.as_secs()
+    ));
+    counts
 }
 
 /// Stored inputs that nobody replays would give false comfort.
-fn check_corpus(counts: &Counts) -> Counts {
-    let stored =
-        std::fs::read_dir(root().join("fuzz/corpus")).is_ok_and(|mut e| e.next().is_some());
-    match (stored, counts.replays) {
-        (false, _) => Counts::default(),
-        (true, 0) => Counts::failed(
-            "fuzz/corpus has inputs, and no test replays them: no test with `corpus` in its \
-                 name has run"
-                .into(),
-        ),
-        (true, replays) => {
-            println!("corpus replay: {replays} tests");
-            Counts::default()
-        }
+fn check_corpus(replayed: &BTreeSet<String>, targets: &[String]) -> Counts {
+    println!("corpus replay: {} of {} fuzz targets", replayed.len(), targets.len());
+    let missing: Vec<&str> =
+        targets.iter().filter(|name| !replayed.contains(*name)).map(String::as_str).collect();
+    if missing.is_empty() {
+        return Counts::default();
     }
+    Counts::failed(format!(
+        "no test replays the stored inputs of these fuzz targets, in a module `...corpus`: {}",
+        missing.join(", ")
+    ))
 }
-
-/// Reads what cargo and the test programs print.
-#[derive(Debug, Default)]
-struct Tally {
-    counts: Counts,
-    /// Tests that found at run time that they cannot run here, and passed without a finding.
-    gave_up: u32,
-    started: u32,
-    ended: u32,
-    /// The lines that come now tell of failures.
-    failing: bool,
-}
-
-impl Tally {
-    fn line(&mut self, line: &str) {
-        let line = without_colour(line);
-        self.keep(&line);
-        let line = line.trim();
-        if line.starts_with("Running ") && line.ends_with(')') {
-            self.started += 1;
-        } else if line.starts_with("SKIPPED ") {
-            self.gave_up += 1;
-        } else if let Some(result) = line.strip_prefix("test result: ") {
-            self.ended += 1;
-            self.counts.passed += number_before(result, " passed");
-            self.counts.failed += number_before(result, " failed");
-            self.counts.skipped += number_before(result, " ignored");
-        } else if line.starts_with("test ") && line.contains("corpus") && line.ends_with("... ok") {
-            self.counts.replays += 1;
-        }
-    }
-
-    /// Keeps what a test program prints from `failures:` to its result, and cargo's own errors.
-    fn keep(&mut self, line: &str) {
-        self.failing = match line.trim_end() {
-            "failures:" => true,
-            line => self.failing && !line.starts_with("test result: "),
-        };
-        let kept = &mut self.counts.failures;
-        if (self.failing || line.starts_with("error")) && kept.len() < FAILURE_LINES_MAX {
-            kept.push(line.to_owned());
-        }
-    }
-
-    fn finish(mut self, success: bool, no_run: bool) -> Counts {
-        let moved = self.gave_up.min(self.counts.passed);
-        self.counts.passed -= moved;
-        self.counts.skipped += moved;
-        let lost = if no_run { 0 } else { self.started.saturating_sub(self.ended) };
-        if lost > 0 {
-            let failure =
-                format!("{lost} test programs ended without a result: crashed, or killed");
-            self.counts.failures.push(failure);
-            self.counts.failed += lost;
-        }
-        if !success && self.counts.failed == 0 {
-            self.counts += Counts::failed("cargo failed before or outside the tests".into());
-        }
-        self.counts
-    }
-}
-
-/// The number that stands before `word`, as in "3 passed; 1 failed".
-fn number_before(text: &str, word: &str) -> u32 {
-    let Some((before, _)) = text.split_once(word) else {
-        return 0;
-    };
-    before.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
-/// Removes the escape sequences that set colours.
-fn without_colour(line: &str) -> String {
-    let mut text = String::with_capacity(line.len());
-    let mut rest = line;
-    while let Some((before, after)) = rest.split_once("\x1b[") {
-        text.push_str(before);
-        rest = after.split_once('m').map_or("", |(_, rest)| rest);
-    }
-    text + rest
-}
-
-/// What is printed again of one command's failures.
-const FAILURE_LINES_MAX: usize = 400;
 
 /// All of it, from a clean clone on two cores.
 const TIME_MAX: Duration = Duration::from_secs(15 * 60);
@@ -249,80 +237,85 @@ const TIME_MAX: Duration = Duration::from_secs(15 * 60);
 mod tests {
     use super::*;
 
-    fn tally(output: &str, success: bool) -> String {
-        let mut tally = Tally::default();
-        output.lines().for_each(|line| tally.line(line));
-        tally.finish(success, false).to_string()
+    fn results(output: &str) -> Results {
+        let mut results = Results::default();
+        output.lines().for_each(|line| results.line(line));
+        results
     }
 
-    #[test]
-    fn sums_over_programs() {
-        let output = "\
-     Running unittests src/lib.rs (target/debug/deps/a-1)
-test a ... ok
-test result: ok. 8 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
-\x1b[1m\x1b[92m     Running\x1b[0m tests/it/main.rs (target/debug/deps/it-2)
-test result: FAILED. 10 passed; 2 failed; 3 ignored; 0 measured; 5 filtered out; finished in 1s
-   Doc-tests a
-test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
-";
-        assert_eq!(tally(output, false), "20 passed, 2 failed, 3 skipped");
+    fn counted(output: &str, success: bool) -> String {
+        count(results(output), success, true).to_string()
     }
 
     #[test]
     fn counts_those_that_gave_up_as_skipped() {
         let output = "\
-     Running tests/it/main.rs (target/debug/deps/it-2)
+== test program target/debug/deps/it-2
+running 11 tests
 SKIPPED credentials::other_user: needs root
 SKIPPED ring::multishot: needs a newer kernel
 test result: ok. 10 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.00s
 ";
-        assert_eq!(tally(output, true), "8 passed, 0 failed, 3 skipped");
+        assert_eq!(counted(output, true), "8 passed, 0 failed, 3 skipped");
     }
 
     #[test]
     fn a_crash_and_a_failed_build_are_failures() {
         let output = "\
-     Running tests/it/main.rs (target/debug/deps/it-2)
+== test program target/debug/deps/it-2
+running 11 tests
 test a ... ok
 error: test failed, to rerun pass `-p a --test it`
 ";
-        assert_eq!(tally(output, false), "0 passed, 1 failed, 0 skipped");
-        assert_eq!(tally("error: could not compile `a`\n", false), "0 passed, 1 failed, 0 skipped");
+        assert_eq!(counted(output, false), "0 passed, 1 failed, 0 skipped");
+        assert_eq!(
+            counted("error: could not compile `a`\n", false),
+            "0 passed, 1 failed, 0 skipped"
+        );
     }
 
     #[test]
-    fn keeps_what_was_printed_of_failures() {
+    fn what_is_killed_is_counted_and_told() {
         let output = "\
-running 2 tests
-test a ... FAILED
-test b ... ok
-
-failures:
-
----- a stdout ----
-thread 'a' panicked at src/a.rs:1:1:
-
-failures:
-    a
-
-test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s
-error: test failed, to rerun pass `-p a --lib`
-test c ... ok
+== test program target/debug/deps/a-1
+running 7 tests
+test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+== test program target/debug/deps/it-2
+running 11 tests
+test a::b has been running for over 60 seconds
 ";
-        let mut tally = Tally::default();
-        output.lines().for_each(|line| tally.line(line));
-        let kept = tally.finish(false, false).failures;
-        assert!(kept.iter().any(|line| line.contains("panicked at src/a.rs")), "{kept:?}");
-        assert!(kept.iter().any(|line| line.contains("to rerun pass")), "{kept:?}");
-        assert!(!kept.iter().any(|line| line.contains("... ok")), "{kept:?}");
+        let counts = count_late(results(output));
+        assert_eq!(counts.to_string(), "7 passed, 1 failed, 0 skipped");
+        let error = counts.failures.last().expect("an error");
+        assert!(error.contains("900 s together; target/debug/deps/it-2: a::b ran"), "{error}");
+        let counts = count_late(results("   Compiling a v0.1.0\n"));
+        assert_eq!(counts.to_string(), "0 passed, 1 failed, 0 skipped");
     }
 
     #[test]
-    fn sees_replays() {
-        let mut tally = Tally::default();
-        tally.line("test decoder::replays_the_corpus ... ok");
-        tally.line("test decoder::corpus_of_greetings ... FAILED");
-        assert_eq!(tally.counts.replays, 1);
+    fn nothing_is_no_success() {
+        let output = "\
+== test program target/debug/deps/it-2
+running 0 tests
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 11 filtered out; finished in 0.00s
+";
+        assert!(count(results(output), true, true).is_nothing());
+        let arguments = TestArgs { arguments: vec!["nosuch".into()], ..TestArgs::default() };
+        assert!(arguments.why_nothing().contains("`nosuch` leaves no test of the workspace"));
+        assert!(arguments.runs_tests());
+        let lists = TestArgs { arguments: vec!["--list".into()], ..TestArgs::default() };
+        assert!(!lists.runs_tests());
+    }
+
+    #[test]
+    fn each_fuzz_target_is_replayed() {
+        let targets = ["decoder", "hello"].map(str::to_owned);
+        let replayed = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(check_corpus(&replayed(&["decoder", "hello"]), &targets), Counts::default());
+        let counts = check_corpus(&replayed(&["decoder"]), &targets);
+        assert_eq!(counts.failed, 1);
+        assert!(counts.failures[0].ends_with(": hello"), "{counts:?}");
+        let known = crate::fuzz::targets(&root()).expect("the fuzz targets");
+        assert!(known.iter().any(|name| name == "decoder"), "{known:?}");
     }
 }

@@ -63,7 +63,8 @@ pub(super) struct Finder {
 pub(super) enum Kind {
     /// Arguments of `cargo test`.
     Test,
-    /// Arguments of the simulation.
+    /// Arguments of the simulation: of `cargo xtask sim`, which checks as much. Not optimised here, as what is
+    /// built for one canary is run once.
     Sim,
     /// Names of models.
     Loom,
@@ -184,7 +185,34 @@ impl Finder {
 
     /// Longest time on the tree as it is.
     pub(super) fn seconds_max(&self) -> u64 {
-        120
+        300
+    }
+
+    /// Everything that is run, to tell whether it was run before.
+    pub(super) fn key(&self) -> String {
+        format!("{} && {}", self.build().join(" "), self.command().join(" "))
+    }
+
+    /// Whether it runs a test of this name, or a run of the simulation with this label.
+    pub(super) fn is_ours(&self, name: &str) -> bool {
+        let words: Vec<&str> = self.run.split_whitespace().collect();
+        match self.kind {
+            Kind::Test | Kind::FuzzReplay => {
+                let mut filters = words.iter().skip_while(|word| **word != "--").skip(1).peekable();
+                filters.peek().is_none() || filters.any(|filter| name.contains(filter))
+            }
+            Kind::Loom => words.iter().any(|model| name == format!("models::{model}::holds")),
+            Kind::Sim => {
+                let mut begins = words.windows(2).filter_map(|words| match *words {
+                    ["--scenario", name] => Some(vec![format!("{name}, seed ")]),
+                    ["--operation", name] => {
+                        Some(vec![format!("sweep of {name}, "), format!("script {name}, ")])
+                    }
+                    _ => None,
+                });
+                begins.any(|begins| begins.iter().any(|begin| name.starts_with(begin)))
+            }
+        }
     }
 
     pub(super) fn text(&self) -> String {
@@ -261,6 +289,24 @@ not_applicable = "there is no such thing"
         assert!(other.finder.is_none());
         assert_eq!(list.choose(&["another".into()]).expect("there").len(), 1);
         assert!(list.choose(&["a".into()]).is_err());
+    }
+
+    #[test]
+    fn knows_its_own() {
+        let finder = |kind, run: &str| Finder { kind, run: run.to_owned() };
+        let test = finder(Kind::Test, "--package a --lib -- b::c d::");
+        assert!(test.is_ours("b::c_d") && test.is_ours("x::d::e"));
+        assert!(!test.is_ours("b::d"));
+        assert!(finder(Kind::Test, "--package a --test it").is_ours("b::d"));
+        let loom = finder(Kind::Loom, "l1 l2");
+        assert!(loom.is_ours("models::l2::holds"));
+        assert!(!loom.is_ours("models::l12::holds") && !loom.is_ours("models::l1::take_relaxed"));
+        let sim = finder(Kind::Sim, "--scenario bulk --scenario ends/ring --seeds 5");
+        assert!(sim.is_ours("bulk, seed 7, after 3 enters") && sim.is_ours("ends/ring, seed 4"));
+        assert!(!sim.is_ours("bulk/ring, seed 7") && !sim.is_ours("echo, seed 7"));
+        let sweep = finder(Kind::Sim, "--sweep --operation handle --seed 1");
+        assert!(sweep.is_ours("sweep of handle, plain, x") && sweep.is_ours("script handle, seed"));
+        assert!(!sweep.is_ours("sweep of accept, plain"));
     }
 
     #[test]

@@ -1,25 +1,28 @@
 //! Copies of the tree in which bugs may be.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use xshell::cmd;
 
 use super::list::{Canary, FILE, command};
-use crate::run::{kill_tree, root, shell};
+use crate::run::{compiler_flags, kill_tree, root, shell};
 
 /// A copy of the tree, and what is built from it.
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: PathBuf,
-    /// Of everything that a finder may depend on.
+    /// Of everything that a finder may depend on: the tree, the machine and who runs it.
     pub(super) fingerprint: u64,
 }
 
@@ -27,9 +30,41 @@ pub(super) struct Scratch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     Success,
-    Failure,
+    Failure {
+        /// It was ended by this signal.
+        signal: Option<i32>,
+    },
     /// It took too long and was killed.
     Late,
+}
+
+impl From<ExitStatus> for Ended {
+    fn from(status: ExitStatus) -> Self {
+        match status.success() {
+            true => Self::Success,
+            false => Self::Failure { signal: status.signal() },
+        }
+    }
+}
+
+/// Keeps others from the copies as long as it is held. Fails if somebody else does.
+pub(super) fn lock() -> Result<File> {
+    lock_in(&root().join(FOLDER))
+}
+
+fn lock_in(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let path = folder.join("lock");
+    let file = File::options().append(true).create(true).open(&path);
+    let file = file.with_context(|| path.display().to_string())?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another `cargo xtask canaries` works in {}: wait for it, or end it",
+            folder.display()
+        ),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 impl Scratch {
@@ -45,6 +80,7 @@ impl Scratch {
         let tree = scratch.tree();
         scratch.remove_others(&tree, &listed)?;
         let mut hasher = DefaultHasher::new();
+        environment()?.hash(&mut hasher);
         for path in listed {
             // Listed and removed: nothing to copy.
             let Ok(bytes) = fs::read(root.join(path)) else { continue };
@@ -110,7 +146,7 @@ impl Scratch {
         let mut child = command.spawn().with_context(|| words.join(" "))?;
         let ended = loop {
             if let Some(status) = child.try_wait()? {
-                break if status.success() { Ended::Success } else { Ended::Failure };
+                break Ended::from(status);
             }
             if start.elapsed() > limit {
                 kill_tree(child.id());
@@ -128,7 +164,8 @@ impl Scratch {
         let target = if is_loom { "target-loom" } else { "target" };
         command.env("CARGO_TARGET_DIR", self.folder.join(target));
         if is_loom {
-            command.env("RUSTFLAGS", "--cfg loom").env("LOOM_MAX_PREEMPTIONS", "3");
+            let (variable, flags) = compiler_flags("--cfg loom");
+            command.env(variable, flags).env("LOOM_MAX_PREEMPTIONS", "3");
         }
         // Small to write, and only what has changed is built.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_INCREMENTAL", "1");
@@ -179,25 +216,60 @@ impl Drop for Mutated {
     }
 }
 
-/// The finders that have passed on this very tree, so that trying some canaries again does not begin with
-/// what is known.
-pub(super) fn known_to_pass(fingerprint: u64) -> BTreeSet<String> {
-    let text = fs::read_to_string(root().join(KNOWN_FILE)).unwrap_or_default();
-    let mut lines = text.lines().map(str::to_owned);
-    if lines.next() == Some(fingerprint.to_string()) { lines.collect() } else { BTreeSet::new() }
+/// What finders depend on besides the tree: the compiler and what it is told, the kernel and who asks it.
+fn environment() -> Result<String> {
+    let shell = shell()?;
+    let mut text = cmd!(shell, "rustc -vV").quiet().read()?;
+    let kernel = "/proc/sys/kernel/osrelease";
+    text += &fs::read_to_string(kernel).context(kernel)?;
+    text += &format!("user {}\n", rustix::process::geteuid().as_raw());
+    // In the order of their names.
+    let variables: BTreeMap<_, _> = env::vars_os().collect();
+    for (name, value) in variables {
+        if name.to_str().is_some_and(counts) {
+            text += &format!("{}={}\n", name.display(), value.display());
+        }
+    }
+    Ok(text)
+}
+
+/// Whether a variable may change what a finder finds.
+fn counts(variable: &str) -> bool {
+    ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"].contains(&variable)
+        || ["CARGO_PROFILE_", "LOOM_", "PROPTEST_", "RINGPOST_", "RUST_TEST_"]
+            .iter()
+            .any(|begin| variable.starts_with(begin))
+}
+
+/// The finders that have passed on this very tree, and how long they took, so that trying some canaries again does
+/// not begin with what is known.
+pub(super) fn known_to_pass(fingerprint: u64) -> BTreeMap<String, Duration> {
+    parse_known(&fs::read_to_string(root().join(KNOWN_FILE)).unwrap_or_default(), fingerprint)
+}
+
+fn parse_known(text: &str, fingerprint: u64) -> BTreeMap<String, Duration> {
+    let mut lines = text.lines();
+    if lines.next() != Some(fingerprint.to_string().as_str()) {
+        return BTreeMap::new();
+    }
+    let known = |line: &str| {
+        let (milliseconds, finder) = line.split_once('\t')?;
+        Some((finder.to_owned(), Duration::from_millis(milliseconds.parse().ok()?)))
+    };
+    lines.filter_map(known).collect()
 }
 
 /// Keeps them for the next time.
-pub(super) fn keep_known<'a>(
-    fingerprint: u64,
-    finders: impl Iterator<Item = &'a String>,
-) -> Result<()> {
+pub(super) fn keep_known(fingerprint: u64, finders: &BTreeMap<String, Duration>) -> Result<()> {
+    fs::write(root().join(KNOWN_FILE), format_known(fingerprint, finders)).context(KNOWN_FILE)
+}
+
+fn format_known(fingerprint: u64, finders: &BTreeMap<String, Duration>) -> String {
     let mut text = fingerprint.to_string();
-    for finder in finders {
-        text.push('\n');
-        text.push_str(finder);
+    for (finder, took) in finders {
+        text += &format!("\n{}\t{finder}", took.as_millis());
     }
-    fs::write(root().join(KNOWN_FILE), text).context(KNOWN_FILE)
+    text
 }
 
 /// Makes a file look changed to cargo: a copy may carry the time of its original.
@@ -207,12 +279,56 @@ fn touch(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was printed.
-pub(super) fn read(log: &Path) -> Result<String> {
+/// What was printed behind the first `from` bytes.
+pub(super) fn read(log: &Path, from: u64) -> Result<String> {
     let bytes = fs::read(log).with_context(|| log.display().to_string())?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let from = usize::try_from(from).unwrap_or(usize::MAX).min(bytes.len());
+    Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
+}
+
+/// How much was printed.
+pub(super) fn length(log: &Path) -> Result<u64> {
+    Ok(fs::metadata(log).with_context(|| log.display().to_string())?.len())
 }
 
 const FOLDER: &str = "target/canaries";
 const KNOWN_FILE: &str = "target/canaries/known.txt";
 pub(super) const LOG_FOLDER: &str = "target/canaries/log";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_works_at_a_time() {
+        let name = format!("ringpost-xtask-lock-{}", std::process::id());
+        let folder = env::temp_dir().join(name);
+        let first = lock_in(&folder).expect("nobody has it");
+        let error = lock_in(&folder).expect_err("taken").to_string();
+        assert!(error.starts_with("another `cargo xtask canaries` works in "), "{error}");
+        drop(first);
+        // What another test starts at this moment has a copy of the lock until it is a program of its own.
+        let start = Instant::now();
+        while let Err(error) = lock_in(&folder) {
+            assert!(start.elapsed() < Duration::from_secs(30), "{error}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        fs::remove_dir_all(&folder).expect("it is ours");
+    }
+
+    #[test]
+    fn what_is_known_holds_for_one_tree_and_one_machine() {
+        let finders = [("cargo test a", 1500), ("cargo test b", 0)];
+        let finders = finders.map(|(name, took)| (name.to_owned(), Duration::from_millis(took)));
+        let finders = BTreeMap::from(finders);
+        let text = format_known(7, &finders);
+        assert_eq!(parse_known(&text, 7), finders);
+        assert!(parse_known(&text, 8).is_empty());
+
+        let environment = environment().expect("there is a compiler");
+        for part in ["rustc ", "host: ", "\nuser "] {
+            assert!(environment.contains(part), "{part}: {environment}");
+        }
+        assert!(counts("RUSTFLAGS") && counts("PROPTEST_CASES") && !counts("CARGO_PKG_NAME"));
+    }
+}
