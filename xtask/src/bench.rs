@@ -18,9 +18,11 @@ pub(crate) struct BenchArgs {
 pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
     // Keeps the terminal, for the progress bar, and has no limit: how long it takes is an argument.
     let mut command = Command::new("cargo");
+    // In the folder where this was called: a relative path of its arguments is meant from there.
     command
-        .current_dir(root())
-        .args(["run", "--release", "--locked", "--package", "ringpost-bench", "--"])
+        .args(["run", "--release", "--locked", "--package", "ringpost-bench", "--manifest-path"])
+        .arg(root().join("Cargo.toml"))
+        .arg("--")
         .args(&arguments.arguments);
     println!(
         "$ cargo run --release --locked --package ringpost-bench -- {}",
