@@ -116,26 +116,29 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
 /// `/dev/stdout`), or lies where no other can be made, is written in place.
 pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    let written = match is_file.then(|| write_beside(path, text)) {
-        Some(Ok(beside)) => fs::rename(beside, path),
-        None | Some(Err(_)) => fs::write(path, text),
-    };
-    written.with_context(|| format!("writing {}", path.display()))
+    if is_file && replace(path, text).is_ok() {
+        return Ok(());
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// A new file with this text in the same directory.
-fn write_beside(path: &Path, text: &str) -> io::Result<OsString> {
+/// Puts a new file with this text in the place of one, with its permissions.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut beside = OsString::from(path);
     beside.push(".new");
-    fs::write(&beside, text).inspect_err(|_| {
+    let replaced = fs::write(&beside, text)
+        .and_then(|()| fs::set_permissions(&beside, fs::metadata(path)?.permissions()))
+        .and_then(|()| fs::rename(&beside, path));
+    replaced.inspect_err(|_| {
         // There may be none.
         let _ = fs::remove_file(&beside);
-    })?;
-    Ok(beside)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -146,7 +149,9 @@ mod tests {
         write(&path, "first")?;
         check_writable(&path)?;
         assert_eq!(fs::read_to_string(&path)?, "first");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640))?;
         write(&path, "second")?;
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_to_string(&path)?, "second");
         assert_eq!(fs::read_dir(directory.path())?.count(), 1, "nothing beside it");
         // Not the link itself.
