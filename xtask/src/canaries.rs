@@ -298,9 +298,7 @@ impl Named for &Canary {
 /// Tests that passed or failed, or runs of the simulation.
 fn runs(kind: Kind, text: &str) -> u64 {
     if kind != Kind::Sim {
-        let mut results = Results::default();
-        text.lines().for_each(|line| results.line(line));
-        let summary = results.finish();
+        let summary = Results::of(text).finish();
         return u64::from(summary.passed) + u64::from(summary.failed);
     }
     let of_line = |line: &str| match line.trim().split('\t').collect::<Vec<_>>()[..] {

@@ -71,6 +71,13 @@ struct Sums {
 }
 
 impl Results {
+    /// What a whole output says.
+    pub(crate) fn of(output: &str) -> Self {
+        let mut results = Self::default();
+        output.lines().for_each(|line| results.line(line));
+        results
+    }
+
     pub(crate) fn line(&mut self, line: &str) {
         let line = without_colour(line);
         let line = line.trim_end();
@@ -260,9 +267,7 @@ mod tests {
     use super::*;
 
     fn summary(output: &str) -> Summary {
-        let mut results = Results::default();
-        output.lines().for_each(|line| results.line(line));
-        results.finish()
+        Results::of(output).finish()
     }
 
     fn counts(output: &str) -> (u32, u32, u32, u32) {

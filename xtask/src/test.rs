@@ -237,14 +237,8 @@ const TIME_MAX: Duration = Duration::from_secs(15 * 60);
 mod tests {
     use super::*;
 
-    fn results(output: &str) -> Results {
-        let mut results = Results::default();
-        output.lines().for_each(|line| results.line(line));
-        results
-    }
-
     fn counted(output: &str, success: bool) -> String {
-        count(results(output), success, true).to_string()
+        count(Results::of(output), success, true).to_string()
     }
 
     #[test]
@@ -284,11 +278,11 @@ test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 running 11 tests
 test a::b has been running for over 60 seconds
 ";
-        let counts = count_late(results(output));
+        let counts = count_late(Results::of(output));
         assert_eq!(counts.to_string(), "7 passed, 1 failed, 0 skipped");
         let error = counts.failures.last().expect("an error");
         assert!(error.contains("900 s together; target/debug/deps/it-2: a::b ran"), "{error}");
-        let counts = count_late(results("   Compiling a v0.1.0\n"));
+        let counts = count_late(Results::of("   Compiling a v0.1.0\n"));
         assert_eq!(counts.to_string(), "0 passed, 1 failed, 0 skipped");
     }
 
@@ -299,7 +293,7 @@ test a::b has been running for over 60 seconds
 running 0 tests
 test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 11 filtered out; finished in 0.00s
 ";
-        assert!(count(results(output), true, true).is_nothing());
+        assert!(count(Results::of(output), true, true).is_nothing());
         let arguments = TestArgs { arguments: vec!["nosuch".into()], ..TestArgs::default() };
         assert!(arguments.why_nothing().contains("`nosuch` leaves no test of the workspace"));
         assert!(arguments.runs_tests());
