@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringpost_sim::steps;
+use ringpost_sim::steps::{self, Script};
 use ringpost_sim::sweep::{self, Operation};
 use ringpost_testkit::{child, patience};
 
@@ -69,15 +69,14 @@ parts! {
     dropped_everywhere_23 23
 }
 
-/// Of each script, each part and the runtime go at each step.
-#[test]
-fn everything_goes_at_every_step() {
-    let test = concat!(module_path!(), "::everything_goes_at_every_step");
-    child::isolated(test, &[], || {
-        patience::bounded("everything_goes_at_every_step", LIMIT, || {
+/// Steps through scripts in a process of its own, each with the choices of a seed or on a plain kernel.
+fn step_through(test: &'static str, scripts: impl Iterator<Item = (&'static Script, Option<u64>)>) {
+    let scripts: Vec<_> = scripts.collect();
+    child::isolated(&format!("{}::{test}", module_path!()), &[], || {
+        patience::bounded(test, LIMIT, move || {
             let mut failures = Vec::new();
-            for script in steps::SCRIPTS {
-                for (label, failure) in steps::step_through(script, None).failures {
+            for (script, seed) in scripts {
+                for (label, failure) in steps::step_through(script, seed).failures {
                     let trace = failure.trace.join("\n  ");
                     failures.push(format!("{label}: {}\n  {trace}", failure.message));
                 }
@@ -86,6 +85,20 @@ fn everything_goes_at_every_step() {
             assert!(failures.is_empty(), "{} scripts failed", failures.len());
         });
     });
+}
+
+/// Of each script, each part and the runtime go at each step.
+#[test]
+fn everything_goes_at_every_step() {
+    let plain = steps::SCRIPTS.iter().map(|script| (script, None));
+    step_through("everything_goes_at_every_step", plain);
+}
+
+/// At the end of a runtime a completion of nobody had a block, which nobody gave back.
+#[test]
+fn steps_of_a_seed_that_found_something() {
+    let bytes = steps::SCRIPTS.iter().filter(|script| script.name == "bytes");
+    step_through("steps_of_a_seed_that_found_something", bytes.map(|script| (script, Some(3))));
 }
 
 /// What is swept although nothing in its signature waits.
