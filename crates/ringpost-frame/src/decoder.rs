@@ -9,8 +9,10 @@ use crate::packet::{packet_header, packet_message};
 use crate::profile::{LengthPrefix, Profile};
 
 mod rules;
+mod whole;
 
 use rules::{Phase, Rules};
+pub use whole::WholeMessages;
 
 /// Finds the frames in received bytes, without copying bodies.
 ///

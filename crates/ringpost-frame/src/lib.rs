@@ -68,7 +68,7 @@ mod packet;
 mod profile;
 
 pub use control::{ControlFrame, control_frame};
-pub use decoder::{Decoder, Step, StreamEnd, Unfinished};
+pub use decoder::{Decoder, Step, StreamEnd, Unfinished, WholeMessages};
 pub use error::{EncodeError, HelloError, ProtocolError};
 pub use features::Features;
 pub use header::{FrameHeader, HEADER_BYTES, message_header};

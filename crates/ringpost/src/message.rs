@@ -78,6 +78,11 @@ struct Rest {
 }
 
 impl Message {
+    /// The first piece.
+    pub(crate) fn first_piece(&self) -> &Chunk {
+        &self.first
+    }
+
     pub(crate) fn whole(chunk: Chunk) -> Self {
         // An empty message must not hold a block.
         let first = if chunk.is_empty() { Chunk::Copied(Bytes::new()) } else { chunk };

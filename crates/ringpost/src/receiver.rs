@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use ringpost_frame::{
     ControlFrame, Decoder, FrameHeader, FrameKind, HEADER_BYTES, HELLO_BYTES, Profile,
-    ProtocolError, Step, StreamEnd, Unfinished, control_frame,
+    ProtocolError, Step, StreamEnd, Unfinished, WholeMessages, control_frame,
 };
 use ringpost_reactor::{Chunk, DescriptorClaim, Inbound, Prefix};
 
@@ -244,17 +244,19 @@ impl Receiver {
         let decoder = self.decoder.as_ref()?;
         let current = self.current.as_ref()?;
         let input = current.as_slice().get(self.cursor..)?;
-        let mut len = 0;
+        let mut whole = decoder.whole_messages();
+        let mut behind = input;
         let mut messages = 0;
         let mut longest = 0;
-        while let Some(body) = decoder.whole_message(&input[len..]) {
+        while let Some((body, rest)) = whole.split(behind) {
             longest = longest.max(body.len());
-            len += body.end;
+            behind = rest;
             messages += 1;
         }
         if messages == 0 {
             return None;
         }
+        let len = input.len() - behind.len();
         let chunk = current.slice(self.cursor..self.cursor + len);
         self.cursor += len;
         if self.current.as_ref().is_some_and(|current| self.cursor >= current.len()) {
@@ -294,6 +296,14 @@ impl Receiver {
             decoder.advance_position((self.cursor - self.told) as u64);
         }
         self.told = self.cursor;
+    }
+
+    /// Lets go of the current chunk, all of which has been decoded.
+    #[inline]
+    fn let_go_of_current(&mut self) {
+        if self.current.is_some() {
+            self.set_current(None);
+        }
     }
 
     /// Makes `chunk` the current one, at its start.
@@ -585,10 +595,24 @@ impl Receiver {
     }
 
     /// The loss that a batch met.
+    #[inline]
     fn tell_lost(&mut self) -> Result<(), RecvError> {
-        let Some(lost) = self.lost.take() else { return Ok(()) };
+        match self.lost.take() {
+            Some(lost) => Err(self.told_lost(*lost)),
+            None => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn told_lost(&mut self, lost: Lost) -> RecvError {
         self.set_current(lost.behind);
-        Err(RecvError::DescriptorsLost { declared: lost.declared })
+        RecvError::DescriptorsLost { declared: lost.declared }
+    }
+
+    /// True if something of the current chunk has not been decoded.
+    #[inline]
+    fn has_input(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| self.cursor < current.len())
     }
 
     /// Waits until there is undecoded input. False at the clean end.
@@ -598,10 +622,10 @@ impl Receiver {
         }
         self.let_go();
         self.tell_lost()?;
-        if self.current.as_ref().is_some_and(|current| self.cursor < current.len()) {
+        if self.has_input() {
             return Poll::Ready(Ok(true));
         }
-        self.set_current(None);
+        self.let_go_of_current();
         self.poll_more(context)
     }
 
@@ -765,10 +789,8 @@ impl Batch<'_> {
         // It stays in the batch until it is asked for.
         let header_bytes = link.options.profile.header_bytes();
         let rest = chunk.as_slice().get(range.start.checked_sub(header_bytes)?..)?;
-        let behind = chunk.as_slice().get(*cursor..)?;
-        let first = Frame::new(chunk, chunk.as_slice().get(range)?);
-        let source = Some(Source { decoder, chunk, rest, cursor });
-        Some(Frames { first: Some(first), behind, source, unasked: None })
+        let whole = decoder.whole_messages();
+        Some(Frames { rest, whole, chunk, cursor: Some(cursor), single: None })
     }
 
     /// A run of a message that does not lie whole in the current chunk, or that was not found there as it lies.
@@ -783,8 +805,14 @@ impl Batch<'_> {
             receiver.keep_unasked(message);
         }
         let Assembled { message, unasked, .. } = receiver.assembled.as_deref()?;
-        let first = Some(Frame::of(message.as_ref()?));
-        Some(Frames { first, behind: &[], source: None, unasked: Some(unasked) })
+        let message = message.as_ref()?;
+        Some(Frames {
+            rest: &[],
+            whole: WholeMessages::none(),
+            chunk: message.first_piece(),
+            cursor: None,
+            single: Some((message, unasked)),
+        })
     }
 
     /// Takes the file descriptors of the message that was lent last, if it came with some. After the next
@@ -825,7 +853,13 @@ impl Batch<'_> {
             return None;
         }
         loop {
-            match receiver.next() {
+            let next = if receiver.has_input() {
+                receiver.next()
+            } else {
+                receiver.let_go_of_current();
+                Ok(Next::Nothing)
+            };
+            match next {
                 Ok(Next::Whole(range)) => return Some(Found::Whole(range)),
                 Ok(Next::Assembled(message)) => {
                     receiver.let_go();
@@ -884,22 +918,24 @@ enum Found {
 /// Messages that lie together. See [`Batch::next_run`]. What it is not asked for stays in the batch.
 #[derive(Debug)]
 pub struct Frames<'batch> {
-    first: Option<Frame<'batch>>,
-    /// What lies behind the first in the source.
-    behind: &'batch [u8],
-    source: Option<Source<'batch>>,
-    /// Where it is told that the first has been asked for, if there is no source.
-    unasked: Option<&'batch Cell<bool>>,
+    /// What has not been asked for, from the first header on.
+    rest: &'batch [u8],
+    whole: WholeMessages<'batch>,
+    /// What `rest` is the end of.
+    chunk: &'batch Chunk,
+    /// The receiver's, moved along at the end.
+    cursor: Option<&'batch mut usize>,
+    /// A message that does not lie there, and where it is told that it has been asked for.
+    single: Option<(&'batch Message, &'batch Cell<bool>)>,
 }
 
-/// Where more whole messages may follow.
-#[derive(Debug)]
-struct Source<'batch> {
-    decoder: &'batch Decoder,
-    chunk: &'batch Chunk,
-    rest: &'batch [u8],
-    /// The receiver's cursor, moved along at the end.
-    cursor: &'batch mut usize,
+impl<'batch> Frames<'batch> {
+    #[cold]
+    fn next_single(&mut self) -> Option<Frame<'batch>> {
+        let (message, unasked) = self.single.take()?;
+        unasked.set(false);
+        Some(Frame::of(message))
+    }
 }
 
 impl<'batch> Iterator for Frames<'batch> {
@@ -907,26 +943,21 @@ impl<'batch> Iterator for Frames<'batch> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Frame<'batch>> {
-        if let Some(first) = self.first.take() {
-            if let Some(source) = &mut self.source {
-                source.rest = self.behind;
+        match self.whole.split(self.rest) {
+            Some((body, rest)) => {
+                self.rest = rest;
+                Some(Frame::new(self.chunk, body))
             }
-            if let Some(unasked) = self.unasked {
-                unasked.set(false);
-            }
-            return Some(first);
+            None => self.next_single(),
         }
-        let source = self.source.as_mut()?;
-        let range = source.decoder.whole_message(source.rest)?;
-        let (taken, rest) = source.rest.split_at_checked(range.end)?;
-        source.rest = rest;
-        Some(Frame::new(source.chunk, taken.get(range.start..)?))
     }
 }
 
-impl Drop for Source<'_> {
+impl Drop for Frames<'_> {
     #[inline]
     fn drop(&mut self) {
-        *self.cursor = self.chunk.len() - self.rest.len();
+        if let Some(cursor) = &mut self.cursor {
+            **cursor = self.chunk.len() - self.rest.len();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Single steps, state by state. Whole streams are tested from outside, in `tests/`.
 
+use std::vec;
 use std::vec::Vec;
 
 use super::*;
@@ -198,6 +199,45 @@ fn length_prefixes_of_all_widths_and_orders() {
             assert_eq!(decoder.step(&[0xFF; 16]), Err(too_large));
         }
     }
+}
+
+/// What was seen in the message before must not make the next one pass, nor let one go unseen.
+#[test]
+fn a_run_finds_what_single_looks_find() {
+    let mut decoders = vec![native(40, Features::NONE, 0), Decoder::bytes()];
+    for width in PrefixWidth::ALL {
+        for byte_order in ByteOrder::ALL {
+            decoders.push(Decoder::length_prefixed(LengthPrefix { width, byte_order }, 40));
+        }
+    }
+    for decoder in decoders {
+        for lengths in [&[5, 5, 5, 5][..], &[5, 0, 0, 5, 5, 40, 40, 5], &[1], &[0], &[7, 41, 7]] {
+            let mut stream = Vec::new();
+            for len in lengths {
+                let mut header = [0; HEADER_BYTES];
+                let size = decoder.profile().write_message_header(*len, &mut header).unwrap();
+                stream.extend_from_slice(&header[..size]);
+                stream.resize(stream.len() + len, 0xA5);
+            }
+            for end in 0..=stream.len() {
+                for spoiled in [None, Some(end / 2)] {
+                    let mut stream = stream[..end].to_vec();
+                    if let Some(byte) = spoiled.and_then(|at| stream.get_mut(at)) {
+                        *byte ^= 0x10;
+                    }
+                    let mut run = decoder.whole_messages();
+                    let mut rest = &stream[..];
+                    while let Some(body) = decoder.whole_message(rest) {
+                        let behind = &rest[body.end..];
+                        assert_eq!(run.split(rest), Some((&rest[body], behind)), "{lengths:?}");
+                        rest = behind;
+                    }
+                    assert_eq!(run.split(rest), None, "{lengths:?} up to {end}");
+                }
+            }
+        }
+    }
+    assert_eq!(WholeMessages::none().split(&message(b"hello")), None);
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub fn read_stream(
         };
         let (piece, after) = rest.split_at(size);
         rest = after;
+        check_run(&decoder, piece);
         if let Err(error) = read_piece(&mut decoder, reader, piece, &mut log) {
             check_poisoned(&mut decoder, error, rest);
             break;
@@ -78,6 +79,18 @@ pub fn read_stream(
         end: decoder.end(),
         position_bytes: decoder.position_bytes(),
     }
+}
+
+/// Messages in a row are found as they are one by one, whatever the header before was.
+fn check_run(decoder: &Decoder, piece: &[u8]) {
+    let mut run = decoder.whole_messages();
+    let mut rest = piece;
+    while let Some(body) = decoder.whole_message(rest) {
+        let behind = &rest[body.end..];
+        assert_eq!(run.split(rest), Some((&rest[body], behind)));
+        rest = behind;
+    }
+    assert_eq!(run.split(rest), None, "a run that goes on by itself");
 }
 
 fn read_piece(
