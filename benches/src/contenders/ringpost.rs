@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use ringpost::{
-    Batch, ByteOrder, Closed, Connection, ConnectionOptions, EngineChoice, Frame, LengthPrefix,
-    Listener, PrefixWidth, Receiver, RecvError, Runtime, SendBatch, SendError, Sender, Spin,
+    Batch, ByteOrder, Closed, Connection, ConnectionOptions, EngineChoice, LengthPrefix, Listener,
+    PrefixWidth, Receiver, RecvError, Runtime, SendBatch, SendError, Sender, Spin,
 };
 
 use super::{Client, Contender, Server, ringpost_datagrams};
@@ -308,23 +308,20 @@ fn reply(
 ) -> Result<bool> {
     while let Some(frames) = arrived.next_run() {
         for frame in frames {
-            if inspect(inspector, &frame)? {
-                replies.push(&frame.bytes())?;
-                if !replies.has_room() {
-                    return Ok(true);
+            match frame.as_slice() {
+                Some(payload) if inspector.inspect(payload)? => replies.push(payload)?,
+                Some(_) => continue,
+                None if inspector.inspect_pieces(frame.chunks())? => {
+                    replies.push(&frame.to_vec())?;
                 }
+                None => continue,
+            }
+            if !replies.has_room() {
+                return Ok(true);
             }
         }
     }
     Ok(false)
-}
-
-#[inline]
-fn inspect(inspector: &mut Inspector, frame: &Frame<'_>) -> Result<bool> {
-    match frame.as_slice() {
-        Some(payload) => inspector.inspect(payload),
-        None => inspector.inspect_pieces(frame.chunks()),
-    }
 }
 
 /// One connection with requests in flight.
@@ -387,19 +384,31 @@ async fn send(
                 sender.send_bytes(buffers.next(length, &mut traffic)).await?;
                 continue;
             }
-            let mut batch = sender.batch().await?;
-            for _ in 0..per_look_at_the_clock {
-                if !batch.has_room() {
-                    break;
-                }
-                batch.push_with(length, |payload| traffic.fill(payload))?;
-            }
+            fill(&mut sender.batch().await?, &mut traffic, length, per_look_at_the_clock)?;
         }
         sender.send_with(length, |payload| traffic.fill_last(payload)).await?;
         let Some(reply) = receiver.recv().await? else { bail!("the receiver has closed") };
         traffic.acknowledged(&reply)?;
     }
     traffic.finish();
+    Ok(())
+}
+
+/// Queues messages until there is no room, `count` at most. A function of its own, as a producer's loop may well be: it
+/// has all registers for itself.
+#[inline(never)]
+fn fill(
+    batch: &mut SendBatch<'_>,
+    traffic: &mut OneWaySender,
+    length: usize,
+    count: usize,
+) -> Result<()> {
+    for _ in 0..count {
+        if !batch.has_room() {
+            break;
+        }
+        batch.push_with(length, |payload| traffic.fill(payload))?;
+    }
     Ok(())
 }
 

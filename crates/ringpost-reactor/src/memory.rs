@@ -333,27 +333,55 @@ impl OutboundBlock {
     /// Appends `prefix` and `body`. The caller has checked [`OutboundBlock::fits`].
     #[inline]
     pub(crate) fn append(&mut self, prefix: Prefix, body: &[u8]) {
-        assert!(self.fits(body.len()), "append beyond the block");
+        assert!(self.try_append(prefix, body, self.capacity()), "append beyond the block");
+    }
+
+    /// Appends `prefix` and `body` if they [fit](OutboundBlock::fits) a block that ends at `end_max`. False if they do
+    /// not.
+    #[inline(always)]
+    pub(crate) fn try_append(&mut self, prefix: Prefix, body: &[u8], end_max: usize) -> bool {
+        // No slice is so long that this overflows.
+        let needed_end = self.end as usize + Prefix::BYTES_MAX + body.len();
+        if needed_end > self.capacity().min(end_max) {
+            return false;
+        }
         // SAFETY: `end <= capacity` (O1).
         let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
-        // SAFETY: eight bytes from `end` on lie inside the allocation (`fits`) and are ours alone
+        // SAFETY: eight bytes from `end` on lie inside the allocation (`needed_end`) and are ours alone
         // (O1); the pointer is as aligned as an array of bytes needs.
         unsafe { target.cast::<[u8; Prefix::BYTES_MAX]>().write(prefix.bytes) };
         // SAFETY: `prefix.len <= 8`, so the target stays inside the allocation.
         let target = unsafe { target.add(prefix.len as usize) };
-        // SAFETY: `body.len()` bytes behind the prefix lie inside the allocation (`fits`) and are ours
+        // SAFETY: `body.len()` bytes behind the prefix lie inside the allocation (`needed_end`) and are ours
         // alone (O1); the source is a distinct borrowed slice.
         unsafe { std::ptr::copy_nonoverlapping(body.as_ptr(), target, body.len()) };
         #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
         let body_bytes = body.len() as u32;
         self.end += u32::from(prefix.len) + body_bytes;
+        true
     }
 
     /// Appends `prefix` and `len` bytes that `fill` writes in place; they are zero at first, so that
     /// nothing from an earlier message can leak when `fill` leaves some untouched.
     #[inline]
     pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        assert!(self.fits(len), "append beyond the block");
+        let refused = self.try_append_with(prefix, len, self.capacity(), fill);
+        assert!(refused.is_none(), "append beyond the block");
+    }
+
+    /// The same if it [fits](OutboundBlock::fits) a block that ends at `end_max`; else gives `fill` back.
+    #[inline(always)]
+    pub(crate) fn try_append_with<F: FnOnce(&mut [u8])>(
+        &mut self,
+        prefix: Prefix,
+        len: usize,
+        end_max: usize,
+        fill: F,
+    ) -> Option<F> {
+        let needed_end = len.saturating_add(self.end as usize + Prefix::BYTES_MAX);
+        if needed_end > self.capacity().min(end_max) {
+            return Some(fill);
+        }
         #[expect(clippy::cast_possible_truncation, reason = "the room of a block fits u32")]
         let end = self.end + u32::from(prefix.len) + len as u32;
         if end > self.zeroed {
@@ -361,26 +389,27 @@ impl OutboundBlock {
         }
         // SAFETY: `end <= capacity` (O1).
         let target = unsafe { self.base.add(self.end as usize) }.as_ptr();
-        // SAFETY: as in `append`. What the word has behind the prefix is zero.
+        // SAFETY: as in `try_append`. What the word has behind the prefix is zero.
         unsafe { target.cast::<[u8; Prefix::BYTES_MAX]>().write(prefix.bytes) };
-        // SAFETY: as in `append`.
+        // SAFETY: as in `try_append`.
         let target = unsafe { target.add(prefix.len as usize) };
-        // SAFETY: `len` bytes behind the prefix lie inside the allocation (`fits`), are ours, and are zero
-        // since `end <= zeroed` (O1).
+        // SAFETY: `len` bytes behind the prefix lie inside the allocation (`needed_end`), are ours, and are
+        // zero since `end <= zeroed` (O1).
         let slice = unsafe { std::slice::from_raw_parts_mut(target, len) };
         let mut filling = Filling { zeroed: &mut self.zeroed, end: self.end, finished: false };
         fill(slice);
         filling.finished = true;
         drop(filling);
         self.end = end;
+        None
     }
 
-    /// Makes the bytes up to `end`, which are within the capacity, zero. In the end as many again as there are in
+    /// Makes the bytes up to `end`, which are within the capacity, zero, and three times as many more as there are in
     /// the block: zeroing for each of many small messages costs more than their bytes.
     #[cold]
     fn zero(&mut self, end: u32) {
         let from = self.zeroed.max(self.end);
-        let ahead = (self.end - self.start).min(ZEROED_AHEAD_BYTES_MAX);
+        let ahead = (self.end - self.start).saturating_mul(3).min(ZEROED_AHEAD_BYTES_MAX);
         let until = end.saturating_add(ahead).min(self.capacity);
         // SAFETY: `from <= until <= capacity` (O1): `zeroed` and `end` are not beyond it either.
         let target = unsafe { self.base.add(from as usize) }.as_ptr();
@@ -411,6 +440,18 @@ impl fmt::Debug for OutboundBlock {
     }
 }
 
+/// Places at which page-sized blocks start in turn, to spread them over the cache sets; a quarter of a page is given up
+/// at most.
+const COLOURS: usize = 8;
+const COLOUR_STEP_BYTES: usize = 128;
+const PAGE_CLASS: usize = 1;
+
+/// What the longest body that a block of this class holds leaves of it, bytes.
+#[inline]
+const fn taken_bytes(class: usize) -> usize {
+    Prefix::BYTES_MAX + if class == PAGE_CLASS { COLOURS * COLOUR_STEP_BYTES } else { 0 }
+}
+
 /// Free lists of outbound blocks, so that steady traffic allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct OutboundBlocks {
@@ -430,14 +471,7 @@ impl OutboundBlocks {
 
     /// A block that fits `bytes` behind a prefix, of `class` or larger.
     pub(crate) fn take(&mut self, bytes: usize, class: BlockClass) -> OutboundBlock {
-        // Spread the starts of pages over the cache sets; at most a quarter of a page is given up.
-        const COLOURS: usize = 8;
-        const STEP: usize = 128;
-        const PAGE: usize = 1;
-        let fits = |class: &usize| {
-            let colours = if *class == PAGE { COLOURS * STEP } else { 0 };
-            bytes + Prefix::BYTES_MAX + colours <= CLASS_BYTES[*class]
-        };
+        let fits = |class: &usize| bytes.saturating_add(taken_bytes(*class)) <= CLASS_BYTES[*class];
         let Some(class) = (class.0.into()..CLASS_BYTES.len()).find(fits) else {
             self.allocated += 1;
             return OutboundBlock::with_capacity(bytes + Prefix::BYTES_MAX);
@@ -453,9 +487,9 @@ impl OutboundBlocks {
             }
         };
         let mut offset = 0;
-        if class == PAGE {
+        if class == PAGE_CLASS {
             self.colour = (self.colour + 1) % COLOURS;
-            offset = self.colour * STEP;
+            offset = self.colour * COLOUR_STEP_BYTES;
         }
         block.reset(offset);
         block
@@ -585,7 +619,7 @@ mod tests {
         for _ in 0..500 {
             block.append_with(Prefix::word(7), 64, |_| {});
             let ahead = block.zeroed - block.end;
-            assert!(ahead <= block.end - first && ahead <= ZEROED_AHEAD_BYTES_MAX);
+            assert!(ahead <= 3 * (block.end - first) && ahead <= ZEROED_AHEAD_BYTES_MAX);
         }
     }
 

@@ -154,16 +154,18 @@ impl Ops {
         memory: SendMemory,
         silent: bool,
     ) -> Result<Token, NotStarted> {
-        let slot = Slot { owner: Owner::Send(Rc::clone(stream)), memory: Some(memory) };
-        let fd = stream.raw_fd();
-        let Some(token) = self.reserve_or_give_back(slot)? else {
+        if self.slots.len() >= Share::Sends.max() {
+            return Err(NotStarted { memory: Some(memory) });
+        }
+        let token =
+            self.insert(Slot { owner: Owner::Send(Rc::clone(stream)), memory: Some(memory) });
+        let Some(Slot { memory: Some(memory), .. }) = self.slots.get_mut(token.slot()) else {
             return Err(NotStarted { memory: None });
         };
-        let view = self.slots[token.slot()].memory.as_mut().map(SendMemory::view);
-        let request = match view {
-            Some(SendView::Plain { data, len }) => Request::Send { fd, data, len, silent },
-            Some(SendView::Gathered { header }) => Request::SendMessage { fd, header, silent },
-            None => return Err(NotStarted { memory: None }),
+        let fd = stream.raw_fd();
+        let request = match memory.view() {
+            SendView::Plain { data, len } => Request::Send { fd, data, len, silent },
+            SendView::Gathered { header } => Request::SendMessage { fd, header, silent },
         };
         // SAFETY: the slot owns the memory and keeps it unchanged until the terminal completion, or
         // for a silent send until `resolve_silent` (T1); its heap parts do not move with the slot.
@@ -173,7 +175,9 @@ impl Ops {
             return Err(NotStarted { memory: self.release(token).and_then(|slot| slot.memory) });
         }
         self.started += 1;
-        if let Some(memory) = &self.slots[token.slot()].memory {
+        if cfg!(ringpost_asan)
+            && let Some(Slot { memory: Some(memory), .. }) = self.slots.get(token.slot())
+        {
             memory.seal();
         }
         if silent {
@@ -182,22 +186,20 @@ impl Ops {
         Ok(token)
     }
 
-    fn reserve_or_give_back(&mut self, slot: Slot) -> Result<Option<Token>, NotStarted> {
-        if self.slots.len() >= Share::Sends.max() {
-            return Err(NotStarted { memory: slot.memory });
-        }
-        Ok(self.reserve(slot, Share::Sends))
-    }
-
     fn reserve(&mut self, slot: Slot, share: Share) -> Option<Token> {
         if self.slots.len() >= share.max() {
             return None;
         }
+        Some(self.insert(slot))
+    }
+
+    #[inline]
+    fn insert(&mut self, slot: Slot) -> Token {
         let key = self.slots.insert(slot);
         if key == self.generations.len() {
             self.generations.push(0);
         }
-        Some(Token::new(key, self.generations[key]))
+        Token::new(key, self.generations[key])
     }
 
     pub(crate) fn has_silent(&self) -> bool {

@@ -439,7 +439,7 @@ impl Stream {
     /// appends goes before or behind. Nothing is accepted if it panics.
     #[inline]
     pub fn append_with(&self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
-        Appender::new(self, 0).append_with(prefix, len, fill);
+        Appender::new(self, 0, 0).append_with(prefix, len, fill);
     }
 
     /// Accepts many payloads in a row without looking at the queue anew for each.
@@ -447,13 +447,14 @@ impl Stream {
     /// # Errors
     ///
     /// [`StreamError`] if nothing can be sent any more.
-    #[inline]
+    #[inline(always)]
     pub fn appender(&self) -> Result<Appender<'_>, StreamError> {
         let state = self.cell.state.borrow();
         if let Some(error) = self.send_error(&state) {
             return Err(error);
         }
-        Ok(Appender::new(self, state.prompt_room(self.core.config.outbound_bytes_max)))
+        let room = state.prompt_room(self.core.config.outbound_bytes_max);
+        Ok(Appender::new(self, state.unsent_bytes(), room))
     }
 
     /// Accepts `prefix` and a payload that is sent from where it lies.
@@ -637,8 +638,11 @@ impl StreamCell {
                 if !state.closing {
                     state.inbound_bytes += bytes;
                     let Driver { pool, hands, packets, .. } = &mut *driver;
-                    let elsewhere = hands.unlent_blocks(pool) + packets.unlent_blocks(pool);
-                    let chunk = if pool.may_lend(range.block, elsewhere) {
+                    let may_lend = pool.is_lent(range.block) || {
+                        let elsewhere = hands.unlent_blocks(pool) + packets.unlent_blocks(pool);
+                        pool.may_use(elsewhere)
+                    };
+                    let chunk = if may_lend {
                         Chunk::Leased(pool.lease(range.block, range.offset, range.len))
                     } else {
                         add(&core.counters.bytes_copied, range.len.into());

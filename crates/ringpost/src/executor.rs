@@ -199,7 +199,9 @@ impl Shared {
         // Fast path: woken on the runtime's own thread.
         let _ = CURRENT.try_with(|current| match &*current.borrow() {
             Some(inner) if Arc::ptr_eq(&inner.shared, this) => {
-                inner.ready.borrow_mut().extend(runnable.take());
+                if let Some(runnable) = runnable.take() {
+                    inner.ready.borrow_mut().push_back(runnable);
+                }
             }
             _ => {}
         });

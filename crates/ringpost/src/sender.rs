@@ -7,9 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use ringpost_frame::{
-    ControlFrame, Decoder, FrameHeader, HEADER_BYTES, LengthPrefix, Profile, message_header,
-};
+use ringpost_frame::{ControlFrame, Decoder, FrameHeader, HEADER_BYTES, Profile, message_header};
 use ringpost_reactor::{Appender, Chunk, DescriptorSendError, Payload, Prefix};
 
 use crate::error::SendError;
@@ -177,10 +175,18 @@ impl Sender {
     ///
     /// [`SendError::Finished`] after [`Sender::shutdown`]; the end of the connection.
     pub async fn batch(&mut self) -> Result<SendBatch<'_>, SendError> {
-        if !self.has_room(0) {
-            self.room(0).await?;
+        if !self.link.stream.is_packets() {
+            // Looks once at what decides the usual case.
+            if let Ok(batch) = self.open_batch()
+                && batch.has_room()
+            {
+                return Ok(batch);
+            }
+        } else if self.has_room(0) {
+            return self.open_batch();
         }
-        self.try_batch()
+        self.room(0).await?;
+        self.open_batch()
     }
 
     /// Takes messages in a row as [`Sender::batch`], without waiting: there may be no room.
@@ -189,16 +195,17 @@ impl Sender {
     ///
     /// [`SendError::Finished`] after a shutdown, or the end of the connection.
     pub fn try_batch(&mut self) -> Result<SendBatch<'_>, SendError> {
+        self.open_batch()
+    }
+
+    #[inline(always)]
+    fn open_batch(&self) -> Result<SendBatch<'_>, SendError> {
         if self.link.finished.get() {
             return Err(self.refusal(0));
         }
         let appender = self.link.stream.appender().map_err(|error| self.link.explain(error))?;
-        Ok(SendBatch {
-            limit: self.link.stream.outbound_bytes() + appender.room_bytes(),
-            appender,
-            usual: Usual::new(self.link.options.profile, self.link.message_bytes_max.get()),
-            sender: self,
-        })
+        let usual = Usual::new(self.link.options.profile, self.link.message_bytes_max.get());
+        Ok(SendBatch { appender, usual, sender: self })
     }
 
     /// Accepts `body`, waiting for room. From
@@ -667,14 +674,7 @@ impl Sender {
     /// What goes in front of a message of `len` bytes, which is within `message_bytes_max`.
     #[inline]
     fn prefix(&self, len: usize) -> Prefix {
-        if self.native {
-            #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
-            return Prefix::word(message_header(len as u32));
-        }
-        match self.link.options.profile {
-            Profile::LengthPrefixed(prefix) => length_prefix(prefix, len),
-            _ => Prefix::NONE,
-        }
+        message_prefix(self.link.options.profile, len)
     }
 }
 
@@ -682,34 +682,42 @@ impl Sender {
 #[derive(Debug)]
 pub struct SendBatch<'sender> {
     appender: WireAppender<'sender>,
-    /// Bytes in the queue, its own included, at which it is full.
-    limit: usize,
     usual: Usual,
     sender: &'sender Sender,
 }
 
-/// What a batch frames without a call: messages with fewer bytes than one of the ends, at most one of which is not zero.
+/// What a batch frames without a call.
 #[derive(Debug)]
 struct Usual {
-    native_bytes_end: usize,
-    prefixed_bytes_end: usize,
-    prefix: LengthPrefix,
+    /// Messages with fewer bytes than this; none on a connection that frames nothing.
+    bytes_end: usize,
+    profile: Profile,
+    /// The length of the last message, and what went in front of it: many streams consist of messages of one length.
+    known_bytes: usize,
+    known_prefix: Prefix,
 }
 
 impl Usual {
+    #[inline(always)]
     fn new(profile: Profile, message_bytes_max: usize) -> Self {
-        let end = message_bytes_max.saturating_add(1);
-        let mut usual =
-            Self { native_bytes_end: 0, prefixed_bytes_end: 0, prefix: LengthPrefix::default() };
-        match profile {
-            Profile::Native => usual.native_bytes_end = end,
-            Profile::LengthPrefixed(prefix) => {
-                usual.prefixed_bytes_end = end;
-                usual.prefix = prefix;
+        let bytes_end = match profile {
+            Profile::Native | Profile::LengthPrefixed(_) => message_bytes_max.saturating_add(1),
+            _ => 0,
+        };
+        Self { bytes_end, profile, known_bytes: usize::MAX, known_prefix: Prefix::NONE }
+    }
+
+    /// What goes in front of a message of `len` bytes, if it is a usual one.
+    #[inline(always)]
+    fn prefix(&mut self, len: usize) -> Option<Prefix> {
+        if len != self.known_bytes {
+            if len >= self.bytes_end {
+                return None;
             }
-            _ => {}
+            self.known_prefix = message_prefix(self.profile, len);
+            self.known_bytes = len;
         }
-        usual
+        Some(self.known_prefix)
     }
 }
 
@@ -731,12 +739,9 @@ impl<'sender> SendBatch<'sender> {
     /// [`SendError::TooLarge`] as [`Sender::try_send`]. Nothing has been accepted then.
     #[inline(always)]
     pub fn push(&mut self, body: &[u8]) -> Result<(), SendError> {
-        if let Some((appender, prefix)) = self.native_at_hand(body.len()) {
-            appender.append(prefix, body);
-            return Ok(());
-        }
-        if let Some((appender, prefix)) = self.prefixed_at_hand(body.len()) {
-            appender.append(prefix, body);
+        if let Some((appender, prefix)) = self.at_hand(body.len())
+            && appender.try_append(prefix, body)
+        {
             return Ok(());
         }
         self.push_slow(body)
@@ -749,33 +754,20 @@ impl<'sender> SendBatch<'sender> {
     /// As [`SendBatch::push`]; `fill` has not been called then.
     #[inline(always)]
     pub fn push_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), SendError> {
-        if let Some((appender, prefix)) = self.native_at_hand(len) {
-            appender.append_with(prefix, len, fill);
-            return Ok(());
+        let Some((appender, prefix)) = self.at_hand(len) else {
+            return self.push_with_slow(len, fill);
+        };
+        match appender.try_append_with(prefix, len, fill) {
+            None => Ok(()),
+            Some(fill) => self.push_with_slow(len, fill),
         }
-        if let Some((appender, prefix)) = self.prefixed_at_hand(len) {
-            appender.append_with(prefix, len, fill);
-            return Ok(());
-        }
-        self.push_with_slow(len, fill)
     }
 
-    /// Where a message of `len` bytes goes in the usual case of the native framing: with the length of its prefix known
-    /// to the compiler, and looked at once, it costs fewer instructions.
+    /// The usual case: a message on a byte stream that may be as long. What appends it, and what goes in front of it.
     #[inline(always)]
-    fn native_at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
-        let appender = self.appender.stream().filter(|_| len < self.usual.native_bytes_end)?;
-        #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
-        let prefix = Prefix::word(message_header(len as u32));
-        appender.is_open_for(len).then_some((appender, prefix))
-    }
-
-    /// The same with nothing but the length in front.
-    #[inline(always)]
-    fn prefixed_at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
-        let appender = self.appender.stream().filter(|_| len < self.usual.prefixed_bytes_end)?;
-        let prefix = length_prefix(self.usual.prefix, len);
-        appender.is_open_for(len).then_some((appender, prefix))
+    fn at_hand(&mut self, len: usize) -> Option<(&mut Appender<'sender>, Prefix)> {
+        let appender = self.appender.stream()?;
+        Some((appender, self.usual.prefix(len)?))
     }
 
     #[inline(never)]
@@ -797,12 +789,14 @@ impl<'sender> SendBatch<'sender> {
     }
 
     fn check(&mut self, len: usize) -> Result<(), SendError> {
-        // Since the batch was made the peer's greeting may have come, and another task may have taken it.
-        let link = &self.sender.link;
-        if len > link.message_bytes_max.get() {
-            self.sender.look_for_greeting(len)?;
+        if len >= self.usual.bytes_end {
+            // Since the batch was made the peer's greeting may have come, and another task may have taken it.
+            let link = &self.sender.link;
+            if len > link.message_bytes_max.get() {
+                self.sender.look_for_greeting(len)?;
+            }
+            self.usual = Usual::new(link.options.profile, link.message_bytes_max.get());
         }
-        self.usual = Usual::new(link.options.profile, link.message_bytes_max.get());
         if self.appender.has_room() { Ok(()) } else { Err(self.full()) }
     }
 
@@ -813,14 +807,21 @@ impl<'sender> SendBatch<'sender> {
             WireAppender::Packets { .. } => 0,
         };
         let queued = self.sender.link.stream.outbound_bytes() + held;
-        SendError::Full { queued, limit: self.limit }
+        SendError::Full { queued, limit: self.appender.limit_bytes() }
     }
 }
 
-/// The prefix of a message of `len` bytes, which is within what it can say.
+/// What goes in front of a message of `len` bytes, which is within what that can say.
 #[inline(always)]
-fn length_prefix(prefix: LengthPrefix, len: usize) -> Prefix {
-    Prefix::front(prefix.word(len as u64), prefix.width.bytes())
+fn message_prefix(profile: Profile, len: usize) -> Prefix {
+    match profile {
+        #[expect(clippy::cast_possible_truncation, reason = "within the agreed u32 limit")]
+        Profile::Native => Prefix::word(message_header(len as u32)),
+        Profile::LengthPrefixed(prefix) => {
+            Prefix::front(prefix.word(len as u64), prefix.width.bytes())
+        }
+        _ => Prefix::NONE,
+    }
 }
 
 /// The header of a message of `len` bytes with so many descriptors, both within the agreed limits.

@@ -244,7 +244,7 @@ impl Wire {
     }
 
     /// See [`Stream::appender`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn appender(&self) -> Result<WireAppender<'_>, StreamError> {
         match self {
             Self::Stream(stream) => Ok(WireAppender::Stream(stream.appender()?)),
@@ -303,7 +303,8 @@ impl PacketWire {
         // An error is told; without room the appender takes nothing.
         self.has_room()?;
         let BatchRoom { packets, bytes, .. } = self.packets.batch_room();
-        Ok(WireAppender::Packets { packets: &self.packets, room: (bytes, packets) })
+        let limit_bytes = self.packets.outbound_bytes() + bytes;
+        Ok(WireAppender::Packets { packets: &self.packets, room: (bytes, packets), limit_bytes })
     }
 }
 
@@ -328,6 +329,8 @@ pub(crate) enum WireAppender<'wire> {
         packets: &'wire Packets,
         /// Bytes and packets that may still be accepted; one packet may go beyond the bytes.
         room: (usize, usize),
+        /// Bytes in the queue, its own included, at which it has no room.
+        limit_bytes: usize,
     },
 }
 
@@ -349,12 +352,11 @@ impl<'wire> WireAppender<'wire> {
         }
     }
 
-    /// Bytes that it still accepts; one frame may go beyond.
-    #[inline]
-    pub(crate) fn room_bytes(&self) -> usize {
+    /// Bytes in the queue, its own included, at which it has no room; one frame may go beyond.
+    pub(crate) fn limit_bytes(&self) -> usize {
         match self {
-            Self::Stream(appender) => appender.room_bytes(),
-            Self::Packets { room, .. } => room.0,
+            Self::Stream(appender) => appender.limit_bytes(),
+            Self::Packets { limit_bytes, .. } => *limit_bytes,
         }
     }
 
@@ -362,7 +364,7 @@ impl<'wire> WireAppender<'wire> {
     pub(crate) fn append(&mut self, prefix: Prefix, body: &[u8]) {
         match self {
             Self::Stream(appender) => appender.append(prefix, body),
-            Self::Packets { packets, room } => {
+            Self::Packets { packets, room, .. } => {
                 packets.append(prefix, body);
                 leave(room, prefix.len() + body.len());
             }
@@ -373,7 +375,7 @@ impl<'wire> WireAppender<'wire> {
     pub(crate) fn append_with(&mut self, prefix: Prefix, len: usize, fill: impl FnOnce(&mut [u8])) {
         match self {
             Self::Stream(appender) => appender.append_with(prefix, len, fill),
-            Self::Packets { packets, room } => {
+            Self::Packets { packets, room, .. } => {
                 packets.append_with(prefix, len, fill);
                 leave(room, prefix.len() + len);
             }

@@ -19,12 +19,15 @@ pub struct Appender<'stream> {
     /// Where in the block the bytes end that may be accepted; one payload may go beyond it, and into another
     /// block.
     room_end: usize,
+    /// Bytes in the queue, its own included, at which it has no room.
+    limit_bytes: usize,
 }
 
 impl<'stream> Appender<'stream> {
-    /// One that accepts `room` bytes.
-    pub(super) fn new(stream: &'stream Stream, room: usize) -> Self {
-        Self { stream, lent: Lent::none(), room_end: room }
+    /// One that accepts `room` bytes behind the `queued` ones.
+    #[inline]
+    pub(super) fn new(stream: &'stream Stream, queued: usize, room: usize) -> Self {
+        Self { stream, lent: Lent::none(), room_end: room, limit_bytes: queued + room }
     }
 
     /// True if another payload may be accepted.
@@ -33,10 +36,22 @@ impl<'stream> Appender<'stream> {
         self.end() < self.room_end
     }
 
-    /// True if another payload may be accepted, and one of `len` bytes needs no other block.
+    /// Accepts `prefix` and a copy of `body` if there is room for all of it and it needs no other block, as it nearly
+    /// always is. False if it has not been accepted: [`Appender::has_room`] says whether it may be.
     #[inline(always)]
-    pub fn is_open_for(&self, len: usize) -> bool {
-        self.has_room() && self.fits(len)
+    pub fn try_append(&mut self, prefix: Prefix, body: &[u8]) -> bool {
+        self.lent.block.try_append(prefix, body, self.room_end)
+    }
+
+    /// The same with `len` bytes that `fill` writes in place. Gives `fill` back if they have not been accepted.
+    #[inline(always)]
+    pub fn try_append_with<F: FnOnce(&mut [u8])>(
+        &mut self,
+        prefix: Prefix,
+        len: usize,
+        fill: F,
+    ) -> Option<F> {
+        self.lent.block.try_append_with(prefix, len, self.room_end, fill)
     }
 
     /// Accepts `prefix` and `len` bytes that `fill` writes in place. The caller has seen
@@ -66,9 +81,14 @@ impl<'stream> Appender<'stream> {
         self.lent.block.append(prefix, body);
     }
 
+    /// Bytes in the queue, its own included, at which it has no room; one payload may go beyond.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// Bytes that it still accepts; one payload may go beyond.
     #[inline]
-    pub fn room_bytes(&self) -> usize {
+    fn room_bytes(&self) -> usize {
         self.room_end.saturating_sub(self.end())
     }
 
@@ -197,7 +217,7 @@ mod tests {
     fn what_no_block_holds_keeps_its_place() {
         let bytes = received(|stream| {
             stream.append(Prefix::NONE, b"first ");
-            let mut appender = Appender::new(stream, 30);
+            let mut appender = Appender::new(stream, 0, 30);
             appender.append(Prefix::NONE, b"second ");
             appender.append_apart(Prefix::new(*b"third, l", 7), 5, |bytes| {
                 assert_eq!(bytes, [0; 5]);
@@ -220,7 +240,7 @@ mod tests {
             [(true, 60_000), (false, 1), (true, 1), (true, 300_000), (false, 60_000)]
         {
             let bytes = received(|stream| {
-                let mut appender = Appender::new(stream, 1 << 20);
+                let mut appender = Appender::new(stream, 0, 1 << 20);
                 if before {
                     appender.append(Prefix::NONE, b"before");
                 }
@@ -268,7 +288,7 @@ mod tests {
             let deadline = Instant::now() + Duration::from_secs(20);
             let mut context = Context::from_waker(Waker::noop());
             stream.append(Prefix::NONE, b"first ");
-            let mut appender = Appender::new(&stream, 30);
+            let mut appender = Appender::new(&stream, 0, 30);
             appender.append(Prefix::NONE, b"second");
             assert!(stream.poll_flushed(&mut context).is_pending(), "{engine:?}");
             other.append(Prefix::NONE, b"other");
