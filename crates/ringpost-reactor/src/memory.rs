@@ -470,6 +470,7 @@ impl OutboundBlocks {
     }
 
     /// A block that fits `bytes` behind a prefix, of `class` or larger.
+    #[inline]
     pub(crate) fn take(&mut self, bytes: usize, class: BlockClass) -> OutboundBlock {
         let fits = |class: &usize| bytes.saturating_add(taken_bytes(*class)) <= CLASS_BYTES[*class];
         let Some(class) = (class.0.into()..CLASS_BYTES.len()).find(fits) else {
@@ -521,6 +522,7 @@ impl OutboundBlocks {
         }
     }
 
+    #[inline]
     pub(crate) fn give_back(&mut self, block: OutboundBlock) {
         let class = CLASS_BYTES.iter().position(|bytes| *bytes == block.capacity());
         if let Some(class) = class

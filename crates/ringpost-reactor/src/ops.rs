@@ -193,7 +193,7 @@ impl Ops {
         Some(self.insert(slot))
     }
 
-    #[inline]
+    #[inline(always)]
     fn insert(&mut self, slot: Slot) -> Token {
         let key = self.slots.insert(slot);
         if key == self.generations.len() {

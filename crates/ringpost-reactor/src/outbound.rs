@@ -161,6 +161,7 @@ pub(crate) enum SendView {
 
 impl SendMemory {
     /// Pointers for a request. Valid until the memory is next touched through this type (S1).
+    #[inline(always)]
     pub(crate) fn view(&mut self) -> SendView {
         match self {
             Self::Block(block) => {
@@ -463,6 +464,7 @@ impl Outbound {
     }
 
     /// Takes everything queued, up to a lent block and the segment limit, as the memory of one send.
+    #[inline(always)]
     pub(crate) fn take(&mut self, blocks: &mut OutboundBlocks) -> Option<SendMemory> {
         if self.before.is_empty() && self.gap.is_none() {
             let tail = self.tail.take()?;
@@ -503,6 +505,7 @@ impl Outbound {
     }
 
     /// Gives the memory of a finished send back for reuse.
+    #[inline(always)]
     pub(crate) fn finish(&mut self, memory: SendMemory, blocks: &mut OutboundBlocks) {
         if let Some(gather) = memory.recycle(blocks) {
             self.spare = Some(gather);

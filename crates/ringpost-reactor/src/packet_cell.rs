@@ -181,6 +181,12 @@ impl PacketWork {
         self.lingering.iter().filter(|cell| cell.state.borrow().is_drained()).count()
     }
 
+    /// Something of them goes by the clock.
+    #[inline]
+    pub(crate) fn has_clocks(&self) -> bool {
+        !(self.resting.is_empty() && self.lingering.is_empty())
+    }
+
     /// When something must be looked at although nothing completes.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let resting = self.resting.first_key_value().map(|((at, _), _)| *at);

@@ -332,6 +332,7 @@ impl Pool {
     }
 
     /// A lease of bytes that the kernel has just delivered from `block`.
+    #[inline(always)]
     pub(crate) fn lease(&mut self, block: BlockId, offset: u32, len: u32) -> Lease {
         assert_eq!(self.places[block as usize], Place::Kernel, "delivery from a foreign block");
         let end = u64::from(offset) + u64::from(len);

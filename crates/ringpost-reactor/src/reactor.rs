@@ -11,6 +11,8 @@
 
 #[cfg(test)]
 mod blocks_tests;
+#[cfg(feature = "sim")]
+mod checks;
 mod failure;
 mod shutdown;
 mod sleep;
@@ -52,6 +54,8 @@ use crate::stats::{Counters, Stats, add};
 use crate::stream::{Rests, Stream, StreamCell, StreamError};
 use crate::timers::Timers;
 
+#[cfg(feature = "sim")]
+pub(crate) use self::checks::assert_once;
 pub use self::sleep::Sleep;
 use crate::wake::Inbox;
 
@@ -437,6 +441,26 @@ impl Driver {
         self.doorbell = self.start(|| Owner::Doorbell, Request::Doorbell { fd: inbox.bell_fd() });
     }
 
+    /// Something goes by the clock.
+    #[inline]
+    fn has_clocks(&self) -> bool {
+        !(self.timers.is_empty()
+            && self.resting.is_empty()
+            && self.rests.is_empty()
+            && self.lingering.is_empty())
+            || self.packets.has_clocks()
+    }
+
+    /// When the first of these is due, or `until` if that comes before.
+    fn next_due(&self, until: Option<Instant>) -> Option<Instant> {
+        let resting = self.resting.iter().map(|(at, _)| *at).min();
+        let rests = self.rests.next_due();
+        let lingering = self.lingering.next_due();
+        let packets = self.packets.next_due();
+        let timers = self.timers.next_due();
+        [until, timers, resting, rests, lingering, packets].into_iter().flatten().min()
+    }
+
     fn wants_blocks(&self) -> bool {
         let held = self.engine.extra_blocks() + self.hands.blocks() + self.packets.blocks();
         self.pool.kernel_blocks() < self.provide_blocks() + held
@@ -459,7 +483,12 @@ impl Driver {
     }
 
     /// Keeps enough blocks with the engine. True if any was added.
+    #[inline]
     fn provide(&mut self) -> bool {
+        self.wants_blocks() && self.provide_wanted()
+    }
+
+    fn provide_wanted(&mut self) -> bool {
         let mut any = false;
         while self.wants_blocks() {
             let Some(block) = self.pool.take_free() else { break };
@@ -480,75 +509,6 @@ impl Driver {
         self.starved.push_back(stream);
     }
 
-    /// In a simulation: the engine and the op table agree, and no block is lost.
-    #[cfg(feature = "sim")]
-    fn check(&mut self) {
-        assert_once("to try again", self.retry.iter());
-        assert_once("starved", self.starved.iter());
-        assert_once("resting", self.rests.iter());
-        self.packets.check();
-        let Self { engine, ops, pool, .. } = self;
-        match &mut **engine {
-            AnyEngine::Sim(engine) => {
-                pool.check();
-                engine.check(|token| ops.is_current(token), ops.expected());
-            }
-            AnyEngine::SimulatedUring(engine) => {
-                pool.check();
-                engine.check(|token| ops.is_current(token), ops.expected());
-            }
-            AnyEngine::Uring(_) | AnyEngine::Epoll(_) => {}
-        }
-    }
-
-    /// In a simulation: nobody is slept over who waits for what the end of a silent send would bring.
-    #[cfg(feature = "sim")]
-    fn check_parked(&self, core: &Core) {
-        let waits = self.ops.silent_sends().any(|(stream, memory)| stream.waits_for_end_of(memory));
-        assert!(!waits, "the end of a silent send is waited for, and the reactor parks");
-        // Those of a real kernel may have ten thousand; who has failed tells everybody.
-        let goes_on = !core.closed.get() && self.failure().is_none();
-        if goes_on && matches!(*self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
-            core.streams.borrow().check(core, self);
-            core.packet_sockets.borrow().check(core, self);
-        }
-    }
-
-    /// In a simulation: no silent send is taken for whole whose end is still with the engine.
-    #[cfg(feature = "sim")]
-    fn check_told(&self) {
-        let Self { engine, ops, .. } = self;
-        let cut = |done: &Completion| ops.is_silent(done.token);
-        let cut = match &**engine {
-            AnyEngine::Sim(engine) => engine.completions().iter().any(cut),
-            AnyEngine::SimulatedUring(engine) => engine.completions().iter().any(cut),
-            AnyEngine::Uring(_) | AnyEngine::Epoll(_) => false,
-        };
-        assert!(!cut, "a silent send that was cut short is taken for whole");
-    }
-
-    /// In a simulation: who has sent what there was is let go of at once.
-    #[cfg(feature = "sim")]
-    fn check_lingering(&self) {
-        let streams = self.lingering.iter().filter(|stream| stream.is_drained()).count();
-        let packets = self.packets.lingering_drained();
-        assert_eq!((streams, packets), (0, 0), "dropped sockets that have sent everything linger");
-    }
-
-    /// In a simulation: beyond its bound a stream receives only what comes before its receive is cancelled, which
-    /// takes some turns on a kernel that takes nothing from the queue.
-    #[cfg(feature = "sim")]
-    pub(crate) fn check_inbound(&self, inbound_bytes: usize, inbound_bytes_max: usize) {
-        const TURNS_MAX: usize = 8;
-        if matches!(*self.engine, AnyEngine::Sim(_) | AnyEngine::SimulatedUring(_)) {
-            let pool_bytes = self.pool.blocks() * self.pool.shared().block_bytes() as usize;
-            assert!(
-                inbound_bytes < inbound_bytes_max + TURNS_MAX * pool_bytes,
-                "{inbound_bytes} bytes wait for a reader, the bound is {inbound_bytes_max}"
-            );
-        }
-    }
-
     fn fail(&mut self, error: &EngineError) {
         if self.failed.is_none() {
             let EngineError::Fatal { source, .. } = error;
@@ -565,15 +525,6 @@ fn retire_unclaimed(pool: &mut Pool, done: &Completion) {
     }
 }
 
-/// Nothing waits twice for the same: each time round it would wait twice as often.
-#[cfg(feature = "sim")]
-pub(crate) fn assert_once<'a, T: 'a>(what: &str, waiting: impl Iterator<Item = &'a Rc<T>>) {
-    let mut seen = std::collections::HashSet::new();
-    for one in waiting {
-        assert!(seen.insert(Rc::as_ptr(one)), "a socket is in the list twice: {what}");
-    }
-}
-
 /// Blocks that may be with the kernel at once where others need some, too: all but a quarter.
 fn blocks_to_provide_max(pool: &Pool) -> usize {
     pool.blocks() - (pool.blocks() / 4).max(1)
@@ -581,14 +532,15 @@ fn blocks_to_provide_max(pool: &Pool) -> usize {
 
 impl Core {
     /// Drops payloads that are not needed any more, with nothing borrowed. True if there were any.
+    #[inline]
     pub(crate) fn drop_released(&self) -> bool {
-        let mut released = self.blocks.borrow_mut().take_released();
-        let any = !released.is_empty();
-        if released.capacity() > 0 {
-            released.clear();
-            self.blocks.borrow_mut().reuse_list(released);
+        if !self.blocks.borrow().has_released() {
+            return false;
         }
-        any
+        let mut released = self.blocks.borrow_mut().take_released();
+        released.clear();
+        self.blocks.borrow_mut().reuse_list(released);
+        true
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -686,17 +638,13 @@ impl Core {
     }
 
     /// When something must be looked at although nothing completes.
+    #[inline]
     fn deadline(&self, wait: Wait, driver: &Driver) -> Option<Instant> {
         let until = match wait {
             Wait::Until(until) => Some(until),
             Wait::Forever | Wait::No => None,
         };
-        let resting = driver.resting.iter().map(|(at, _)| *at).min();
-        let rests = driver.rests.next_due();
-        let lingering = driver.lingering.next_due();
-        let packets = driver.packets.next_due();
-        let timers = driver.timers.next_due();
-        [until, timers, resting, rests, lingering, packets].into_iter().flatten().min()
+        if driver.has_clocks() { driver.next_due(until) } else { until }
     }
 
     fn wait(&self, wait: Wait) -> Result<(), EngineError> {
@@ -954,17 +902,11 @@ impl Core {
 
     /// Timers, listeners and connections that rest, and dropped connections that have lingered long enough.
     fn run_clocks(&self, driver: &mut Driver) {
-        let packets = driver.packets.next_due().is_some();
-        if driver.timers.is_empty()
-            && driver.resting.is_empty()
-            && driver.rests.is_empty()
-            && driver.lingering.is_empty()
-            && !packets
-        {
+        if !driver.has_clocks() {
             return;
         }
         let now = self.clock.now();
-        if packets {
+        if driver.packets.has_clocks() {
             self.run_packet_clocks(driver, now);
         }
         let Driver { timers, wakers, .. } = driver;

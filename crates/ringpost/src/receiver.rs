@@ -677,6 +677,7 @@ impl Receiver {
         }
     }
 
+    #[inline(always)]
     fn begin(&mut self, chunk: Chunk) -> Poll<Result<bool, RecvError>> {
         if let Err(error) = self.check_packet(&chunk) {
             return Poll::Ready(Err(self.protocol_error(error)));

@@ -11,6 +11,7 @@ const CHUNK_COST_BYTES: usize = 96;
 const CHUNKS_KEPT_MAX: usize = 128;
 
 impl State {
+    #[inline(always)]
     pub(super) fn push_inbound(&mut self, chunk: Chunk) {
         let Some(first) = &mut self.first else {
             self.first = Some(chunk);

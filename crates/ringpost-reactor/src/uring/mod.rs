@@ -283,7 +283,14 @@ impl<R: Ring> Uring<R> {
     }
 
     /// Hands the ring the waits for room that go on, and the sends that were waited for, as far as there is room in the queue.
+    #[inline]
     fn arm_rooms(&mut self) {
+        if self.rooms.has_unarmed() {
+            self.arm_unarmed_rooms();
+        }
+    }
+
+    fn arm_unarmed_rooms(&mut self) {
         let Self { ring, rooms, own, .. } = self;
         rooms.arm(Self::entry, |entry| {
             let place = ring.queued();
