@@ -354,7 +354,10 @@ impl Asker {
             let mut requests = self.sender.try_batch()?;
             while let Some(frames) = arrived.next_run() {
                 for frame in frames {
-                    self.exchange.reply(now, &frame.bytes(), &mut recorder)?;
+                    match frame.as_slice() {
+                        Some(payload) => self.exchange.reply(now, payload, &mut recorder)?,
+                        None => self.exchange.reply(now, &frame.to_vec(), &mut recorder)?,
+                    }
                     let exchange = &mut self.exchange;
                     requests.push_with(self.length, |payload| exchange.request(now, payload))?;
                 }
