@@ -290,6 +290,14 @@ impl Receiver {
         Some(start + body.start..start + body.end)
     }
 
+    /// True if a plain whole message is at the cursor.
+    #[inline(always)]
+    fn starts_whole(&self) -> bool {
+        let input = self.current.as_ref().and_then(|current| current.as_slice().get(self.cursor..));
+        let (Some(decoder), Some(input)) = (&self.decoder, input) else { return false };
+        decoder.whole_message(input).is_some()
+    }
+
     /// Tells the decoder what the fast path has taken.
     fn tell(&mut self) {
         if let Some(decoder) = &mut self.decoder {
@@ -777,19 +785,20 @@ impl Batch<'_> {
     /// ```
     #[inline]
     pub fn next_run(&mut self) -> Option<Frames<'_>> {
-        // One message the general way: it brings the next chunk, and deals with what is no message.
-        let range = match self.receiver.next_whole() {
-            Some(range) => range,
-            None => match self.advance_slow()? {
-                Found::Whole(range) if self.receiver.told < self.receiver.cursor => range,
+        if !self.receiver.starts_whole() {
+            // One message the general way: it brings the next chunk, and deals with what is no message.
+            match self.advance_slow()? {
+                // It was found as it lies, and stays in the batch until it is asked for.
+                Found::Whole(range) if self.receiver.told < self.receiver.cursor => {
+                    let header_bytes = self.receiver.link.options.profile.header_bytes();
+                    self.receiver.cursor = range.start.checked_sub(header_bytes)?;
+                }
                 found => return self.run_of_one(found),
-            },
-        };
-        let Receiver { decoder, current, cursor, link, .. } = &mut *self.receiver;
+            }
+        }
+        let Receiver { decoder, current, cursor, .. } = &mut *self.receiver;
         let (Some(decoder), Some(chunk)) = (decoder, current) else { return None };
-        // It stays in the batch until it is asked for.
-        let header_bytes = link.options.profile.header_bytes();
-        let rest = chunk.as_slice().get(range.start.checked_sub(header_bytes)?..)?;
+        let rest = chunk.as_slice().get(*cursor..)?;
         let whole = decoder.whole_messages();
         Some(Frames { rest, whole, chunk, cursor: Some(cursor), single: None })
     }

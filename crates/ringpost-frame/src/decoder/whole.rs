@@ -55,7 +55,8 @@ impl WholeMessages<'_> {
         {
             return Some((body, rest));
         }
-        self.split_other(input)
+        // The end of a run is not worth a call.
+        if input.is_empty() { None } else { self.split_other(input) }
     }
 
     /// A message that is not as the last one.
