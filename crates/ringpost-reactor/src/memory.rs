@@ -673,6 +673,51 @@ mod tests {
         assert!(block.room() < Prefix::BYTES_MAX);
     }
 
+    /// What fits is taken and nothing else, whoever writes it, wherever in the block, also if that may end earlier.
+    #[test]
+    fn what_is_tried_is_taken_if_it_fits() {
+        let mut blocks = OutboundBlocks::new();
+        for end_max in [0, 7, 8, 9, 100, 511, 512, 513, usize::MAX] {
+            for before in [0, 1, 400, 496, 504] {
+                let fresh = |blocks: &mut OutboundBlocks| {
+                    let mut block = blocks.take(504, BlockClass::default());
+                    block.append(Prefix::NONE, &vec![1; before]);
+                    block
+                };
+                let whole = fresh(&mut blocks);
+                for len in (0..=120).chain(500..=520) {
+                    let end = whole.end() + Prefix::BYTES_MAX + len;
+                    let fits = end <= whole.capacity().min(end_max);
+                    let context = format!("{before} and {len} bytes up to {end_max}");
+                    assert!(!fits || whole.fits(len), "{context}");
+                    let body = vec![7; len];
+                    let [mut copied, mut filled] = [fresh(&mut blocks), fresh(&mut blocks)];
+                    let prefix = Prefix::word(9);
+                    assert_eq!(copied.try_append(prefix, &body, end_max), fits, "{context}");
+                    let mut called = false;
+                    let refused = filled.try_append_with(prefix, len, end_max, |bytes| {
+                        called = true;
+                        bytes.copy_from_slice(&body);
+                    });
+                    assert_eq!(refused.is_none(), fits, "{context}");
+                    drop(refused);
+                    assert_eq!(called, fits, "{context}");
+                    assert_eq!(copied.as_slice(), filled.as_slice(), "{context}");
+                    assert_eq!(copied.len() - before, if fits { 8 + len } else { 0 }, "{context}");
+                    [copied, filled].map(|block| blocks.give_back(block));
+                }
+                blocks.give_back(whole);
+            }
+        }
+        let mut none = OutboundBlock::none();
+        assert!(!none.try_append(Prefix::NONE, &[], usize::MAX));
+        for len in [0, usize::MAX] {
+            let refused =
+                none.try_append_with(Prefix::NONE, len, usize::MAX, |_| panic!("no room"));
+            assert!(refused.is_some());
+        }
+    }
+
     #[test]
     fn no_block_is_asked_to_hold_more_than_it_can_count() {
         let most = OutboundBlock::BODY_BYTES_MAX;

@@ -925,7 +925,8 @@ enum Found {
     Assembled,
 }
 
-/// Messages that lie together. See [`Batch::next_run`]. What it is not asked for stays in the batch.
+/// Messages that lie together. See [`Batch::next_run`]. What it is not asked for stays in the batch when it is dropped; if
+/// it is leaked, all of it does.
 #[derive(Debug)]
 pub struct Frames<'batch> {
     /// What has not been asked for, from the first header on.
