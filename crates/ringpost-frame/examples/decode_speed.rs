@@ -17,16 +17,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{:<44} {:>9}", "64 KiB of frames with 64 bytes of body", "ns/frame");
 
     let native = Decoder::native(&agreement);
-    let stream = stream(Profile::Native)?;
+    let mixed = stream(Profile::Native, &MIXED)?;
+    report("native, 9 lengths, whole_message", &mixed, |stream| by_whole_message(&native, stream));
+    report("native, 9 lengths, whole_messages", &mixed, |stream| by_run(&native, stream));
+    let stream = stream(Profile::Native, &[64])?;
     report("native, whole_message", &stream, |stream| by_whole_message(&native, stream));
+    report("native, whole_messages", &stream, |stream| by_run(&native, stream));
     report("native, step", &stream, |stream| by_step(native.clone(), stream));
     for width in PrefixWidth::ALL {
         for byte_order in ByteOrder::ALL {
             let prefix = LengthPrefix { width, byte_order };
-            let stream = self::stream(Profile::LengthPrefixed(prefix))?;
+            let stream = self::stream(Profile::LengthPrefixed(prefix), &[64])?;
             let decoder = Decoder::length_prefixed(prefix, 1 << 20);
             let name = format!("{width:?} {byte_order:?}-endian, whole_message");
             report(&name, &stream, |stream| by_whole_message(&decoder, stream));
+            let name = format!("{width:?} {byte_order:?}-endian, whole_messages");
+            report(&name, &stream, |stream| by_run(&decoder, stream));
         }
     }
 
@@ -44,13 +50,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn stream(profile: Profile) -> Result<Vec<u8>, Box<dyn Error>> {
+/// Lengths that no two messages in a row share, 64 bytes on average.
+const MIXED: [usize; 9] = [64, 16, 112, 48, 80, 32, 96, 24, 104];
+
+fn stream(profile: Profile, lengths: &[usize]) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut stream = Vec::new();
-    while stream.len() + profile.header_bytes() + 64 <= 64 << 10 {
+    for len in lengths.iter().cycle() {
+        if stream.len() + profile.header_bytes() + len > 64 << 10 {
+            break;
+        }
         let mut header = [0; 8];
-        let written = profile.write_message_header(64, &mut header)?;
+        let written = profile.write_message_header(*len, &mut header)?;
         stream.extend_from_slice(&header[..written]);
-        stream.resize(stream.len() + 64, 0xAB);
+        stream.resize(stream.len() + len, 0xAB);
     }
     Ok(stream)
 }
@@ -61,6 +73,17 @@ fn by_whole_message(decoder: &Decoder, mut input: &[u8]) -> usize {
     while let Some(body) = decoder.whole_message(input) {
         black_box(input.get(body.start));
         input = &input[body.end..];
+        frames += 1;
+    }
+    frames
+}
+
+fn by_run(decoder: &Decoder, mut input: &[u8]) -> usize {
+    let mut run = decoder.whole_messages();
+    let mut frames = 0;
+    while let Some((body, rest)) = run.split(input) {
+        black_box(body.first());
+        input = rest;
         frames += 1;
     }
     frames

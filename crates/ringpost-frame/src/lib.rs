@@ -8,7 +8,8 @@
 //! - [`Hello`] is the 64-byte greeting that both sides send at once; [`Hello::agree`] computes what
 //!   both can do, [`HelloReader`] collects a greeting that arrives in pieces.
 //! - [`FrameHeader`] is the 8 bytes in front of every frame; [`message_header`] is its fast form.
-//! - [`Decoder`] finds the frames in received bytes without copying them.
+//! - [`Decoder`] finds the frames in received bytes without copying them; [`WholeMessages`] is its fast form for many
+//!   messages in a row.
 //! - [`Profile`] names the framing of a connection: ringpost's own, or one of the plain ones that
 //!   peers without this library speak. It writes the headers of outgoing messages.
 //! - [`ControlFrame`] holds an encoded FIN, REJECT, PING, PONG or GOAWAY.

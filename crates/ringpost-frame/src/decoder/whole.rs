@@ -60,7 +60,7 @@ impl WholeMessages<'_> {
     }
 
     /// A message that is not as the last one.
-    #[inline(never)]
+    #[inline]
     fn split_other<'input>(&mut self, input: &'input [u8]) -> Option<(&'input [u8], &'input [u8])> {
         let range = self.decoder?.whole_message(input)?;
         let (frame, rest) = input.split_at_checked(range.end)?;
