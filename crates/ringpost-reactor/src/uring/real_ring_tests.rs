@@ -1,7 +1,7 @@
 //! What only a ring of this machine's kernel can show. Skipped where it has none.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -241,4 +241,42 @@ fn a_socket_is_watched_once_and_no_longer_than_it_receives() {
     assert!(!kept.engine.watches.has(Token::new(2, 0)) && !kept.engine.watches.has_leaving());
     drop(near);
     assert_eq!(far.read(&mut [0]).unwrap(), 0, "the end");
+}
+
+/// The queue has room for one of two receives that were held. It must not begin before the ring has the block that they
+/// were held with: it would end for want of one.
+#[test]
+fn held_receives_follow_their_block() {
+    let test = concat!(module_path!(), "::held_receives_follow_their_block");
+    let Some((mut ring, mut pool)) = ring(test) else { return };
+    if !ring.incremental {
+        skip(&format!("{test}: without shared blocks nothing is held"));
+        return;
+    }
+    ring.spin(true);
+    ring.provide(pool.take_free().unwrap());
+    let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
+    for (number, (near, _)) in pairs.iter().enumerate() {
+        near.set_nonblocking(true).unwrap();
+        let request = Request::Receive { fd: near.as_raw_fd() };
+        // SAFETY: a receive writes to blocks of the pool, which outlives the ring; the socket stays open.
+        unsafe { ring.push(Token::new(number, 0), request) }.unwrap();
+    }
+    assert_eq!(ring.direct.held.len(), 2);
+    let (idle, _far) = UnixStream::pair().unwrap();
+    for number in 1..ENTRIES as usize {
+        let request = Request::Hangup { fd: idle.as_raw_fd() };
+        // SAFETY: a poll points to no memory; the socket stays open.
+        unsafe { ring.push(Token::new(1 + number, 0), request) }.unwrap();
+    }
+    for (_, far) in &pairs {
+        (&*far).write_all(b"here").unwrap();
+    }
+    ring.spin(false);
+    assert_eq!(ring.direct.held.len(), 1, "one of them has found room");
+    ring.enter(false, None).unwrap();
+    let mut batch = Vec::new();
+    ring.reap(&mut batch);
+    let results: Vec<_> = batch.iter().map(|done| done.result).collect();
+    assert!(results.contains(&4) && results.iter().all(|result| *result >= 0), "{results:?}");
 }
