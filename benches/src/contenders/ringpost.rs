@@ -309,12 +309,18 @@ fn reply(
     while let Some(frames) = arrived.next_run() {
         for frame in frames {
             match frame.as_slice() {
-                Some(payload) if inspector.inspect(payload)? => replies.push(payload)?,
-                Some(_) => continue,
-                None if inspector.inspect_pieces(frame.chunks())? => {
+                Some(payload) => {
+                    if !inspector.inspect(payload)? {
+                        continue;
+                    }
+                    replies.push(payload)?;
+                }
+                None => {
+                    if !inspector.inspect_pieces(frame.chunks())? {
+                        continue;
+                    }
                     replies.push(&frame.to_vec())?;
                 }
-                None => continue,
             }
             if !replies.has_room() {
                 return Ok(true);

@@ -308,7 +308,7 @@ impl HandReceiver {
         // claimed was filled by the kernel.
         let received = unsafe { own.fill(pool.shared(), receive) }?;
         let Some(Received { block: id, offset, len, last }) = received else { return Ok(None) };
-        let chunk = if pool.may_lend(id, reserved) {
+        let chunk = if pool.may_lend(id, |_| reserved) {
             Chunk::Leased(pool.lease(id, offset, len))
         } else {
             Chunk::Copied(pool.copy(id, offset, len))

@@ -225,7 +225,7 @@ impl PacketBlock {
 
     /// True if bytes of it may be lent, see [`Pool::may_lend`].
     pub(crate) fn may_lend(&self, pool: &Pool, reserved: usize) -> bool {
-        pool.may_lend(self.block, reserved)
+        pool.may_lend(self.block, |_| reserved)
     }
 
     /// Lends the next `len` bytes; from then on they are nobody's to write.

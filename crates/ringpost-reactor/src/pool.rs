@@ -319,9 +319,10 @@ impl Pool {
         self.lent[block as usize]
     }
 
-    /// True if bytes of `block` may be lent, see [`Pool::may_use`].
-    pub(crate) fn may_lend(&self, block: BlockId, reserved: usize) -> bool {
-        self.lent[block as usize] || self.may_use(reserved)
+    /// True if bytes of `block` may be lent, see [`Pool::may_use`]. What is reserved is asked for if it matters.
+    #[inline]
+    pub(crate) fn may_lend(&self, block: BlockId, reserved: impl FnOnce(&Self) -> usize) -> bool {
+        self.is_lent(block) || self.may_use(reserved(self))
     }
 
     /// True if another block may be lent, or held by somebody else than the engine: the last quarter of the pool never
@@ -456,20 +457,20 @@ mod tests {
         let mut kept = Vec::new();
         // A little of each, before any is finished.
         for &block in &blocks {
-            if pool.may_lend(block, 0) {
+            if pool.may_lend(block, |_| 0) {
                 kept.push(pool.lease(block, 0, 1));
             } else {
                 assert_eq!(*pool.copy(block, 0, 1), [0]);
             }
         }
         assert_eq!((kept.len(), pool.unlent_blocks()), (6, 2));
-        assert!(pool.may_lend(blocks[0], 0), "more of what is lent costs nothing");
+        assert!(pool.may_lend(blocks[0], |_| 0), "more of what is lent costs nothing");
         blocks.iter().for_each(|&block| pool.retire(block));
         assert!(pool.collect_returns());
         assert_eq!((pool.free_blocks(), pool.unlent_blocks()), (2, 2));
         drop(kept);
         pool.collect_returns();
-        assert!(pool.may_lend(blocks[0], 0));
+        assert!(pool.may_lend(blocks[0], |_| 0));
         pool.check();
     }
 

@@ -42,6 +42,7 @@ use crate::lingering::Key;
 use crate::memory::Prefix;
 use crate::ops::{NotStarted, Owner};
 use crate::outbound::{Outbound, Payload, SendMemory};
+use crate::pool::Pool;
 use crate::reactor::{Core, Driver};
 use crate::retries::Listed;
 use crate::stats::add;
@@ -638,11 +639,9 @@ impl StreamCell {
                 if !state.closing {
                     state.inbound_bytes += bytes;
                     let Driver { pool, hands, packets, .. } = &mut *driver;
-                    let may_lend = pool.is_lent(range.block) || {
-                        let elsewhere = hands.unlent_blocks(pool) + packets.unlent_blocks(pool);
-                        pool.may_use(elsewhere)
-                    };
-                    let chunk = if may_lend {
+                    let elsewhere =
+                        |pool: &Pool| hands.unlent_blocks(pool) + packets.unlent_blocks(pool);
+                    let chunk = if pool.may_lend(range.block, elsewhere) {
                         Chunk::Leased(pool.lease(range.block, range.offset, range.len))
                     } else {
                         add(&core.counters.bytes_copied, range.len.into());

@@ -176,7 +176,8 @@ impl Sender {
     /// [`SendError::Finished`] after [`Sender::shutdown`]; the end of the connection.
     pub async fn batch(&mut self) -> Result<SendBatch<'_>, SendError> {
         if !self.link.stream.is_packets() {
-            // Looks once at what decides the usual case.
+            // One look in the usual case. Packets are asked for room first: to open a batch in vain would take a failure
+            // that is told once.
             if let Ok(batch) = self.open_batch()
                 && batch.has_room()
             {

@@ -55,7 +55,7 @@ impl WholeMessages<'_> {
         {
             return Some((body, rest));
         }
-        // The end of a run is not worth a call.
+        // The end of a run is not worth another look.
         if input.is_empty() { None } else { self.split_other(input) }
     }
 
